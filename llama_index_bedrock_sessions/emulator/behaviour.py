@@ -1,0 +1,210 @@
+"""What the service does where AWS has not said: one named switch per unknown, as data.
+
+A program that is correct under every setting does not depend on a guess. `Behaviour.choices()` lists the settings,
+so that a test suite can run over them; `Behaviour.from_dict` loads what was found out against a real account.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_Refusal = Literal["ConflictException", "ValidationException"]
+
+# Lowest and highest value of each numeric setting; None: no limit.
+_RANGES: dict[str, tuple[int, int | None]] = {
+    "default_page_size": (1, 1000),
+    "largest_page": (1, 1000),
+    "steps_listed_after": (0, None),
+    "sessions_listed_after": (0, None),
+    "steps_per_session": (1, None),
+    "step_bytes": (1, None),
+    "images_per_step": (0, None),
+    "image_bytes": (1, None),
+    "image_pixels": (1, None),
+    "sessions_per_account": (0, None),
+    "invocations_per_session": (0, None),
+}
+
+
+class BehaviourError(ValueError):
+    """A setting of `Behaviour` has a value it does not know."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How the emulated service decides what AWS leaves open. Frozen; `dataclasses.replace` makes a variant.
+
+    *Documented* is what AWS says in the Bedrock user guide or the service model, *inferred* what follows from it,
+    *unknown* everything else: there the default is the likeliest answer, and no program should rely on it.
+    Raises `BehaviourError` (a ValueError) for a value that is not among those listed.
+    """
+
+    write_to_ended: _Refusal = "ConflictException"
+    """CreateInvocation and PutInvocationStep in an ENDED session. That they fail is documented, the error unknown."""
+
+    write_to_expired: Literal["ConflictException", "ValidationException", "ResourceNotFoundException", "accepted"] = (
+        "ConflictException"
+    )
+    """The same in an EXPIRED session. Unknown; "accepted" makes the session ACTIVE again."""
+
+    update_when_closed: Literal["as a write", "accepted"] = "as a write"
+    """UpdateSession of an ENDED or EXPIRED session. Unknown. "accepted" changes the metadata and revives nothing."""
+
+    delete_active: _Refusal = "ConflictException"
+    """DeleteSession of an ACTIVE session. That it fails is documented, the error unknown."""
+
+    end_when_closed: Literal["accepted", "ConflictException", "ValidationException"] = "accepted"
+    """EndSession of an ENDED or EXPIRED session. Unknown; "accepted" makes an EXPIRED session ENDED."""
+
+    known_step_id: Literal["ConflictException", "overwrite", "no-op"] = "ConflictException"
+    """PutInvocationStep with an invocationStepId that exists. Unknown."""
+
+    step_ids_unique_per: Literal["session", "account", "invocation"] = "session"
+    """Where an invocationStepId counts as existing. Unknown. An overwritten step of another place moves here."""
+
+    step_order: Literal["time", "arrival", "ascending", "id", "shuffled"] = "time"
+    """ListInvocationSteps. Newest first within an invocation was seen; the sort key is unknown.
+
+    "time": (invocationStepTime, arrival) descending; "arrival": descending; "ascending": (invocationStepTime,
+    arrival); "id": invocationStepId descending; "shuffled": newest first within each invocation, the invocations
+    in no order.
+    """
+
+    session_order: Literal["newest", "oldest", "id"] = "newest"
+    """ListSessions. Unknown. By creation, or in the order of the random ids."""
+
+    default_page_size: int = 100
+    """Entries of a page when maxResults is not given, 1 to 1000. Unknown."""
+
+    largest_page: int = 1000
+    """Most entries of a page whatever maxResults says, 1 to 1000. Unknown; 1000 serves what was asked for."""
+
+    pages: Literal["full", "short", "empty"] = "full"
+    """Whether a page with a nextToken holds all it could. Nothing is promised.
+
+    "short": half of it; "empty": every other page is empty and has a nextToken.
+    """
+
+    steps_listed_after: int = 0
+    """Calls of ListInvocationSteps on a session that do not show a new step yet. Unknown; 0 was seen."""
+
+    sessions_listed_after: int = 0
+    """Calls of ListSessions that do not show a new session yet. Unknown."""
+
+    late_lists: Literal["exactly", "up to"] = "exactly"
+    """Whether the two settings above hold exactly, or each entry is late by its own number of calls up to that."""
+
+    step_quota_error: Literal["ServiceQuotaExceededException", "ValidationException"] = "ServiceQuotaExceededException"
+    """The answer to one step more than a session takes. The limit is documented, the error unknown."""
+
+    step_size_error: Literal["ValidationException", "ServiceQuotaExceededException", "413"] = "ValidationException"
+    """The answer to a step that is too large. The limit is documented, the error unknown; "413" has no error type."""
+
+    step_size_counts: Literal["encoded", "decoded"] = "encoded"
+    """What `step_bytes` limits: the request's body, or its texts in UTF-8 and the bytes of its images. Unknown."""
+
+    image_error: Literal["ValidationException", "ServiceQuotaExceededException"] = "ValidationException"
+    """The answer to too many or too large images. The limits are documented, the error unknown."""
+
+    image_content: Literal["unchecked", "checked"] = "unchecked"
+    """Whether bytes that are no image of the stated format are refused with ValidationException. Unknown."""
+
+    update_metadata: Literal["replace", "merge"] = "replace"
+    """What UpdateSession does to metadata it does not name. Unknown, replace is inferred."""
+
+    idle_timer_reset_by: Literal["writes", "any call", "nothing"] = "writes"
+    """What keeps a session from expiring an hour later (documented). Unknown.
+
+    "writes": CreateInvocation, PutInvocationStep and UpdateSession that succeed; "any call": reads too.
+    """
+
+    retention_from: Literal["creation", "last update"] = "creation"
+    """From when the 30 days of retention (documented) count. Unknown."""
+
+    put_moves_last_updated_at: bool = True
+    """Whether CreateInvocation and PutInvocationStep change the session's lastUpdatedAt. Unknown."""
+
+    time_precision: Literal["microseconds", "milliseconds", "seconds"] = "microseconds"
+    """Fraction digits of the times in answers. Unknown."""
+
+    error_type_header: Literal["name", "name and uri"] = "name"
+    """Form of `x-amzn-ErrorType`: both were seen on AWS."""
+
+    steps_per_session: int = 1000
+    """Invocation steps a session takes, across its invocations. Documented; lower it for short tests."""
+
+    step_bytes: int = 50_000_000
+    """Largest step in bytes. Documented as 50 MB, taken as decimal because that is the stricter reading."""
+
+    images_per_step: int = 20
+    """Most images of a step. Documented."""
+
+    image_bytes: int = 3_750_000
+    """Largest image in bytes. Documented as 3.75 MB, taken as decimal because that is the stricter reading."""
+
+    image_pixels: int = 8000
+    """Largest width and height of an image in pixels. Documented; images in S3 are not measured."""
+
+    sessions_per_account: int | None = None
+    """Most sessions at a time; CreateSession answers ServiceQuotaExceededException. Unknown; None: no limit."""
+
+    invocations_per_session: int | None = None
+    """Most invocations of a session; likewise. Unknown; None: no limit."""
+
+    def __post_init__(self) -> None:
+        choices = Behaviour.choices()
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name), choices.get(field.name))
+
+    @classmethod
+    def choices(cls) -> dict[str, tuple[str | bool, ...]]:
+        """Return the accepted values of every setting that is not a number, default first."""
+        return dict(_choices())
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Behaviour:
+        """Make a `Behaviour` of named settings; those not named keep their default.
+
+        Raises `BehaviourError` for a name or a value that is not known.
+        """
+        unknown = sorted(set(settings) - {field.name for field in fields(cls)})
+        if unknown:
+            raise BehaviourError(f"unknown behaviour settings: {', '.join(unknown)}")
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, str | int | bool | None]:
+        """Return every setting by name; `from_dict` takes it back."""
+        return asdict(self)
+
+
+@lru_cache(maxsize=1)
+def _choices() -> tuple[tuple[str, tuple[str | bool, ...]], ...]:
+    hints = get_type_hints(Behaviour)
+    found: list[tuple[str, tuple[str | bool, ...]]] = []
+    for field in fields(Behaviour):
+        hint = hints[field.name]
+        if hint is bool:
+            found.append((field.name, (True, False)))
+        elif get_origin(hint) is Literal:
+            default: Any = field.default
+            found.append((field.name, (default, *(value for value in get_args(hint) if value != default))))
+    return tuple(found)
+
+
+def _check(name: str, value: object, accepted: tuple[str | bool, ...] | None) -> None:
+    if accepted is not None:
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in accepted):
+            listed = ", ".join(repr(choice) for choice in accepted)
+            raise BehaviourError(f"{name}={value!r}: accepted are {listed}")
+        return
+    lowest, highest = _RANGES[name]
+    if value is None and getattr(Behaviour, name) is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < lowest or (highest and value > highest):
+        limit = f"from {lowest} to {highest}" if highest else f"from {lowest}"
+        raise BehaviourError(f"{name}={value!r}: accepted are whole numbers {limit}")

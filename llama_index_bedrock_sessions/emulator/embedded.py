@@ -1,0 +1,252 @@
+"""The emulator as one object: a database, its rules, its wire, and boto3 clients that never leave the process."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+import botocore.session
+from botocore.awsrequest import AWSResponse
+from botocore.config import Config
+from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
+
+from .behaviour import Behaviour
+from .calls import Call, Calls
+from .clock import Clock
+from .database import Database
+from .faults import UNSEEN, Faults
+from .store import Store
+from .wire import Request, Response, Wire, loader, route
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from botocore.awsrequest import AWSPreparedRequest
+    from types_boto3_bedrock_agent_runtime import AgentsforBedrockRuntimeClient
+
+_SERVICE = "bedrock-agent-runtime"
+_clients = threading.Lock()  # botocore sessions are not thread-safe
+_alive: weakref.WeakSet[Emulator] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What came of a request: the service's answer, if it saw the request, and the fault on the way, if any."""
+
+    response: Response | None
+    fault: str | None = None
+    delay: float = 0.0  # seconds between answering and sending the answer
+
+
+class Emulator:
+    """Amazon Bedrock sessions in a SQLite file, or in memory.
+
+    `path`: the file, created if it is missing; None: in memory, private to this object. Several objects, threads and
+    processes may use one file. `behaviour`: what is unknown about AWS, see `Behaviour`. `region_name`: the region it
+    stands for; a file holds each region's sessions apart. `retention`: whether sessions are deleted after 30 days, as
+    documented, or kept for ever; the file remembers it (a new one deletes), and None leaves it as it is.
+
+    Raises `NotOurFileError`, `NewerFileError` (both ValueError) and `UnusablePathError` (OSError); the file is left
+    untouched then.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        behaviour: Behaviour | None = None,
+        region_name: str = "us-east-1",
+        retention: bool | None = None,
+    ) -> None:
+        self.region_name = region_name
+        self.faults = Faults()
+        self.calls = Calls()
+        self._database = Database(path)
+        self._store = Store(self._database, region_name, behaviour or Behaviour())
+        self.clock = Clock(self._database)
+        self._wire = Wire(self._store)
+        self._store.retention(retention)
+        _alive.add(self)
+
+    def __enter__(self) -> Emulator:  # noqa: PYI034 - typing.Self came with Python 3.11
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database. Clients of this emulator raise `ClosedError` from then on."""
+        self._database.close()
+
+    @property
+    def path(self) -> str | None:
+        """The absolute path of the database, None in memory."""
+        return None if self._database.path is None else str(self._database.path)
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """The switches in force for this object; another may be set at any time."""
+        return self._store.behaviour
+
+    @behaviour.setter
+    def behaviour(self, behaviour: Behaviour) -> None:
+        if not isinstance(behaviour, Behaviour):
+            raise TypeError(f"a Behaviour is needed, not {type(behaviour).__name__}")
+        self._store.behaviour = behaviour
+
+    @property
+    def retention(self) -> bool:
+        """Whether the file's sessions are deleted after 30 days."""
+        return self._store.retention(None)
+
+    def client(self, **kwargs: Any) -> AgentsforBedrockRuntimeClient:
+        """Return a boto3 `bedrock-agent-runtime` client that is served by this emulator, in this process.
+
+        It needs no credentials, no configuration and no network, and touches nothing of boto3's global state.
+        `kwargs` are those of `boto3.client`, `config=` among them; a region other than the emulator's is
+        accepted and changes nothing. Thread-safe.
+        """
+        config = Config(use_fips_endpoint=False, use_dualstack_endpoint=False)
+        if kwargs.get("config") is not None:
+            config = config.merge(kwargs["config"])
+        region = kwargs.get("region_name") or self.region_name
+        defaults = {
+            "region_name": region,
+            "endpoint_url": f"https://{_SERVICE}.{region}.amazonaws.com",
+            "aws_access_key_id": "AKIDEMULATOR",
+            "aws_secret_access_key": "emulator",
+        }
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        with _clients:
+            client: Any = _session().create_client(_SERVICE, **{**defaults, **given, "config": config})
+        transport = _Transport(self, client.meta.config.read_timeout)
+        client.meta.events.register_first(f"before-send.{_SERVICE}", transport)
+        return cast("AgentsforBedrockRuntimeClient", client)
+
+    def exchange(self, request: Request) -> Exchange:
+        """Serve a request, with whatever fault is due; for transports. Raises `AnswerError` on a bug in here."""
+        found = route(request)
+        operation = found[0].name if found else ""
+        fired = self.faults.meet(operation) if found else None
+        fault = fired.fault if fired else None
+        if self.faults.latency:
+            time.sleep(self.faults.latency)
+        if fault in UNSEEN:
+            return Exchange(None, fault)
+        response = self._refuse(operation, fault) or self._wire.answer(request)
+        sizes = len(request.body), len(response.body)
+        self.calls.add(Call(operation, request.path, response.status, request.body, response.body, *sizes, fault))
+        return Exchange(response, fault, fired.seconds if fired else 0.0)
+
+    def _refuse(self, operation: str, fault: str | None) -> Response | None:
+        if fault == "throttle":
+            return self._wire.error("ThrottlingException", "Rate exceeded")
+        if fault == "internal":
+            return self._wire.error("InternalServerException", "An internal error occurred.")
+        if fault == "access_denied":
+            message = f"User is not authorized to perform: bedrock:{operation}"
+            return self._wire.error("AccessDeniedException", message, member="Message")
+        return self._wire.unavailable() if fault == "unavailable" else None
+
+    def _before_fork(self) -> None:
+        self._database.before_fork()
+
+    def _after_fork_in_parent(self) -> None:
+        self._database.after_fork_in_parent()
+
+    def _after_fork_in_child(self) -> None:
+        self._database.after_fork_in_child()
+        self.faults.renew_lock()
+        self.calls.renew_lock()
+
+
+class _Transport:
+    """Answers botocore's `before-send` event, which takes an answer or an exception as if the network had given it."""
+
+    def __init__(self, emulator: Emulator, read_timeout: float | None) -> None:
+        self._emulator = emulator
+        self._read_timeout = read_timeout
+
+    def __call__(self, request: AWSPreparedRequest, **_event: Any) -> AWSResponse:
+        url = urlsplit(request.url)
+        exchange = self._emulator.exchange(
+            Request(request.method, url.path, url.query, _headers(request.headers), _body(request.body))
+        )
+        self._fail(exchange, request)
+        response = exchange.response
+        assert response is not None
+        body = response.body[: len(response.body) // 2] if exchange.fault == "torn_body" else response.body
+        headers: Any = response.headers
+        return AWSResponse(request.url, response.status, headers, _Raw(body))
+
+    def _fail(self, exchange: Exchange, request: AWSPreparedRequest) -> None:
+        timeout = self._read_timeout
+        late = timeout is not None and exchange.delay > timeout
+        if exchange.delay:
+            time.sleep(timeout if late and timeout else exchange.delay)
+        if exchange.fault == "refused":
+            raise EndpointConnectionError(endpoint_url=request.url, error="connection refused")
+        if exchange.fault in ("reset", "lost_reply"):
+            raise ConnectionClosedError(endpoint_url=request.url, request=request, error="connection closed")
+        if late or exchange.fault == "read_timeout":
+            raise ReadTimeoutError(endpoint_url=request.url, error="read timed out")
+
+
+class _Raw(io.BytesIO):
+    def stream(self) -> list[bytes]:
+        return [self.getvalue()]
+
+
+def _headers(headers: Any) -> dict[str, str]:
+    return {
+        name.lower(): value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        for name, value in headers.items()
+    }
+
+
+def _body(body: Any) -> bytes:
+    if body is None:
+        return b""
+    if isinstance(body, str):
+        return body.encode()
+    return bytes(body) if isinstance(body, bytes | bytearray) else bytes(body.read())
+
+
+def _session() -> botocore.session.Session:
+    """Return a session that reads neither the user's files nor the profile that the environment names."""
+    session = botocore.session.Session(
+        session_vars={
+            "profile": (None, [], None, None),
+            "config_file": (None, None, os.devnull, None),
+            "credentials_file": (None, None, os.devnull, None),
+        }
+    )
+    session.register_component("data_loader", loader())
+    return session
+
+
+def _each(method: str) -> None:
+    for emulator in list(_alive):
+        getattr(emulator, method)()
+
+
+def _after_fork_in_child() -> None:
+    global _clients  # noqa: PLW0603 - a lock another thread held would stay locked here
+    _clients = threading.Lock()
+    _each("_after_fork_in_child")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _each("_before_fork"),
+        after_in_parent=lambda: _each("_after_fork_in_parent"),
+        after_in_child=_after_fork_in_child,
+    )
