@@ -136,8 +136,8 @@ class Database:
         try:
             connection = self._connect_to(str(path))
             try:
+                self._change_schema(connection)  # before the log, so that the file itself says whose it is
                 _wait_for_wal(connection)
-                self._change_schema(connection)
             except BaseException:
                 connection.close()
                 raise
@@ -316,12 +316,15 @@ def _name(draft: Path, path: Path) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
+    """Refuse a file that is not ours. One that another process is filling, because it was empty, becomes ours."""
     until = time.monotonic() + 5
+    refused_once = False
     while not _is_ours(path):
-        # Another process may be filling a file that was empty: wait for it, never help.
-        if not Path(f"{path}-journal").exists() or time.monotonic() > until:
+        filling = Path(f"{path}-journal").exists()
+        if time.monotonic() > until or (refused_once and not filling):
             raise NotOurFileError(f"{path} is not a database of the Bedrock sessions emulator; it was left as it is")
-        time.sleep(0.01)
+        refused_once = not filling
+        time.sleep(0.02)
 
 
 def _is_ours(path: Path) -> bool:
