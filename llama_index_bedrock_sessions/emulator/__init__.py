@@ -17,6 +17,7 @@ from .clock import Clock
 from .database import ClosedError, EmulatorError, NewerFileError, NotOurFileError, UnusablePathError
 from .embedded import Emulator
 from .faults import FAULTS, Faults, Fired
+from .server import Server, run
 from .shapes import AnswerError
 
 __all__ = [
@@ -34,5 +35,7 @@ __all__ = [
     "Fired",
     "NewerFileError",
     "NotOurFileError",
+    "Server",
     "UnusablePathError",
+    "run",
 ]

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
@@ -21,10 +20,12 @@ from .calls import Call, Calls
 from .clock import Clock
 from .database import Database
 from .faults import UNSEEN, Faults
+from .server import Server
 from .store import Store
-from .wire import Request, Response, Wire, loader, route
+from .wire import Exchange, Request, Response, Wire, loader, route
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from botocore.awsrequest import AWSPreparedRequest
@@ -33,15 +34,6 @@ if TYPE_CHECKING:
 _SERVICE = "bedrock-agent-runtime"
 _clients = threading.Lock()  # botocore sessions are not thread-safe
 _alive: weakref.WeakSet[Emulator] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """What came of a request: the service's answer, if it saw the request, and the fault on the way, if any."""
-
-    response: Response | None
-    fault: str | None = None
-    delay: float = 0.0  # seconds between answering and sending the answer
 
 
 class Emulator:
@@ -130,6 +122,14 @@ class Emulator:
         transport = _Transport(self, client.meta.config.read_timeout)
         client.meta.events.register_first(f"before-send.{_SERVICE}", transport)
         return cast("AgentsforBedrockRuntimeClient", client)
+
+    def serve(self, port: int = 0, *, log: Callable[[str], None] | None = None) -> Server:
+        """Serve this emulator over HTTP on 127.0.0.1 until the returned `Server` is closed; it is a context manager.
+
+        `port`: 0 takes a free one. `log`: called with a line for every request. Any boto3 program uses it once
+        `AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME` is set to the server's `url`. Raises OSError if the port is taken.
+        """
+        return Server(self.exchange, port, log)
 
     def exchange(self, request: Request) -> Exchange:
         """Serve a request, with whatever fault is due; for transports. Raises `AnswerError` on a bug in here."""

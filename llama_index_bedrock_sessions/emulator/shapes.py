@@ -285,7 +285,7 @@ def _string_writer(shape: Any) -> Writer:
 
 def _write_timestamp(value: Any, path: str, stamp: Callable[[int], str]) -> str:
     rendered = stamp(_typed(value, int, path))
-    if parse_time(rendered) is None:
+    if not _TIME.fullmatch(rendered):
         raise AnswerError(f"{path}: {rendered} is not ISO 8601")
     return rendered
 

@@ -80,6 +80,15 @@ class Response:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """What came of a request: the service's answer, if it saw the request, and the fault on the way, if any."""
+
+    response: Response | None
+    fault: str | None = None
+    delay: float = 0.0  # seconds between answering and sending the answer
+
+
+@dataclass(frozen=True)
 class Operation:
     """One operation of the service, compiled from the model."""
 
