@@ -32,9 +32,7 @@ The record of a message is `{"r": role, "b": [item, ...], "k": additional_kwargs
     {"n": n, ...}              native image n and its other fields; `data_url` is the prefix of the data URL it came in
     {"block_type": t, ...}     a block that Bedrock has no form for; fields that are None are left out
 
-JSON has no form for some values; they are objects of one key: `~b` bytes (base64), `~s` text with lone surrogates
-(base64 of UTF-8 that lets surrogates pass), `~i` an integer of 64 bits or more (hexadecimal), `~f` nan, inf or -inf,
-`~d` an object, as pairs, that looks like one of these or has a key with lone surrogates.
+What JSON has no form for (bytes, NaN, lone surrogates) is written as `values.py` says.
 """
 
 from __future__ import annotations
@@ -43,12 +41,10 @@ import base64
 import binascii
 import json
 import logging
-import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
-from dataclasses import fields as dataclass_fields
-from enum import Enum
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from io import BytesIO, IOBase
 from pathlib import Path
 from typing import Any, get_args
@@ -63,13 +59,13 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     TextBlock,
 )
+from llama_index.core.schema import ImageDocument
 from PIL import Image
-from pydantic import BaseModel
-from pydantic_core import to_jsonable_python
+from pydantic import AnyUrl, BaseModel
 
 from llama_index_bedrock_sessions.errors import InvalidMessageError
+from llama_index_bedrock_sessions.values import JSON, Walk, from_json, is_unicode, stream_content, to_json
 
-JSON = Any
 ContentBlock = dict[str, Any]
 Read = Callable[[str], "bytes | None"]
 Resolve = Callable[[Any], "ContentBlock | None"]
@@ -81,12 +77,7 @@ _MAX_IMAGE_BYTES = 3_750_000  # "3.75 MB", read as the smaller of its two meanin
 _MAX_IMAGE_SIDE = 8_000  # pixels
 _FORMATS = {"image/png": "png", "image/jpeg": "jpeg", "image/gif": "gif", "image/webp": "webp"}
 
-_MAX_DEPTH = 100  # levels; half of what json and copy.deepcopy manage on a stack that is already in use
-_MAX_SHARED = 1_000_000  # times objects are met again: without any cycle, 60 lists can still spell 2**60 values
-
 _ROLES = {role.value: role for role in MessageRole}
-_SCALARS = frozenset({type(None), bool, int, float, str, bytes})
-_FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +99,7 @@ def normal(message: ChatMessage, read: Read = _unread) -> ChatMessage:
     """
     walk = _Walk(read)
     result = walk.message(message)
-    walk.report()
+    _report("a message was changed to be stored", walk.notes)
     return result
 
 
@@ -124,9 +115,7 @@ def encode(messages: Sequence[ChatMessage], read: Read = _unread, *, max_images:
                 f"message {index} is a {type(message).__name__}, not a llama_index.core.llms.ChatMessage"
             )
     writer = _Writer(max_images)
-    walk = _Walk(read)
-    records = [writer.record(walk.message(message)) for message in messages]
-    walk.report()
+    records = [writer.record(normal(message, read)) for message in messages]
     return Encoded(records, writer.blocks)
 
 
@@ -137,8 +126,7 @@ def decode(record: JSON, resolve: Resolve) -> ChatMessage:
     """
     reader = _Reader(resolve)
     message = reader.message(record)
-    if reader.problems:
-        logger.warning("unreadable parts of a message were replaced by placeholders: %s", _counted(reader.problems))
+    _report("unreadable parts of a message were replaced by placeholders", reader.problems)
     return message
 
 
@@ -162,17 +150,21 @@ def references(record: JSON) -> list[int]:
 def foreign(blocks: Sequence[ContentBlock]) -> ChatMessage:
     """Read the content blocks of a step that another tool wrote as one user message."""
     reader = _Reader(lambda block: block)
-    message = ChatMessage.model_construct(
-        role=MessageRole.USER, blocks=[reader.native(block, {}) for block in blocks], additional_kwargs={}
-    )
-    if reader.problems:
-        logger.warning("content blocks of another tool were replaced by placeholders: %s", _counted(reader.problems))
+    given = blocks if isinstance(blocks, (list, tuple)) else [blocks]
+    message = ChatMessage(role=MessageRole.USER, blocks=[reader.native(block, {}) for block in given])
+    _report("content blocks of another tool were replaced by placeholders", reader.problems)
     return message
 
 
 def placeholder(reason: str) -> ChatMessage:
     """Return the visible message that stands for a step that cannot be decoded."""
     return ChatMessage(role=MessageRole.USER, content=f"[unreadable message: {reason}]")
+
+
+def _report(what: str, reasons: list[str]) -> None:
+    if reasons:
+        counts = Counter(reasons).items()
+        logger.warning("%s: %s", what, "; ".join(f"{reason} ({n})" if n > 1 else reason for reason, n in counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +209,10 @@ _BY_CLASS = {kind.cls: kind for kind in _KINDS.values()}
 _IMAGE = _BY_CLASS[ImageBlock]
 
 
+def _kind_of(block: object) -> _Kind | None:
+    return next((_BY_CLASS[cls] for cls in type(block).__mro__ if cls in _BY_CLASS), None)
+
+
 def _build(kind: _Kind, fields: dict[str, Any]) -> BaseContentBlock:
     """Make a block of plain fields as its constructor would, but without looking for files or guessing anew.
 
@@ -244,83 +240,70 @@ def _raw(data: bytes) -> bytes:
         return data
 
 
-def _stream_content(stream: Any) -> bytes:
-    position = stream.tell() if stream.seekable() else None
-    if position is not None:
-        stream.seek(0)
-    try:
-        content = stream.read()
-    finally:
-        if position is not None:
-            stream.seek(position)
-    return content.encode("utf-8", "surrogatepass") if isinstance(content, str) else bytes(content)
+def _role(role: Any, notes: list[str]) -> MessageRole:
+    known = _ROLES.get(role) if isinstance(role, str) else None
+    if known is None:
+        notes.append("an unknown role became user")
+    return known or MessageRole.USER
 
 
-def _counted(reasons: Sequence[str]) -> str:
-    return "; ".join(f"{reason} ({count})" if count > 1 else reason for reason, count in Counter(reasons).items())
+def _harmless(kwargs: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Rename `images`: LlamaIndex would take them for image documents at every validation, and raise."""
+    if kwargs.get("images"):
+        kwargs["legacy_images"] = kwargs.pop("images")
+        notes.append("additional_kwargs['images'] became 'legacy_images'")
+    return kwargs
 
 
-class _Walk:
-    """One walk over messages that makes them normal, and notes what a reader could miss."""
+def _each(value: Any, convert: Callable[[Any], Any]) -> Any:
+    """Convert the nested block of a citation, or the nested blocks of a citable block."""
+    return [convert(item) for item in value] if isinstance(value, list) else convert(value)
+
+
+def _add_missing(blocks: list[Any], images: Sequence[ImageDocument]) -> None:
+    """Add the images that were put into `additional_kwargs` too late for LlamaIndex to make blocks of them."""
+    for image in images:
+        block = ImageBlock(image=image.image.encode()) if image.image else None
+        if block and all(vars(other).get("image") != block.image for other in blocks):
+            blocks.append(block)
+
+
+class _Walk(Walk):
+    """One walk over messages that makes them normal."""
 
     def __init__(self, read: Read) -> None:
+        super().__init__()
         self._read = read
-        self._notes: list[str] = []
-        self._parents: set[int] = set()
-        self._met: set[int] = set()
-        self._shared = 0
-
-    def report(self) -> None:
-        if self._notes:
-            logger.warning("a message was changed to be stored: %s", _counted(self._notes))
 
     def message(self, message: ChatMessage) -> ChatMessage:
         held = vars(message)
         blocks = held.get("blocks") or []
-        normal_blocks = [self.block(block) for block in (blocks if isinstance(blocks, (list, tuple)) else [blocks])]
+        blocks = [self.block(block) for block in (blocks if isinstance(blocks, (list, tuple)) else [blocks])]
         kwargs = held.get("additional_kwargs") or {}
-        if not isinstance(kwargs, dict):
-            kwargs = {"additional_kwargs": kwargs}
-        if kwargs.get("images"):
-            kwargs = self._without_images(kwargs, normal_blocks)
+        images = kwargs.get("images") if isinstance(kwargs, dict) else None
+        if isinstance(images, list) and images and all(isinstance(image, ImageDocument) for image in images):
+            kwargs = {key: value for key, value in kwargs.items() if key != "images"}
+            _add_missing(blocks, images)
+        plain = self.plain(kwargs)
         return ChatMessage.model_construct(
-            role=self._role(held.get("role")),
-            blocks=normal_blocks,
-            additional_kwargs=self.plain(kwargs) if kwargs else {},
+            role=_role(held.get("role"), self.notes),
+            blocks=blocks,
+            additional_kwargs=_harmless(plain if isinstance(plain, dict) else {"additional_kwargs": plain}, self.notes),
         )
-
-    def _role(self, role: Any) -> MessageRole:
-        known = _ROLES.get(role) if isinstance(role, str) else None
-        if known is None:
-            self._notes.append("an unknown role became user")
-        return known or MessageRole.USER
-
-    def _without_images(self, kwargs: dict[Any, Any], blocks: list[Any]) -> dict[Any, Any]:
-        images = kwargs["images"]
-        kwargs = {key: value for key, value in kwargs.items() if key != "images"}
-        if not isinstance(images, (list, tuple)) or not all(hasattr(image, "resolve_image") for image in images):
-            self._notes.append("additional_kwargs['images'] became 'legacy_images'")
-            return {**kwargs, "legacy_images": images}
-        for image in images:
-            data = getattr(image, "image", None)
-            block = ImageBlock(image=data.encode()) if isinstance(data, str) else None
-            if block and all(vars(other).get("image") != block.image for other in blocks):
-                blocks.append(block)
-        return kwargs
 
     def block(self, block: Any, *, nested: bool = False) -> BaseContentBlock:
         if type(block) is TextBlock and type(text := vars(block).get("text")) is str:
             return TextBlock(text=text)
-        kind = next((_BY_CLASS[cls] for cls in type(block).__mro__ if cls in _BY_CLASS), None)
+        kind = _kind_of(block)
         if kind and not (nested and kind.nested):
             try:
                 return _build(kind, self._fields(kind, block))
             except Exception:  # noqa: BLE001 - pydantic, streams and foreign objects raise what they like
-                self._notes.append(f"a {kind.block_type} block that breaks its declaration is shown as text")
+                self.notes.append(f"a {kind.block_type} block that breaks its declaration is shown as text")
         else:
-            self._notes.append(f"an object of type {type(block).__name__} among the blocks is shown as text")
+            self.notes.append(f"an object of type {type(block).__name__} among the blocks is shown as text")
         shown = self.plain(vars(block) if kind else block)
-        return TextBlock(text=shown if type(shown) is str else json.dumps(_tagged(shown)))
+        return TextBlock(text=shown if type(shown) is str else json.dumps(to_json(shown)))
 
     def _fields(self, kind: _Kind, block: BaseContentBlock) -> dict[str, Any]:
         fields = {name: value for name in kind.names if (value := vars(block).get(name)) is not None}
@@ -328,8 +311,7 @@ class _Walk:
             self._materialise(kind, kind.data, fields)
         for name, value in fields.items():
             if name == kind.nested:
-                items = [self.block(item, nested=True) for item in (value if isinstance(value, list) else [value])]
-                fields[name] = items if isinstance(value, list) else items[0]
+                fields[name] = _each(value, partial(self.block, nested=True))
             else:
                 fields[name] = self.plain(value)
         return fields
@@ -339,11 +321,11 @@ class _Walk:
         if isinstance(value, bytes):
             fields[data] = base64.b64encode(_raw(value))
         elif isinstance(value, IOBase):
-            found = _raw(_stream_content(value))
+            found = _raw(stream_content(value))
         elif value is None and "path" in fields:
             found = self._read(str(fields["path"]))
             if found is None:
-                self._notes.append(f"the file of a {kind.block_type} block could not be read: its path is kept")
+                self.notes.append(f"the file of a {kind.block_type} block could not be read: its path is kept")
             else:
                 del fields["path"]
         if found is not None:
@@ -351,136 +333,18 @@ class _Walk:
             if kind.mime and kind.mime not in fields:
                 fields[kind.mime] = vars(kind.cls(**{data: found}))[kind.mime]
 
-    def plain(self, value: Any) -> Any:
-        """Return a value as JSON types and bytes."""
-        if type(value) in _SCALARS:
-            return value
-        key = id(value)
-        self._shared += key in self._met
-        if key in self._parents or len(self._parents) >= _MAX_DEPTH or self._shared > _MAX_SHARED:
-            return self._cut("contains itself" if key in self._parents else "is nested too deeply or shared too often")
-        self._met.add(key)
-        self._parents.add(key)
-        try:
-            if type(value) is list:
-                return [self.plain(item) for item in value]
-            if isinstance(value, Mapping):
-                return self._object(list(value.items()))
-            return self._other(value)
-        except Exception:  # noqa: BLE001 - serialisers and conversions of foreign objects raise what they like
-            self._notes.append(f"an object of type {type(value).__name__} became its repr")
-            return _repr(value)
-        finally:
-            self._parents.discard(key)
-
-    def _cut(self, reason: str) -> str:
-        self._notes.append(f"a value that {reason} was left out")
-        return f"[left out: this value {reason}]"
-
-    def _object(self, items: list[tuple[Any, Any]]) -> dict[str, Any]:
-        result = {self._key(key): self.plain(value) for key, value in items}
-        if len(result) < len(items):
-            self._notes.append("of keys that became equal as strings the last was kept")
-        return result
-
-    def _key(self, key: Any) -> str:
-        if type(key) is str:
-            return key
-        if key is None or (isinstance(key, (bool, int, float)) and not isinstance(key, Enum)):
-            return json.dumps(key) if not isinstance(key, int) or key.bit_length() < 1024 else hex(key)
-        plain = self.plain(key)
-        return self._key(plain) if type(plain) in _SCALARS and type(plain) is not bytes else _repr(key)
-
-    def _other(self, value: Any) -> Any:
-        if isinstance(value, Enum):
-            return self.plain(value.value)
-        if isinstance(value, str):
-            return str.__str__(value)
-        if isinstance(value, int):
-            return int.__int__(value)
-        if isinstance(value, float):
-            return float.__float__(value)
-        if isinstance(value, (bytes, bytearray, memoryview)):
-            return bytes(value)
-        if isinstance(value, (set, frozenset)):
-            return _sorted([self.plain(item) for item in value])
-        if isinstance(value, (list, tuple, deque, range)):
-            return [self.plain(item) for item in value]
-        if isinstance(value, IOBase):
-            return _stream_content(value)
-        if isinstance(value, BaseModel):
-            return self.plain(self._dumped(value))
-        if isinstance(listed := getattr(value, "tolist", lambda: None)(), (list, bool, int, float, str)):
-            return self.plain(listed)
-        if isinstance(value, Iterator):
-            raise TypeError("reading an iterator would use it up")
-        try:
-            return self.plain(to_jsonable_python(value))
-        except ValueError:
-            if not is_dataclass(value):
-                raise
-            return self.plain({field.name: getattr(value, field.name) for field in dataclass_fields(value)})
-
-    def _dumped(self, model: BaseModel) -> Any:
-        if isinstance(model, ChatMessage):  # their serialisers move the streams of the caller
+    def dumped(self, model: BaseModel) -> Any:
+        """Dump messages and blocks in their normal form: their own serialisers move the streams of the caller."""
+        if isinstance(model, ChatMessage):
             model = self.message(model)
-        elif isinstance(model, BaseContentBlock):
+        elif _kind_of(model):
             model = self.block(model)
-        try:
-            return model.model_dump(mode="json", warnings=False)
-        except Exception:  # noqa: BLE001 - bytes that are not UTF-8, lone surrogates
-            return model.model_dump(warnings=False)
+        return super().dumped(model)
 
 
-def _sorted(items: list[Any]) -> list[Any]:
-    try:
-        return sorted(items)
-    except TypeError:
-        return items
-
-
-def _repr(value: Any) -> str:
-    try:
-        return str.__str__(repr(value))
-    except Exception:  # noqa: BLE001 - a repr of somebody else's
-        return f"[an object of type {type(value).__name__}]"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _tagged(value: Any) -> JSON:
-    """Return the JSON form of a plain value; of URLs and paths their text."""
-    kind = type(value)
-    if kind is str:
-        if _is_unicode(value):
-            return value
-        return {"~s": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
-    if value is None or kind is bool:
-        return value
-    if kind is int:
-        return value if value.bit_length() < 64 else {"~i": hex(value)}
-    if kind is float:
-        return value if math.isfinite(value) else {"~f": str(value)}
-    if kind is bytes:
-        return {"~b": base64.b64encode(value).decode()}
-    if kind is list:
-        return [_tagged(item) for item in value]
-    if isinstance(value, (dict, BaseModel)):
-        pairs = value if isinstance(value, dict) else vars(value)
-        if all(map(_is_unicode, pairs)) and not (len(pairs) == 1 and next(iter(pairs)).startswith("~")):
-            return {key: _tagged(item) for key, item in pairs.items()}
-        return {"~d": [[_tagged(key), _tagged(item)] for key, item in pairs.items()]}
-    return _tagged(str(value))
-
-
-def _block_json(kind: _Kind, block: BaseContentBlock) -> dict[str, JSON]:
+def _block_json(block: BaseContentBlock) -> dict[str, JSON]:
     """Return the JSON form of a normal block."""
+    kind = _BY_CLASS[type(block)]
     result: dict[str, JSON] = {"block_type": kind.block_type}
     for name in kind.names:
         value = vars(block)[name]
@@ -489,18 +353,15 @@ def _block_json(kind: _Kind, block: BaseContentBlock) -> dict[str, JSON]:
         if name == kind.data:
             result[name] = {"~b": value.decode("ascii")}
         elif name == kind.nested:
-            nested = [
-                _block_json(_BY_CLASS[type(item)], item) for item in (value if isinstance(value, list) else [value])
-            ]
-            result[name] = nested if isinstance(value, list) else nested[0]
+            result[name] = _each(value, _block_json)
         else:
-            result[name] = _tagged(value)
+            result[name] = to_json(vars(value) if isinstance(value, BaseModel) else value)
     return result
 
 
-def _sniff(raw: bytes) -> str | None:
+def _sniff(raw: Any) -> str | None:
     """Return the mimetype of an image from its bytes."""
-    guess = filetype.guess(raw) if raw else None
+    guess = filetype.guess(raw) if isinstance(raw, bytes) else None
     return str(guess.mime) if guess else None
 
 
@@ -526,23 +387,24 @@ class _Writer:
     def record(self, message: ChatMessage) -> JSON:
         record = {"r": message.role.value, "b": [self._item(block) for block in message.blocks]}
         if message.additional_kwargs:
-            record["k"] = _tagged(message.additional_kwargs)
+            record["k"] = to_json(message.additional_kwargs)
         return record
 
     def _item(self, block: BaseContentBlock) -> JSON:
-        if isinstance(block, TextBlock) and _is_unicode(block.text):
+        if isinstance(block, TextBlock) and is_unicode(block.text):
             # Bedrock asks for one character; whether blank text counts as one is not documented.
             return self._add({"text": block.text}) if block.text.strip() else block.text
         if isinstance(block, ImageBlock) and self._images_left > 0 and (item := self._image(block)) is not None:
             self._images_left -= 1
             return item
-        return _block_json(_BY_CLASS[type(block)], block)
+        return _block_json(block)
 
     def _image(self, block: ImageBlock) -> JSON | None:
-        raw, prefix = (base64.b64decode(block.image), None) if block.image else _from_data_url(block)  # type: ignore[arg-type]
+        held = vars(block)["image"]
+        raw, prefix = (base64.b64decode(held), None) if held else _from_data_url(block)
         if not raw or not (found := _native_format(raw)):
             return None
-        fields = _block_json(_IMAGE, block)
+        fields = _block_json(block)
         for name in ("block_type", "image") if prefix is None else ("block_type", "url"):
             fields.pop(name, None)
         if block.image_mimetype == f"image/{found}":
@@ -578,7 +440,14 @@ def _carried_item(item: JSON, resolve: Resolve) -> JSON:
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str):
         return {"n": item}
-    return text if _is_unicode(text) else {"block_type": "text", "text": _tagged(text)}
+    return text if is_unicode(text) else {"block_type": "text", "text": to_json(text)}
+
+
+def _any_url(text: str) -> AnyUrl | str:
+    try:
+        return AnyUrl(text)
+    except ValueError:
+        return text  # which the block will refuse
 
 
 class _Reader:
@@ -587,7 +456,7 @@ class _Reader:
     def __init__(self, resolve: Resolve) -> None:
         self._resolve = resolve
         self.problems: list[str] = []
-        self._encoded: dict[tuple[int, str], tuple[bytes, bytes]] = {}  # with the raw bytes, so that ids stay theirs
+        self._encoded: dict[Any, tuple[bytes, Any]] = {}  # with the raw bytes, so that their ids stay theirs
 
     def message(self, record: JSON) -> ChatMessage:
         if not isinstance(record, dict):
@@ -595,19 +464,15 @@ class _Reader:
             return placeholder("its record is not an object")
         items = record.get("b")
         blocks = [self.item(item) for item in items] if isinstance(items, list) else [self._bad("no list of blocks")]
-        kwargs = self.value(record["k"]) if "k" in record else {}
+        kwargs = self._value(record.get("k", {}))
         if not isinstance(kwargs, dict):
             self.problems.append("additional_kwargs are not an object")
             kwargs = {}
-        if kwargs.get("images"):  # LlamaIndex would read it as image documents, and raise
-            kwargs["legacy_images"] = kwargs.pop("images")
-        return ChatMessage.model_construct(role=self._role(record.get("r")), blocks=blocks, additional_kwargs=kwargs)
-
-    def _role(self, role: JSON) -> MessageRole:
-        known = _ROLES.get(role) if isinstance(role, str) else None
-        if known is None:
-            self.problems.append("an unknown role was read as user")
-        return known or MessageRole.USER
+        return ChatMessage.model_construct(
+            role=_role(record.get("r"), self.problems),
+            blocks=blocks,
+            additional_kwargs=_harmless(kwargs, self.problems),
+        )
 
     def item(self, item: JSON) -> BaseContentBlock:
         if type(item) is int:
@@ -629,9 +494,8 @@ class _Reader:
 
     def _field(self, kind: _Kind, name: str, value: JSON) -> Any:
         if name == kind.nested:
-            items = [self.block(item, nested=True) for item in (value if isinstance(value, list) else [value])]
-            return items if isinstance(value, list) else items[0]
-        plain = self.value(value)
+            return _each(value, partial(self.block, nested=True))
+        plain = self._value(value)
         return base64.b64encode(plain) if name == kind.data and type(plain) is bytes else plain
 
     def _built(self, kind: _Kind, fields: dict[str, Any]) -> BaseContentBlock:
@@ -653,59 +517,34 @@ class _Reader:
         if not isinstance(image, dict) or not isinstance(source, dict):
             return self._bad("missing, or neither text nor image")
         raw, place = source.get("bytes"), source.get("s3Location")
-        fields = {name: self.value(item[name]) for name in _IMAGE.names if name in item}
-        if isinstance(raw, bytes):
-            prefix = item.get("data_url")
-            held = self._base64(raw, prefix if isinstance(prefix, str) else "")
-            fields.update({"url": held.decode()} if prefix else {"image": held})
-        elif isinstance(place, dict) and isinstance(place.get("uri"), str):
-            fields["url"] = place["uri"]
+        mime = next((mime for mime, name in _FORMATS.items() if name == image.get("format")), None)
+        fields: dict[str, Any] = {"image_mimetype": mime or _sniff(raw)}
+        fields.update((name, self._value(item[name])) for name in _IMAGE.names if name in item and name != "image")
+        if not isinstance(raw, bytes):
+            fields["url"] = place.get("uri") if isinstance(place, dict) else None
+        elif "data_url" in item:
+            fields["url"] = self._data_url(raw, item["data_url"])
         else:
+            fields["image"] = self._base64(raw)
+        if "image" not in fields and not fields.get("url"):
             return self._bad("image without a source")
-        if "image_mimetype" not in fields:
-            known = [mime for mime, name in _FORMATS.items() if name == image.get("format")]
-            fields["image_mimetype"] = known[0] if known else _sniff(raw if isinstance(raw, bytes) else b"")
-        if fields["image_mimetype"] is None:
-            del fields["image_mimetype"]
-        return self._built(_IMAGE, fields)
+        return self._built(_IMAGE, {name: value for name, value in fields.items() if value is not None})
 
-    def _base64(self, raw: bytes, prefix: str) -> bytes:
+    def _base64(self, raw: bytes) -> Any:
+        return self._once((id(raw), None), raw, lambda: base64.b64encode(raw))
+
+    def _data_url(self, raw: bytes, prefix: JSON) -> Any:
+        return self._once((id(raw), str(prefix)), raw, lambda: _any_url(f"{prefix}{self._base64(raw).decode()}"))
+
+    def _once(self, key: Any, raw: bytes, make: Callable[[], Any]) -> Any:
         """Encode an image once, however often a hostile record refers to it."""
-        key = (id(raw), prefix)
         if key not in self._encoded:
-            self._encoded[key] = (raw, prefix.encode() + base64.b64encode(raw))
+            self._encoded[key] = (raw, make())
         return self._encoded[key][1]
 
-    def value(self, value: JSON, depth: int = 0) -> Any:
-        """Return the plain value of its JSON form."""
-        kind = type(value)
-        if kind in _SCALARS:
-            return value
-        try:
-            if kind is list and depth <= _MAX_DEPTH:
-                return [self.value(item, depth + 1) for item in value]
-            if kind is not dict or depth > _MAX_DEPTH:
-                return self._unreadable()
-            if len(value) == 1 and (tag := next(iter(value))).startswith("~"):
-                return self._tag(tag, value[tag], depth)
-            return {key: self.value(item, depth + 1) for key, item in value.items()}
-        except Exception:  # noqa: BLE001 - a value that cannot be read must not hide the others
-            return self._unreadable()
+    def _value(self, value: JSON) -> Any:
+        return from_json(value, self._unreadable)
 
     def _unreadable(self) -> str:
         self.problems.append("a value that cannot be read")
         return "[unreadable value]"
-
-    def _tag(self, tag: str, value: JSON, depth: int) -> Any:
-        if tag == "~b":
-            return base64.b64decode(value, validate=True)
-        if tag == "~s":
-            return base64.b64decode(value, validate=True).decode("utf-8", "surrogatepass")
-        if tag == "~i":
-            return int(value, 16)
-        if tag == "~f":
-            return _FLOATS[value]
-        if tag == "~d":
-            pairs = [(self.value(key, depth + 1), self.value(item, depth + 1)) for key, item in value]
-            return {str(key): item for key, item in pairs}
-        raise ValueError("a tag of a later release")
