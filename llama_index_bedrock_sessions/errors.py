@@ -7,7 +7,8 @@
     │   ├── InvalidMessageError         (TypeError)  not a ChatMessage
     │   ├── StepTooLargeError           (ValueError) more than an invocation step holds
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
-    │   ├── ConversationEnded           ended on purpose; reopen it to write
+    │   ├── ConversationEnded           ended on purpose
+    │   ├── RequestRefusedError         Bedrock refuses what was sent; sending it again does not help
     │   └── DirectoryTooLarge           too many sessions to find one by scanning
     ├── AccountError                  the AWS account: change credentials, policy or key
     │   ├── CredentialsError            none found, incomplete, or expired
@@ -47,7 +48,7 @@ class ConfigurationError(UsageError, ValueError):
 
 
 class InvalidKeyError(UsageError, ValueError):
-    """The key of a conversation is not a string of 1 to 512 characters."""
+    """The key of a conversation is not a string of 1 to 5,000 characters (the service's limit for metadata)."""
 
 
 class InvalidMessageError(UsageError, TypeError):
@@ -63,7 +64,11 @@ class ForeignSessionError(UsageError):
 
 
 class ConversationEnded(UsageError):  # noqa: N818 - reads as the state it reports
-    """The conversation was ended on purpose and takes no messages until it is reopened."""
+    """The conversation was ended on purpose and takes no messages."""
+
+
+class RequestRefusedError(UsageError):
+    """Bedrock refuses the content of a request, although the session takes others."""
 
 
 class DirectoryTooLarge(UsageError):  # noqa: N818 - reads as the state it reports

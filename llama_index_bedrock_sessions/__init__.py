@@ -1,0 +1,47 @@
+"""LlamaIndex chat messages and agent memory on Amazon Bedrock sessions."""
+
+from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
+from llama_index_bedrock_sessions.conversation import Conversation
+from llama_index_bedrock_sessions.errors import (
+    AccessDeniedError,
+    AccountError,
+    BedrockSessionsError,
+    ConfigurationError,
+    ConversationEnded,
+    CredentialsError,
+    DirectoryTooLarge,
+    ForeignSessionError,
+    InvalidKeyError,
+    InvalidMessageError,
+    NewerFormatError,
+    RequestRefusedError,
+    ServiceError,
+    StepTooLargeError,
+    StoredDataError,
+    ThrottledError,
+    UnavailableError,
+    UsageError,
+)
+
+__all__ = [
+    "AccessDeniedError",
+    "AccountError",
+    "BedrockSessionsChatStore",
+    "BedrockSessionsError",
+    "ConfigurationError",
+    "Conversation",
+    "ConversationEnded",
+    "CredentialsError",
+    "DirectoryTooLarge",
+    "ForeignSessionError",
+    "InvalidKeyError",
+    "InvalidMessageError",
+    "NewerFormatError",
+    "RequestRefusedError",
+    "ServiceError",
+    "StepTooLargeError",
+    "StoredDataError",
+    "ThrottledError",
+    "UnavailableError",
+    "UsageError",
+]

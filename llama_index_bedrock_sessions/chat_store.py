@@ -1,0 +1,388 @@
+"""`BedrockSessionsChatStore`: LlamaIndex's verbs over conversations, nothing more."""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import functools
+import hashlib
+import os
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import boto3
+from botocore.config import Config
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.storage.chat_store import loading
+from llama_index.core.storage.chat_store.base import BaseChatStore
+from pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
+
+from llama_index_bedrock_sessions.conversation import Conversation, Settings, in_pool
+from llama_index_bedrock_sessions.directory import MetadataDirectory, refuse_reserved
+from llama_index_bedrock_sessions.errors import ConfigurationError, InvalidKeyError
+from llama_index_bedrock_sessions.sessions import Pool, Sessions, after_fork
+
+R = TypeVar("R")
+
+StrMap = dict[str, str]
+
+CONVERSATIONS = 1024
+"""Conversations a store keeps in memory; the least recently used go first."""
+KEY_LENGTH = 5000
+"""Characters of a key: the service's limit for a value of `sessionMetadata`."""
+_SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "botocore_session", "botocore_config")
+_IN_MEMORY = ":memory:"
+_PLACE = ("region_name", "profile_name", "endpoint_url", "database", "namespace", "directory")
+
+_live: weakref.WeakValueDictionary[str, BedrockSessionsChatStore] = weakref.WeakValueDictionary()
+
+
+class BedrockSessionsChatStore(BaseChatStore):
+    """A LlamaIndex chat store on Amazon Bedrock sessions; `local(path)` is the same on a laptop.
+
+    Constructing makes no call and needs no credentials. One store serves any number of keys, threads and event loops.
+
+    Raises:
+        ConfigurationError: an argument is unknown or cannot be used.
+
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True)
+
+    region_name: str | None = Field(None, description="AWS region; boto3's usual default if left out.")
+    profile_name: str | None = Field(None, description="Profile of the AWS configuration; boto3's usual default.")
+    endpoint_url: str | None = Field(None, description="Another endpoint, such as an emulator's.")
+    aws_access_key_id: str | None = Field(None, exclude=True, repr=False)
+    aws_secret_access_key: str | None = Field(None, exclude=True, repr=False)
+    aws_session_token: str | None = Field(None, exclude=True, repr=False)
+    botocore_session: Any = Field(
+        None, exclude=True, repr=False, description="A botocore session to make the client of."
+    )
+    botocore_config: Any = Field(None, exclude=True, repr=False, description="A botocore Config, merged over ours.")
+    client: Any = Field(None, exclude=True, repr=False, description="A ready `bedrock-agent-runtime` client.")
+    database: str | None = Field(None, description="File of the embedded service; see `local`.")
+    timeout: float = Field(10.0, gt=0, description="Seconds to wait for a connection, and for an answer.")
+    max_retries: int = Field(4, ge=0, description="Retries of a request by botocore.")
+    namespace: str = Field("default", min_length=1, max_length=KEY_LENGTH, description="Separates applications.")
+    directory: Literal["metadata"] = Field("metadata", description="How the sessions of a key are found.")
+    scan_limit: int = Field(2000, ge=1, description="Sessions a scan of the metadata looks through at most.")
+    encryption_key_arn: str | Callable[[str], str | None] | None = Field(
+        None, description="KMS key of new sessions, or a function of the conversation's key."
+    )
+    tags: StrMap | Callable[[str], StrMap] = Field(
+        default_factory=dict, description="Tags of new sessions, or a function of the conversation's key."
+    )
+    session_metadata: StrMap | Callable[[str], StrMap] = Field(
+        default_factory=dict, description="Metadata of new sessions, or a function of the conversation's key."
+    )
+    on_delete: Literal["erase", "clear"] = Field(
+        "erase", description="`delete_messages` deletes the sessions from the service, or clears them by one step."
+    )
+    refresh_interval: float = Field(0.0, ge=0, description="Seconds a read may be old; 0: every read asks the service.")
+    max_concurrency: int = Field(16, ge=1, description="Threads of the store's pool, and connections of its client.")
+    skip_newer: bool = Field(False, description="Show steps of a newer format as placeholders, instead of raising.")
+
+    _sessions: Sessions = PrivateAttr()
+    _where: MetadataDirectory = PrivateAttr()
+    _open: _Open = PrivateAttr()
+    _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **arguments: Any) -> None:
+            _refuse_unknown(arguments, type(self).model_fields)
+            try:
+                super().__init__(**arguments)
+            except ValidationError as error:
+                # Only the names and the reasons: an input may be a secret.
+                reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+                raise ConfigurationError(f"BedrockSessionsChatStore: {'; '.join(reasons)}") from None
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make the parts of the store; no call is made."""
+        super().model_post_init(context)
+        self._refuse_contradictions()
+        if self.database not in (None, _IN_MEMORY):
+            self.database = os.path.abspath(self.database)  # noqa: PTH100 - resolve() would follow links
+        self._sessions = Sessions(self._make_client, Pool(self.max_concurrency))
+        self._where = MetadataDirectory(self._sessions, self.namespace, self.scan_limit)
+        self._open = _Open()
+        _live[self._id] = self
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name LlamaIndex knows the store by."""
+        return "BedrockSessionsChatStore"
+
+    @classmethod
+    def local(cls, path: str | os.PathLike[str] | None = None, **arguments: Any) -> BedrockSessionsChatStore:
+        """Return a store on the embedded service: one SQLite file, no account, no network; chats are kept for ever.
+
+        Several processes may use one file at once. Without a path everything is in memory and private to the store.
+        Other arguments are those of the constructor. The file is opened by the first operation, which raises
+        `ConfigurationError` if it is something else.
+        """
+        return cls(database=_IN_MEMORY if path is None else os.fspath(path), **arguments)
+
+    # Conversations
+
+    def conversation(
+        self,
+        key: str,
+        *,
+        session_metadata: StrMap | None = None,
+        tags: StrMap | None = None,
+        encryption_key_arn: str | None = None,
+    ) -> Conversation:
+        """Return the conversation of a key; no call is made. What is given is for the sessions it will create.
+
+        Raises:
+            InvalidKeyError: the key is not a string of 1 to 5,000 characters.
+            ConfigurationError: metadata or tags that a session cannot have.
+
+        """
+        _refuse_bad_key(key)
+        found = self._open.get(key, lambda: self._new_conversation(key))
+        given = {"session_metadata": session_metadata, "tags": tags, "encryption_key_arn": encryption_key_arn}
+        found.configure(**{name: value for name, value in given.items() if value is not None})
+        return found
+
+    def _new_conversation(self, key: str) -> Conversation:
+        settings = Settings(
+            namespace=self.namespace,
+            session_metadata=_of_key(self.session_metadata, key),
+            tags=_of_key(self.tags, key),
+            encryption_key_arn=_of_key(self.encryption_key_arn, key),
+            refresh_interval=self.refresh_interval,
+            skip_newer=self.skip_newer,
+        )
+        return Conversation(key, self._sessions, self._where, settings)
+
+    # LlamaIndex's verbs
+
+    def set_messages(self, key: str, messages: list[ChatMessage]) -> None:
+        """Make these the messages of a key. What is there already, in this order, is not written again."""
+        self.conversation(key).set(messages)
+
+    def get_messages(self, key: str) -> list[ChatMessage]:
+        """Return the messages of a key, oldest first, [] if there are none. The caller owns them."""
+        return self.conversation(key).messages()
+
+    def add_message(self, key: str, message: ChatMessage) -> None:
+        """Add a message. Once this returns, it is in the service."""
+        self.conversation(key).add([message])
+
+    def delete_messages(self, key: str) -> list[ChatMessage] | None:
+        """Delete everything of a key by the policy `on_delete`, and return the messages; None if the key is unknown."""
+        conversation = self.conversation(key)
+        return conversation.erase() if self.on_delete == "erase" else conversation.clear()
+
+    def delete_message(self, key: str, idx: int) -> ChatMessage | None:
+        """Remove the message at a position of the list this task was last given; None if there is none there."""
+        return self.conversation(key).remove(idx)
+
+    def delete_last_message(self, key: str) -> ChatMessage | None:
+        """Remove the message that is last now, and return it; None if there is none."""
+        return self.conversation(key).remove_last()
+
+    def get_keys(self) -> list[str]:
+        """Return every key of the namespace that has a session, sorted."""
+        return self._where.keys()
+
+    async def aset_messages(self, key: str, messages: list[ChatMessage]) -> None:
+        """`set_messages`, without blocking the event loop."""
+        await self._in_pool(self.set_messages, key, messages)
+
+    async def aget_messages(self, key: str) -> list[ChatMessage]:
+        """`get_messages`, without blocking the event loop."""
+        return await self._in_pool(self.get_messages, key)
+
+    async def async_add_message(self, key: str, message: ChatMessage) -> None:
+        """`add_message`, without blocking the event loop."""
+        await self._in_pool(self.add_message, key, message)
+
+    async def adelete_messages(self, key: str) -> list[ChatMessage] | None:
+        """`delete_messages`, without blocking the event loop."""
+        return await self._in_pool(self.delete_messages, key)
+
+    async def adelete_message(self, key: str, idx: int) -> ChatMessage | None:
+        """`delete_message`, without blocking the event loop."""
+        return await self._in_pool(self.delete_message, key, idx)
+
+    async def adelete_last_message(self, key: str) -> ChatMessage | None:
+        """`delete_last_message`, without blocking the event loop."""
+        return await self._in_pool(self.delete_last_message, key)
+
+    async def aget_keys(self) -> list[str]:
+        """`get_keys`, without blocking the event loop."""
+        return await self._in_pool(self.get_keys)
+
+    async def _in_pool(self, method: Callable[..., R], *arguments: Any) -> R:
+        return await in_pool(self._sessions.pool, functools.partial(method, *arguments))
+
+    # Round trips
+
+    @model_serializer(mode="wrap")
+    def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:  # noqa: ARG002 - LlamaIndex's signature
+        """Return the configuration as JSON values, without secrets; `ChatMemoryBuffer.to_dict` calls this."""
+        data = handler(self)
+        for name in ("encryption_key_arn", "tags", "session_metadata"):
+            if callable(getattr(self, name)):
+                data.pop(name, None)
+        return {**data, "class_name": self.class_name(), "instance": self._id, "account": self._account()}
+
+    def _account(self) -> str | None:
+        """Return what tells accounts apart, where it is not in the other arguments: never a secret."""
+        if self.client is not None or self.botocore_session is not None:
+            return "client"
+        if self.aws_access_key_id is not None:
+            return hashlib.sha256(self.aws_access_key_id.encode()).hexdigest()[:16]
+        return None
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Return what `from_dict` needs, as JSON values, without secrets."""
+        return self.model_dump(**kwargs)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> BedrockSessionsChatStore:
+        """Return the store a dict was made of: itself, a live one of the same configuration, or a new one.
+
+        Raises:
+            ConfigurationError: it was made with what cannot be in a dict (a client, credentials, functions, memory),
+                and no such store has been constructed in this process. Never returns one that looks elsewhere.
+
+        """
+        data = {**data, **kwargs}
+        live = _live.get(str(data.get("instance")))
+        if live is not None:
+            return live
+        wanted = (data.get("account"), *(data.get(name) for name in _PLACE))
+        same = [s for s in list(_live.values()) if wanted == (s._account(), *(getattr(s, name) for name in _PLACE))]  # noqa: SLF001
+        if same and data.get("database") != _IN_MEMORY and (data.get("account") != "client" or len(same) == 1):
+            return same[0]
+        missing = [name for name in ("encryption_key_arn", "tags", "session_metadata") if name not in data]
+        if data.get("account") is not None or missing or data.get("database") == _IN_MEMORY:
+            place = {name: data.get(name) for name in _PLACE if data.get(name) is not None}
+            raise ConfigurationError(
+                "This chat store was made with what a dict cannot hold (a client, credentials, a function of the key, "
+                f"or memory). Construct the same BedrockSessionsChatStore first, with {place}, and load it again."
+            )
+        return cls(**{name: value for name, value in data.items() if name in cls.model_fields})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the dict does: no secrets, and an error instead of an empty store."""
+        return (type(self).from_dict, (self.to_dict(),))
+
+    def __copy__(self) -> BedrockSessionsChatStore:
+        """Return the store itself: it stands for what is in the service."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> BedrockSessionsChatStore:
+        """Return the store itself: `ctx.store.edit_state()` copies deeply."""
+        return self
+
+    # Construction
+
+    def _refuse_contradictions(self) -> None:
+        others = ("region_name", "profile_name", "endpoint_url", *_SECRETS, "client")
+        given = [name for name in others if getattr(self, name) is not None]
+        if self.database is not None and given:
+            raise ConfigurationError(f"The embedded service takes no {', '.join(given)}: leave it out, or `database`.")
+        if self.client is not None and len(given) > 1:
+            raise ConfigurationError(f"client= is complete as it is: leave out {', '.join(given[:-1])}.")
+        for name in ("session_metadata", "tags"):
+            if not callable(getattr(self, name)):
+                refuse_reserved(getattr(self, name))
+
+    def _make_client(self) -> Any:
+        if self.client is not None:
+            return self.client
+        config = Config(
+            connect_timeout=self.timeout,
+            read_timeout=self.timeout,
+            retries={"total_max_attempts": self.max_retries + 1, "mode": "standard"},
+            max_pool_connections=self.max_concurrency,
+            user_agent_extra="x-client-framework:llama_index",
+        )
+        if self.botocore_config is not None:
+            config = config.merge(self.botocore_config)
+        if self.database is not None:
+            return _embedded(self.database, config)
+        session = boto3.Session(
+            profile_name=self.profile_name,
+            region_name=self.region_name,
+            aws_access_key_id=self.aws_access_key_id,
+            aws_secret_access_key=self.aws_secret_access_key,
+            aws_session_token=self.aws_session_token,
+            botocore_session=self.botocore_session,
+        )
+        return session.client("bedrock-agent-runtime", config=config, endpoint_url=self.endpoint_url)
+
+
+class _Open:
+    """The conversations of a store, at most 1,024: who is used again stays."""
+
+    def __init__(self) -> None:
+        self.forget()
+        after_fork(self)
+
+    def forget(self) -> None:
+        self._lock = threading.Lock()
+        self._by_key: collections.OrderedDict[str, Conversation] = collections.OrderedDict()
+
+    def get(self, key: str, make: Callable[[], Conversation]) -> Conversation:
+        with self._lock:
+            if key not in self._by_key:
+                self._by_key[key] = make()
+            self._by_key.move_to_end(key)
+            while len(self._by_key) > CONVERSATIONS:
+                self._by_key.popitem(last=False)
+            return self._by_key[key]
+
+
+def _embedded(database: str, config: Config) -> Any:
+    from llama_index_bedrock_sessions.emulator import Emulator, EmulatorError  # noqa: PLC0415 - only who uses it pays
+
+    try:
+        return Emulator(None if database == _IN_MEMORY else database, retention=False).client(config=config)
+    except EmulatorError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def _of_key(value: Any, key: str) -> Any:
+    return value(key) if callable(value) else value
+
+
+def _refuse_unknown(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for name in arguments:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            meant = f" Did you mean {close[0]}=?" if close else f" It takes {', '.join(sorted(known))}."
+            raise ConfigurationError(f"BedrockSessionsChatStore takes no argument {name!r}.{meant}")
+
+
+def _refuse_bad_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise InvalidKeyError(f"A conversation's key is a string, not {type(key).__name__}.")
+    if not 1 <= len(key) <= KEY_LENGTH:
+        raise InvalidKeyError(f"A conversation's key has 1 to {KEY_LENGTH:,} characters, not {len(key):,}.")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise InvalidKeyError("A conversation's key must be valid Unicode: it holds a lone surrogate.") from None
+
+
+# ChatMemoryBuffer.from_dict finds the store by name here, and only here.
+_recognized: dict[str, Any] = loading.RECOGNIZED_CHAT_STORES
+_recognized[BedrockSessionsChatStore.class_name()] = BedrockSessionsChatStore

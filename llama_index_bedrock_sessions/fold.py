@@ -1,0 +1,591 @@
+"""What is known of a conversation: the changes that were read, what they add up to, what is still to be read.
+
+Pure, like `journal.py`: it says which steps to get and is given what they say; it composes the next step and is told
+whether it was stored. A `Fold` is made anew when a conversation moves to another session.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llama_index_bedrock_sessions import blocks
+from llama_index_bedrock_sessions.journal import (
+    BUDGET,
+    HINT_MAX,
+    Change,
+    Home,
+    Inherited,
+    Kind,
+    Message,
+    MessageId,
+    Opening,
+    Segment,
+    Step,
+    carried_json,
+    dump,
+    envelope,
+    facts_json,
+    new_id,
+    opening_json,
+    own_json,
+    own_records,
+    parse_id,
+)
+from llama_index_bedrock_sessions.values import JSON
+
+OVERHEAD = 80
+"""Bytes a carried change costs besides what it says: its id and punctuation."""
+SAFE_AGE = 9 * 24 * 3600 * 1000
+"""ms after which a session's content is carried into the next one, so that all that is alive has 20 days to live."""
+COVERED_AGE = 31 * 24 * 3600 * 1000
+"""ms a session is remembered for after its creation: longer than the service keeps it."""
+
+Key = tuple[int, str]
+_NEVER: Key = (-1, "")
+
+
+class Listed(NamedTuple):
+    """A step as `ListInvocationSteps` shows it; `time` is `invocationStepTime` in ms."""
+
+    home: Home
+    time: int
+
+
+@dataclasses.dataclass(slots=True)
+class Draft:
+    """A change that is to be written. `homes` and `place` say where native blocks are that went into attachments.
+
+    `id` is set once it has been sent: it keeps its id when it has to go to another session.
+    """
+
+    messages: blocks.Encoded = dataclasses.field(default_factory=lambda: blocks.Encoded([], []))
+    removed: frozenset[MessageId] = frozenset()
+    archived: frozenset[MessageId] = frozenset()
+    is_set: bool = False
+    state: Mapping[str, list[JSON]] = dataclasses.field(default_factory=dict)
+    hide: bool | None = None
+    invocations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    origin: JSON = None
+    by: str | None = None
+    id: str | None = None
+
+    def size(self) -> int:
+        """Return about the bytes it takes to carry the change."""
+        records = sum(len(dump(record)) for record in self.messages.records)
+        return records + sum(len(b["text"].encode()) for b in self.messages.blocks if "text" in b)
+
+
+class Placed(NamedTuple):
+    """Where a draft's native blocks are: block i is block `place[i][1]` of `homes[place[i][0]]`; None: this step."""
+
+    homes: tuple[Home | None, ...] = ()
+    place: tuple[tuple[int, int], ...] = ()
+    rest: tuple[blocks.ContentBlock, ...] = ()
+
+
+class Composed(NamedTuple):
+    """A step that is ready to be put, and what it says."""
+
+    step: Step
+    payload: list[blocks.ContentBlock]
+    taken: tuple[Segment, ...]
+
+
+class _Source(NamedTuple):
+    home: Home
+    changes: tuple[str, ...]
+    taken: frozenset[str]
+    own: bool
+
+
+class Fold:
+    """What was read of the open sessions (`heads`) of one conversation, and of those before them."""
+
+    def __init__(self, heads: Iterable[str], clock: int = 0) -> None:
+        self.heads = list(heads)
+        self.clock = clock
+        self.known: dict[str, Change] = {}
+        self.listed: dict[str, dict[str, Listed]] = {head: {} for head in self.heads}
+        self.openings: dict[str, list[Opening]] = {head: [] for head in self.heads}
+        self.read: dict[str, Step] = {}
+        self.newer = False
+        self._ids: dict[str, list[str]] = {}
+        """The ids of ours that can carry or be carried, a list a session, sorted."""
+        self._weights: dict[str, int] = {}
+        self._covered: set[str] = set()
+        self._taken: set[str] = set()
+        self._inherited: dict[str, list[Inherited]] = {}
+        self._sources: dict[str, _Source] = {}
+        self._local: set[str] = set()
+        self._came_in: dict[str, str] = {}
+        self._facts: dict[str, int] = {}
+        self._order: list[Key] = []
+        self._dead: set[MessageId] = set()
+        self._archived: set[MessageId] = set()
+        self._state: dict[str, tuple[Key, list[JSON]]] = {}
+        self._hide: tuple[Key, bool] = (_NEVER, False)
+        self._last_set: Key = _NEVER
+        self._alive: list[Message] | None = None
+        self._segments: list[Segment] | None = None
+
+    # What is still to be read
+
+    def saw_list(self, session: str, steps: Iterable[Listed]) -> None:
+        """Take note of a list of a session's steps (of a head, or of a parent)."""
+        known = self.listed.setdefault(session, {})
+        ids = self._ids.setdefault(session, [])
+        for step in steps:
+            if step.home.step in known:
+                continue
+            known[step.home.step] = step
+            parsed = parse_id(step.home.step)
+            if parsed:
+                self.clock = max(self.clock, parsed.ms)
+                if _has_content(step.home.step):
+                    bisect.insort(ids, step.home.step)
+
+    def unlisted_parents(self) -> list[str]:
+        """Return the sessions before the heads that have not been listed: they may hold steps no opening has seen."""
+        parents = (parent for head in self.heads for opening in self.openings[head] for parent in opening.parents)
+        return [p for p in dict.fromkeys(parents) if p not in self.listed]
+
+    def rounds(self) -> Iterator[list[Home]]:
+        """Yield what to get, round by round; what a round names must be absorbed (or `lost`) before the next."""
+        yield self._by_hints()
+        yield self._by_names()
+        while missing := self._missing():
+            yield missing
+
+    def _by_hints(self) -> list[Home]:
+        plan: list[Home] = []
+        for head in self.heads:
+            ids = self._ids.get(head, [])[::-1]
+            position = 0
+            while position < len(ids):
+                parsed = parse_id(ids[position])
+                if ids[position] not in self._covered:
+                    plan.append(self.listed[head][ids[position]].home)
+                position += 1 + (parsed.hint if parsed else 0)
+            plan += [self.listed[head][i].home for i in self._unread_openings(head)]
+        return list(dict.fromkeys(plan))
+
+    def _by_names(self) -> list[Home]:
+        plan: list[Home] = []
+        for head in self.heads:
+            newest = max((i for i in self.listed[head] if i in self.read), default=None)
+            if newest is None:
+                continue
+            step = self.read[newest]
+            named = [*step.named, *(s.home for s in step.opening.segments)] if step.opening else step.named
+            plan += [home for home in dict.fromkeys(named) if self._is_wanted(home)]
+        return plan
+
+    def _missing(self) -> list[Home]:
+        plan: list[Home] = []
+        for head in self.heads:
+            steps = self.listed[head]
+            plan += [s.home for i, s in steps.items() if i not in self._covered and _has_content(i)]
+            plan += [steps[i].home for i in self._unread_openings(head)]
+        plan += [step.home for step in self._stragglers() if step.home.step not in self._covered]
+        for segments in self._inherited.values():
+            plan += [s.home for s in segments if self._is_wanted(s.home)]
+        return list(dict.fromkeys(plan))
+
+    def _is_wanted(self, home: Home) -> bool:
+        if home.step in self._inherited:
+            return home.step not in self.read and home.step not in self._taken
+        return home.step in self.listed.get(home.session, {}) and home.step not in self._covered
+
+    def _unread_openings(self, head: str) -> list[str]:
+        # An opening says more than its change, so it is read even where a later step carries that.
+        return [i for i in self.listed[head] if _kind(i) is Kind.OPENING and i not in self.read]
+
+    def _stragglers(self) -> Iterator[Listed]:
+        """Yield the steps of the parents that no opening has seen."""
+        seen: dict[str, set[str]] = {}
+        for opening in self._all_openings():
+            for parent, of_parent in opening.parents.items():
+                seen.setdefault(parent, set()).update(of_parent)
+        for parent, of_all in seen.items():
+            for step_id, step in self.listed.get(parent, {}).items():
+                if step_id not in of_all and _has_content(step_id):
+                    yield step
+
+    def _all_openings(self) -> Iterator[Opening]:
+        return (opening for head in self.heads for opening in self.openings[head])
+
+    # What was read
+
+    def absorb(self, step: Step) -> None:
+        """Take in what a step says."""
+        home = step.home
+        self.read[home.step] = step
+        self.newer = self.newer or step.newer
+        for segment in self._inherited.get(home.step, ()):
+            self._absorb_inherited(step, segment)
+        if home.session in self.openings and _has_content(home.step):
+            for came_in, change in step.contents:
+                self._cover(came_in, change)
+            self._taken |= step.taken
+            self._sources[home.step] = _Source(home, _change_ids(step), step.taken, own=False)
+            if step.opening:
+                self._absorb_opening(home.session, step.opening)
+        elif home.step not in self._inherited:
+            self._cover(*step.contents[0])
+            self._sources[home.step] = _Source(home, _change_ids(step)[:1], frozenset(), own=True)
+        self._segments = None
+        self._weights.clear()
+
+    def lost(self, home: Home) -> None:
+        """Take note that a step that was listed or named is not there."""
+        self._covered.add(home.step)
+        self._taken.add(home.step)
+
+    def _cover(self, came_in: str, change: Change | None) -> None:
+        self._covered.add(came_in)
+        if change is None:
+            return
+        self._local.add(change.id)
+        if change.id not in self._came_in or any(came_in in self.listed[head] for head in self.heads):
+            self._came_in[change.id] = came_in
+        self._learn(change)
+
+    def _absorb_opening(self, session: str, opening: Opening) -> None:
+        if opening in self.openings[session]:
+            return
+        self.openings[session].append(opening)
+        self._dead |= opening.removed
+        for segment in opening.segments:
+            self._inherited.setdefault(segment.home.step, []).append(segment)
+        parsed = parse_id(opening.last_set) if opening.last_set else None
+        if parsed and opening.last_set:
+            self._last_set = max(self._last_set, (parsed.ms, opening.last_set))
+        self._alive = None
+
+    def _absorb_inherited(self, step: Step, segment: Inherited) -> None:
+        contents = step.contents[:1] if segment.own else step.contents
+        for position, (_, change) in enumerate(contents):
+            if change is None:
+                continue
+            dead, archived = segment.dead.get(position, frozenset()), segment.archived.get(position, frozenset())
+            self._learn(
+                dataclasses.replace(
+                    change,
+                    messages={p: m for p, m in change.messages.items() if p not in dead},
+                    removed=frozenset(),
+                    archived=frozenset((change.id, p) for p in archived),
+                )
+            )
+        ids = _change_ids(step)
+        self._sources[step.home.step] = _Source(step.home, ids[:1] if segment.own else ids, frozenset(), segment.own)
+
+    def _learn(self, change: Change) -> None:
+        before = self.known.get(change.id)
+        after = before.merged(change) if before else change
+        if after == before:
+            return
+        self.known[change.id] = after
+        newest = not self._order or change.key > self._order[-1]
+        if before is None:
+            bisect.insort(self._order, change.key)
+        if not change.foreign:
+            self.clock = max(self.clock, change.time)
+        self._dead |= change.removed
+        self._archived |= change.archived
+        for name, value in change.state.items():
+            if name not in self._state or self._state[name][0] <= change.key:
+                self._state[name] = (change.key, value)
+        if change.hide is not None:
+            self._hide = max(self._hide, (change.key, change.hide))
+        if change.is_set:
+            self._last_set = max(self._last_set, change.key)
+        self._facts[change.id] = len(dump(facts_json(after)).encode())
+        if before is not None or change.removed or change.is_set or change.state:
+            self._weights.clear()
+        if self._alive is not None and newest and not change.removed and not change.is_set:
+            self._alive += [change.messages[p] for p in sorted(change.messages) if (change.id, p) not in self._dead]
+        else:
+            self._alive = None
+
+    # What it adds up to
+
+    def alive(self) -> list[Message]:
+        """Return the messages that are there, archived ones too, in order. The list is the fold's own."""
+        if self._alive is None:
+            self._alive = [
+                change.messages[p]
+                for change in (self.known[change_id] for _, change_id in self._order)
+                if self._counts(change)
+                for p in sorted(change.messages)
+                if (change.id, p) not in self._dead
+            ]
+        return self._alive
+
+    def _counts(self, change: Change) -> bool:
+        return not change.is_set or change.key >= self._last_set
+
+    def is_archived(self, message: MessageId) -> bool:
+        """Whether a message has been archived."""
+        return message in self._archived
+
+    def state(self) -> dict[str, JSON]:
+        """Return the named state."""
+        return {name: value[0] for name, (_, value) in sorted(self._state.items()) if value}
+
+    def hidden(self) -> bool:
+        """Whether the conversation was hidden, and not restored since."""
+        return self._hide[1]
+
+    def changes(self) -> list[Change]:
+        """Return every change that was read, in order."""
+        return [self.known[change_id] for _, change_id in self._order]
+
+    def generation(self) -> int:
+        """Return the number of the newest head; -1 if there is none."""
+        return max((o.generation for o in self._all_openings()), default=-1 if not self.heads else 0)
+
+    def is_open(self, session: str) -> bool:
+        """Whether an opening of this session has been read."""
+        return bool(self.openings.get(session))
+
+    def closings(self) -> list[Listed]:
+        """Return the closing steps of the heads."""
+        return [s for head in self.heads for i, s in self.listed[head].items() if _kind(i) is Kind.CLOSING]
+
+    def covers(self) -> dict[str, int]:
+        """Return the sessions before the heads and their creation in ms."""
+        return {session: created for o in self._all_openings() for session, created in o.covers.items()}
+
+    def native_homes(self, messages: Iterable[Message]) -> dict[Home, set[int]]:
+        """Return the steps that hold native blocks of these messages, and which blocks."""
+        homes: dict[Home, set[int]] = {}
+        ours = set(self.heads) | set(self.covers())
+        for message in messages:
+            for home, n in message.references():
+                if home.session in ours:
+                    homes.setdefault(home, set()).add(n)
+        return homes
+
+    # What the next step carries
+
+    def segments(self) -> list[Segment]:
+        """Return the fewest steps that hold all that is known, found from the newest to the oldest."""
+        if self._segments is None:
+            remaining = {change_id for change_id in self.known if self._matters(change_id)}
+            self._segments = []
+            for step_id in sorted(self._sources, reverse=True):
+                source = self._sources[step_id]
+                mine = tuple(c for c in source.changes if c in remaining)
+                if mine:
+                    taken = source.taken if source.home.session in self.openings else frozenset({step_id})
+                    self._segments.append(Segment(source.home, mine, taken, source.own))
+                    remaining.difference_update(mine)
+        return self._segments
+
+    def _matters(self, change_id: str) -> bool:
+        if change_id in self._local:
+            return True
+        reduced = self._reduced(change_id, frozenset(), self._last_set)
+        return bool(reduced.messages or reduced.state or reduced.invocations or reduced.origin) or (
+            reduced.hide is not None and self._hide[0] == reduced.key
+        )
+
+    def _reduced(self, change_id: str, dead: frozenset[MessageId], last_set: Key) -> Change:
+        """Return a change as it is carried: what was removed or replaced is left out, what it removes is not."""
+        change = self.known[change_id]
+        gone = change.is_set and change.key < last_set
+        messages = {
+            p: m
+            for p, m in change.messages.items()
+            if not gone and (change_id, p) not in self._dead and (change_id, p) not in dead
+        }
+        state = {k: v for k, v in change.state.items() if self._state[k][0] == change.key}
+        return dataclasses.replace(change, messages=messages, state=state)
+
+    def _size(self, change_id: str) -> int:
+        change = self.known[change_id]
+        alive = 0
+        if self._counts(change):
+            alive = sum(m.size for p, m in change.messages.items() if (change_id, p) not in self._dead)
+        return OVERHEAD + self._facts[change_id] + alive
+
+    def size(self, segment: Segment) -> int:
+        """Return the bytes it takes to carry a segment."""
+        if segment.home.step not in self._weights:
+            self._weights[segment.home.step] = sum(self._size(change_id) for change_id in segment.changes)
+        return self._weights[segment.home.step]
+
+    def compose(
+        self,
+        home: tuple[str, str],
+        draft: Draft | None,
+        placed: Placed,
+        now: int,
+        *,
+        opening: Opening | None = None,
+        forced: Sequence[Segment] = (),
+    ) -> Composed:
+        """Return the next step for (session, invocation): the draft, what it carries, and what it names.
+
+        `now` is the service's time in ms. `forced` segments are carried whatever their size. For an opening, the
+        segments it leaves become its `segments`, unless it brings some already (copied into attachments).
+        """
+        take, left = self._choose(OVERHEAD + (draft.size() if draft else 0), forced)
+        self.clock = max(now, self.clock + 1)
+        kind = Kind.OPENING if opening else Kind.CHANGE
+        carried_ids = {c for segment in take for c in segment.changes}
+        step_id = new_id(self.clock, kind, 0 if opening else self._hint(home[0], carried_ids))
+        where = Home(*home, step_id)
+        own, body, payload = self._own(draft, placed, where)
+        dead = own.removed if own else frozenset()
+        last_set = max(self._last_set, own.key) if own and own.is_set else self._last_set
+        carried = [(self._came_in.get(c, c), self._reduced(c, dead, last_set)) for c in sorted(carried_ids)]
+        if opening:
+            carried = [(c.id, dataclasses.replace(c, removed=frozenset())) for _, c in carried]
+            opening = dataclasses.replace(
+                opening, segments=(*opening.segments, *(self.inherit(s, dead, last_set) for s in left))
+            )
+        taken = frozenset() if opening else frozenset(i for s in take for i in s.taken)
+        named = () if opening else tuple(s.home for s in left)
+        packed = {
+            **carried_json(carried),
+            "named": [list(h) for h in named],
+            "taken": sorted(taken),
+            "opening": opening_json(opening) if opening else None,
+        }
+        step = Step(where, ((step_id, own), *carried), named, taken, opening)
+        return Composed(step, [*payload, envelope({"change": body}, packed)], tuple(take))
+
+    def _choose(self, size: int, forced: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
+        take, left = list(forced), []
+        size += sum(self.size(s) for s in forced)
+        rest = (s for s in self.segments() if s not in forced)
+        for weight, segment in sorted(((self.size(s), s) for s in rest), key=lambda x: x[0]):
+            # A quarter more than what is carried already: messages of one size must not miss each other by a byte.
+            fits = weight <= size * 5 // 4 and size + weight <= BUDGET and weight <= BUDGET // 2
+            if fits and not self.newer and not any(self.known[c].damaged for c in segment.changes):
+                take.append(segment)
+                size += weight
+            else:
+                left.append(segment)
+        return take, left
+
+    def _hint(self, session: str, carried: set[str]) -> int:
+        steps = {self._came_in.get(c, c) for c in carried}
+        hint = 0
+        for step_id in reversed(self._ids.get(session, [])):
+            if step_id not in steps or hint == HINT_MAX:
+                break
+            hint += 1
+        return hint
+
+    def _own(
+        self, draft: Draft | None, placed: Placed, where: Home
+    ) -> tuple[Change | None, dict[str, JSON], list[blocks.ContentBlock]]:
+        if draft is None:
+            return None, {}, []
+        draft.id = draft.id or where.step
+        parsed = parse_id(draft.id)
+        add, homes = own_records(draft.messages, placed.homes, placed.place)
+        payload = list(placed.rest) if placed.homes else draft.messages.blocks
+        resolved = tuple(home or where for home in placed.homes) or (where,)
+
+        def native(item: Any) -> blocks.ContentBlock | None:
+            if isinstance(item, int):
+                return payload[item]
+            return payload[item["n"]] if resolved[item.get("h", 0)] == where else None
+
+        messages = {
+            position: Message((draft.id, position), record, resolved, len(dump(record).encode()))
+            for position, record in enumerate(blocks.carried(r, native) for r in add)
+        }
+        change = Change(
+            id=draft.id,
+            time=parsed.ms if parsed else 0,
+            messages={p: m if any(True for _ in m.references()) else m._replace(homes=()) for p, m in messages.items()},
+            removed=draft.removed,
+            archived=draft.archived,
+            is_set=draft.is_set,
+            state=draft.state,
+            hide=draft.hide,
+            invocations=draft.invocations,
+            origin=draft.origin,
+            by=draft.by,
+            written=where[:2],
+        )
+        return change, own_json(change, where.step, add, homes), payload
+
+    def inherit(self, segment: Segment, dead: frozenset[MessageId] = frozenset(), last_set: Key = _NEVER) -> Inherited:
+        """Return a segment as an opening names it: what of it is no longer alive, or is archived."""
+        contents = self.read[segment.home.step].contents[: 1 if segment.own else None]
+        gone: dict[int, frozenset[int]] = {}
+        archived: dict[int, frozenset[int]] = {}
+        for position, (_, change) in enumerate(contents):
+            if change is None:
+                continue
+            alive = self._reduced(change.id, dead, max(last_set, self._last_set)).messages
+            gone[position] = frozenset(p for p in change.messages if p not in alive)
+            archived[position] = frozenset(p for p in alive if (change.id, p) in self._archived)
+        return Inherited(
+            segment.home,
+            {k: v for k, v in gone.items() if v},
+            {k: v for k, v in archived.items() if v},
+            segment.own,
+        )
+
+    def stored(self, composed: Composed) -> None:
+        """Take note that a composed step is in the service."""
+        segments = [s for s in self.segments() if s not in composed.taken]
+        step, home = composed.step, composed.step.home
+        self.saw_list(home.session, [Listed(home, self.clock)])
+        self.read[home.step] = step
+        self._cover(*step.contents[0])
+        changes = _change_ids(step)
+        self._sources[home.step] = _Source(home, changes, step.taken, own=False)
+        self._segments = [Segment(home, changes, step.taken, own=False), *segments] if changes else segments
+
+    # What an opening says
+
+    def opening(self, created: Mapping[str, int], now: int) -> Opening:
+        """Return the opening of the session that continues the heads; `created` are their creation times in ms."""
+        covers = {**self.covers(), **{head: created[head] for head in self.heads}}
+        removed = (m for c in self._local for m in self.known[c].removed)
+        return Opening(
+            generation=self.generation() + 1,
+            covers={session: ms for session, ms in covers.items() if now - ms <= COVERED_AGE},
+            parents={head: frozenset(i for i in self.listed[head] if i in self._covered) for head in self.heads},
+            removed=frozenset(removed),
+            segments=(),
+            last_set=self._last_set[1] or None,
+        )
+
+    def perishable(self, created: Mapping[str, int], now: int) -> list[Segment]:
+        """Return the segments that have to be carried: in a session older than nine days, or mostly dead."""
+        ages = {**self.covers(), **created}
+        return [
+            s
+            for s in self.segments()
+            if now - ages.get(s.home.session, 0) > SAFE_AGE
+            or (self._is_mostly_dead(s) and s.home.session not in created)
+        ]
+
+    def _is_mostly_dead(self, segment: Segment) -> bool:
+        contents = self.read[segment.home.step].contents[: 1 if segment.own else None]
+        stored = sum(m.size for _, c in contents if c for m in c.messages.values())
+        return stored > 2 * self.size(segment)
+
+
+def _has_content(step_id: str) -> bool:
+    return _kind(step_id) in {None, Kind.CHANGE, Kind.OPENING}
+
+
+def _kind(step_id: str) -> Kind | None:
+    parsed = parse_id(step_id)
+    return parsed.kind if parsed else None
+
+
+def _change_ids(step: Step) -> tuple[str, ...]:
+    return tuple(change.id for _, change in step.contents if change is not None)

@@ -1,0 +1,633 @@
+"""What one invocation step means: the format, version 1. Pure: no I/O, no clock; the clock's reading is an argument.
+
+Rule 1: every rule about what a stored step says lives in this file.
+Rule 2: whatever is stored, it reads as changes, as one visible placeholder, or is refused by name.
+
+A *conversation* is a set of *changes*, each with a permanent id; its state is their fold. The fold is a union: a
+message is there if some copy of it was read and no change that was read removes it. So writers need no locks.
+
+Step ids
+    A UUIDv8, chosen by the client: 48 bits hybrid logical clock in ms (the service's time, or one more than the
+    greatest id of ours seen in the conversation), version, 2 bits kind (0 change, 1 opening, 2 closing,
+    3 attachment), 10 bits *hint*, variant, 62 random bits. Compared as text they are the order of the conversation.
+    The hint says how many of the session's change and opening ids directly before it the step carries again. An id
+    of another form, or later than the year 2100, is not ours: such a step is *foreign* and ordered by its
+    `invocationStepTime`.
+
+Payload
+    The native `text` and `image` blocks of the new messages, in order; last, one `text` block: the *envelope*, a
+    JSON object that begins with the member `llama_index_bedrock_sessions` (the version, 1). It counts only as last
+    text block of a step whose id is ours. A later version adds `release`, the first release that reads it.
+
+        change    what the step says (below); left out if it says nothing
+        closing   {"reason": "continued" | "ended" | "deleted", ...}
+        zip       base64(zlib(JSON)) of {"carried", "places", "named", "taken", "opening"}, each left out if empty
+
+A change
+        id           its id, where that is not the step's (it was first sent to another session)
+        time         ms, only for a change read from a foreign step
+        in           (carried) where it was written: the position in `places`, [session, invocation]
+        add          its messages, records of `blocks.py`; message ids are (change id, position)
+        at           the positions in `add`, where some are left out
+        homes        where the native blocks are that records refer to: [[session, invocation, step], ...];
+                     a record's member `h` is the position here (0 if left out), null is the step itself
+        remove       {change id: [positions]}: these messages are gone
+        archive      the same: these messages are archived
+        set          true: of several such changes the greatest id counts, what the smaller ones added is gone
+        state        {name: [value]}, or {name: []} if it was deleted: the greatest change id counts
+        hide         true hides the conversation, false restores it: the greatest change id counts
+        invocations  {invocation id: description}: no operation of the service returns descriptions
+        origin       what a fork was made from
+        by           who, as the application calls them
+
+Carried changes
+    `ListInvocationSteps` shows no payloads, so a plain log would cost one call a message. A *segment* is a step with
+    what it carries. A new step carries again, smallest first, every segment about as large as what it carries already,
+    up to 512 KB, but none over half of that; `named` are the steps of the segments it leaves, [session, invocation,
+    step]. For one writer this is a binary counter. A carried change has the members above and `step`, the step it
+    was written in, where that is not its id. Texts are inline; images stay where they are, as references. Removed
+    messages and replaced state are left out; *what a change removes never is*: a straggler may still bring it.
+    `taken`: steps of earlier sessions whose segments are carried here. In `named`, a fourth member `"archived"`
+    marks a segment that holds archived messages only.
+
+Openings
+    A session is *open* when it has an opening. Besides what every step has, it says
+        generation   0 for the first session of a conversation
+        covers       {session: createdAt in ms}: all sessions before it, of the last 31 days
+        parents      {session: [step ids]}: the steps it has seen of each session it continues
+        removed      {change id: [positions]}: what the changes written in its parents removed
+        segments     [{"home": [session, invocation, step], "dead": {position: [positions]},
+                       "archived": {...}, "own": true}]: what earlier sessions hold that is alive; `dead` and `archived`
+                     by the position of the change in that step (its own is 0, the first carried one 1); `own`: only
+                     the step's own change counts. A segment may be an attachment of this session.
+        last_set     the greatest id of a `set`
+    and of a session before it a reader takes the own changes of steps the opening has not seen, nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+import json
+import logging
+import os
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from llama_index_bedrock_sessions import blocks
+from llama_index_bedrock_sessions.blocks import ContentBlock
+from llama_index_bedrock_sessions.errors import NewerFormatError
+from llama_index_bedrock_sessions.values import JSON
+
+VERSION = 1
+MARK = "llama_index_bedrock_sessions"
+BUDGET = 512 * 1024
+"""Bytes of changes a step carries at most."""
+DECOMPRESSED = 64 * 1024 * 1024
+"""Bytes a `zip` may unpack to: far more than a writer ever packs, far less than a compressed bomb."""
+YEAR_2100 = 4_102_444_800_000
+HINT_MAX = 1023
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+
+
+# -- ids
+
+
+class Kind(enum.IntEnum):
+    """The two bits of a step id that say what kind of step it is."""
+
+    CHANGE = 0
+    OPENING = 1
+    CLOSING = 2
+    ATTACHMENT = 3
+
+
+class StepId(NamedTuple):
+    """What a step id of ours says: its time in ms, the kind of step, and the hint."""
+
+    ms: int
+    kind: Kind
+    hint: int
+
+
+class Home(NamedTuple):
+    """Where a step is: `GetInvocationStep` needs all three."""
+
+    session: str
+    invocation: str
+    step: str
+
+
+MessageId = tuple[str, int]
+"""The id of a change, and the position of the message in it."""
+
+
+def new_id(ms: int, kind: Kind, hint: int = 0) -> str:
+    """Return a new step id for a time in ms."""
+    random = int.from_bytes(os.urandom(8), "big") >> 2
+    bits = ms << 80 | 8 << 76 | kind << 74 | min(hint, HINT_MAX) << 64 | 2 << 62 | random
+    return str(uuid.UUID(int=bits))
+
+
+def parse_id(step: str) -> StepId | None:
+    """Return what an id says, or None if it is not ours."""
+    if len(step) != 36 or step[14] != "8" or step[19] not in "89ab":
+        return None
+    try:
+        bits = int(step.replace("-", ""), 16)
+    except ValueError:
+        return None
+    ms = bits >> 80
+    if ms > YEAR_2100:
+        return None
+    return StepId(ms, Kind(bits >> 74 & 3), bits >> 64 & HINT_MAX)
+
+
+# -- changes
+
+
+class Message(NamedTuple):
+    """One message as it is kept: its id, its record (`blocks.py`), where its native blocks are, its size in bytes."""
+
+    id: MessageId
+    record: JSON
+    homes: tuple[Home, ...]
+    size: int
+
+    def references(self) -> Iterator[tuple[Home, int]]:
+        """Yield the (home, block position) of every native block the record refers to."""
+        for n, h in _references(self.record):
+            if h < len(self.homes):
+                yield self.homes[h], n
+
+
+Place = tuple[str, str]
+"""A session and an invocation of it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """What one step says. `time` is in ms; `state` maps a name to [value], or [] if deleted; `written` is where."""
+
+    id: str
+    time: int
+    messages: Mapping[int, Message] = dataclasses.field(default_factory=dict)
+    removed: frozenset[MessageId] = frozenset()
+    archived: frozenset[MessageId] = frozenset()
+    is_set: bool = False
+    state: Mapping[str, list[JSON]] = dataclasses.field(default_factory=dict)
+    hide: bool | None = None
+    invocations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    origin: JSON = None
+    by: str | None = None
+    written: Place | None = None
+    foreign: bool = False
+    damaged: bool = False
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Sorts changes into the order of the conversation."""
+        return (self.time, self.id)
+
+    def merged(self, other: Change) -> Change:
+        """Return the union of two copies of the same change; of two copies of a message the newer home counts."""
+        if self.damaged and not other.damaged:
+            return other
+        messages = dict(self.messages)
+        for position, message in other.messages.items():
+            mine = messages.get(position)
+            if mine is None or message.homes > mine.homes:
+                messages[position] = message
+        return dataclasses.replace(
+            self,
+            messages=messages,
+            removed=self.removed | other.removed,
+            archived=self.archived | other.archived,
+            is_set=self.is_set or other.is_set,
+            state={**other.state, **self.state},
+            hide=other.hide if self.hide is None else self.hide,
+            invocations={**other.invocations, **self.invocations},
+            origin=self.origin or other.origin,
+            by=self.by or other.by,
+            written=self.written or other.written,
+        )
+
+
+class Segment(NamedTuple):
+    """A step and the changes of it nobody newer carries. `taken`: the earlier sessions' steps whose content it has."""
+
+    home: Home
+    changes: tuple[str, ...]
+    taken: frozenset[str]
+    own: bool
+
+
+class Inherited(NamedTuple):
+    """A segment of an earlier session as an opening names it; `dead` and `archived` by position of the change."""
+
+    home: Home
+    dead: Mapping[int, frozenset[int]]
+    archived: Mapping[int, frozenset[int]]
+    own: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Opening:
+    """What an opening step says besides its change: see the module's docstring."""
+
+    generation: int
+    covers: Mapping[str, int]
+    parents: Mapping[str, frozenset[str]]
+    removed: frozenset[MessageId]
+    segments: tuple[Inherited, ...]
+    last_set: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """A step that has been read. `contents` are its own change and the carried ones, with the steps they came in."""
+
+    home: Home
+    contents: tuple[tuple[str, Change | None], ...]
+    named: tuple[Home, ...] = ()
+    taken: frozenset[str] = frozenset()
+    opening: Opening | None = None
+    closing: Mapping[str, JSON] | None = None
+    newer: bool = False
+
+
+# -- writing one step
+
+
+def own_records(
+    encoded: blocks.Encoded, homes: Sequence[Home | None], place: Sequence[tuple[int, int]]
+) -> tuple[list[JSON], list[JSON]]:
+    """Return (`add`, `homes`) of an own change whose native block i is block `place[i][1]` of home `place[i][0]`."""
+    if not homes:
+        return encoded.records, []
+
+    def moved(item: JSON) -> JSON:
+        n = item if isinstance(item, int) else item["n"]
+        home, position = place[n]
+        rest = {} if isinstance(item, int) else item
+        return {**rest, "n": position, "h": home}
+
+    records = [{**record, "b": [moved(i) if is_reference(i) else i for i in record["b"]]} for record in encoded.records]
+    return records, [list(home) if home else None for home in homes]
+
+
+def carried_json(carried: Iterable[tuple[str, Change]]) -> dict[str, JSON]:
+    """Return (step, change) pairs as another step carries them: the members `carried` and `places`."""
+    places: dict[Place, int] = {}
+    changes = [_carried_json(change, step, places) for step, change in carried]
+    return {"carried": changes, "places": [list(place) for place in places]}
+
+
+def _carried_json(change: Change, step: str, places: dict[Place, int]) -> dict[str, JSON]:
+    body: dict[str, JSON] = {"id": change.id}
+    if step != change.id:
+        body["step"] = step
+    if change.written:
+        body["in"] = places.setdefault(change.written, len(places))
+    if change.foreign:
+        body["time"] = change.time
+    if change.messages:
+        homes: dict[Home, int] = {}
+        positions = sorted(change.messages)
+        body["add"] = [_with_homes(change.messages[p], homes) for p in positions]
+        if positions != list(range(len(positions))):
+            body["at"] = positions
+        if homes:
+            body["homes"] = [list(home) for home in homes]
+    body.update(facts_json(change))
+    return body
+
+
+def facts_json(change: Change) -> dict[str, JSON]:
+    """Return what a change says besides its messages."""
+    facts: dict[str, JSON] = {
+        "remove": _ids_json(change.removed),
+        "archive": _ids_json(change.archived),
+        "set": change.is_set,
+        "state": dict(change.state),
+        "invocations": dict(change.invocations),
+        "origin": change.origin,
+        "by": change.by,
+    }
+    facts = {name: value for name, value in facts.items() if value}
+    if change.hide is not None:
+        facts["hide"] = change.hide
+    return facts
+
+
+def own_json(change: Change, step: str, add: list[JSON], homes: list[JSON]) -> dict[str, JSON]:
+    """Return a change as its own step says it: `add` refers to the step's native blocks."""
+    body: dict[str, JSON] = {} if change.id == step else {"id": change.id}
+    if add:
+        body["add"] = add
+    if homes:
+        body["homes"] = homes
+    return {**body, **facts_json(change)}
+
+
+def envelope(body: Mapping[str, JSON], packed: Mapping[str, JSON]) -> ContentBlock:
+    """Return the last content block of a step."""
+    whole: dict[str, JSON] = {MARK: VERSION, **{k: v for k, v in body.items() if v}}
+    packed = {k: v for k, v in packed.items() if v}
+    if packed:
+        whole["zip"] = base64.b64encode(zlib.compress(dump(packed).encode())).decode()
+    return {"text": dump(whole)}
+
+
+def dump(value: JSON) -> str:
+    """Return JSON as short as it gets; escaped to ASCII only where UTF-8 cannot say it (lone surrogates)."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text
+
+
+def opening_json(opening: Opening) -> dict[str, JSON]:
+    """Return an opening as JSON."""
+    return {
+        "generation": opening.generation,
+        "covers": dict(opening.covers),
+        "parents": {session: sorted(steps) for session, steps in opening.parents.items()},
+        "removed": _ids_json(opening.removed),
+        "segments": [
+            {"home": list(s.home)}
+            | ({"dead": {str(k): sorted(v) for k, v in s.dead.items()}} if s.dead else {})
+            | ({"archived": {str(k): sorted(v) for k, v in s.archived.items()}} if s.archived else {})
+            | ({"own": True} if s.own else {})
+            for s in opening.segments
+        ],
+        "last_set": opening.last_set,
+    }
+
+
+def _with_homes(message: Message, homes: dict[Home, int]) -> JSON:
+    if not message.homes:
+        return message.record
+
+    def renumbered(item: JSON) -> JSON:
+        h = item.get("h", 0)
+        if h >= len(message.homes):
+            return item
+        number = homes.setdefault(message.homes[h], len(homes))
+        rest = {k: v for k, v in item.items() if k != "h"}
+        return {**rest, "h": number} if number else rest
+
+    record = message.record
+    return {**record, "b": [renumbered(i) if is_reference(i) else i for i in record["b"]]}
+
+
+def is_reference(item: JSON) -> bool:
+    """Whether an item of a record stands for a native block."""
+    return (isinstance(item, int) and not isinstance(item, bool)) or (isinstance(item, dict) and "n" in item)
+
+
+def _references(record: JSON) -> Iterator[tuple[int, int]]:
+    items = record.get("b") if isinstance(record, dict) else None
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and "n" in item:
+            n, h = item["n"], item.get("h", 0)
+            if _natural(n) and _natural(h):
+                yield n, h
+
+
+def _ids_json(ids: Iterable[MessageId]) -> dict[str, list[int]]:
+    grouped: dict[str, list[int]] = {}
+    for change, position in sorted(ids):
+        grouped.setdefault(change, []).append(position)
+    return grouped
+
+
+# -- reading one step
+
+
+class _Damaged(Exception):  # noqa: N818 - never leaves this module
+    """Something stored does not have the form it should have."""
+
+
+def read_step(home: Home, payload: Sequence[ContentBlock], time: int, *, skip_newer: bool = False) -> Step:
+    """Return what a step says. Total: what cannot be read becomes one visible placeholder, and is logged.
+
+    `time` is the step's `invocationStepTime` in ms: it orders the steps of other tools.
+
+    Raises:
+        NewerFormatError: the step was written by a newer release, and not `skip_newer`.
+
+    """
+    parsed = parse_id(home.step)
+    text = payload[-1].get("text") if payload and isinstance(payload[-1], dict) else None
+    if parsed is None or not isinstance(text, str) or not text.startswith('{"' + MARK + '"'):
+        return Step(home, ((home.step, _foreign(home, payload, time)),))
+    try:
+        body = _object(json.loads(text))
+        version = _integer(body[MARK])
+        if version > VERSION:
+            return _newer(home, parsed.ms, body, version, skip_newer=skip_newer)
+        return _read(home, parsed, body, payload)
+    except (_Damaged, ValueError, RecursionError, KeyError) as error:
+        logger.warning("step %s of session %s cannot be read: %s", home.step, home.session, type(error).__name__)
+        return Step(home, ((home.step, _placeholder(home.step, parsed.ms, "a damaged step")),))
+
+
+def _newer(home: Home, ms: int, body: Mapping[str, JSON], version: int, *, skip_newer: bool) -> Step:
+    release = body.get("release")
+    reads = f"llama-index-bedrock-sessions {release[:40]}" if isinstance(release, str) else "a newer release"
+    message = (
+        f"Step {home.step} of session {home.session} has format {version}; this release reads up to {VERSION}. "
+        f"Upgrade to {reads} or later, or read around it with skip_newer=True."
+    )
+    if not skip_newer:
+        raise NewerFormatError(message)
+    logger.warning(message)
+    change = _placeholder(home.step, ms, f"a step of format {version}, which {reads} reads")
+    return Step(home, ((home.step, change),), newer=True)
+
+
+def _read(home: Home, parsed: StepId, body: Mapping[str, JSON], payload: Sequence[ContentBlock]) -> Step:
+    own = _own_change(home, parsed.ms, body["change"], payload) if "change" in body else None
+    closing = _object(body["closing"]) if "closing" in body else None
+    packed: Mapping[str, JSON] = {}
+    if "zip" in body:
+        packed = _unzip(body["zip"])
+    carried = tuple(_carried_changes(home, packed.get("carried", []), packed.get("places", [])))
+    named = tuple(_home(h) for h in _list(packed.get("named", [])))
+    taken = frozenset(_string(s) for s in _list(packed.get("taken", [])))
+    opening = _opening(packed["opening"]) if "opening" in packed and parsed.kind is Kind.OPENING else None
+    return Step(home, ((home.step, own), *carried), named, taken, opening, closing)
+
+
+def _unzip(text: JSON) -> Mapping[str, JSON]:
+    try:
+        inflate = zlib.decompressobj()
+        raw = inflate.decompress(base64.b64decode(_string(text), validate=True), DECOMPRESSED)
+    except (ValueError, zlib.error) as error:
+        raise _Damaged("zip") from error
+    if not inflate.eof:
+        raise _Damaged("zip is cut short, or too large")
+    return _object(json.loads(raw))
+
+
+def _own_change(home: Home, ms: int, body: JSON, payload: Sequence[ContentBlock]) -> Change:
+    def native(item: JSON) -> ContentBlock | None:
+        if isinstance(item, dict) and item.get("h", 0) != 0:
+            return None
+        n: JSON = item.get("n") if isinstance(item, dict) else item
+        return payload[n] if _natural(n) and n < len(payload) - 1 else None
+
+    return _change(_object(body), home.step, ms, home, lambda record: blocks.carried(record, native))
+
+
+def _carried_changes(home: Home, items: JSON, places: JSON) -> Iterator[tuple[str, Change | None]]:
+    written = [_place(place) for place in _list(places)]
+    for item in _list(items):
+        yield _carried_change(home, item, written)
+
+
+def _carried_change(home: Home, item: JSON, written: Sequence[Place]) -> tuple[str, Change | None]:
+    try:
+        body = _object(item)
+        change_id = _string(body["id"])
+        parsed = parse_id(change_id)
+        ms = parsed.ms if parsed else _integer(body.get("time"))
+        change = _change(body, change_id, ms, None, lambda record: record)
+        place = written[_integer(body["in"])] if "in" in body else None
+        return _string(body.get("step", change_id)), dataclasses.replace(change, written=place)
+    except (_Damaged, KeyError, IndexError):
+        # The step it came in is still there and is read by itself: it is not covered by this copy.
+        logger.warning("a change carried by step %s of session %s cannot be read", home.step, home.session)
+        return "", None
+
+
+def _change(
+    body: Mapping[str, JSON], change_id: str, ms: int, own: Home | None, convert: Callable[[JSON], JSON]
+) -> Change:
+    if own is not None and "id" in body:
+        change_id = _string(body["id"])
+        parsed = parse_id(change_id)
+        if parsed is None:
+            raise _Damaged("id")
+        ms = parsed.ms
+    homes = [own if h is None and own else _home(h) for h in _list(body.get("homes", [None] if own else []))]
+    records = _list(body.get("add", []))
+    positions = [_integer(p) for p in _list(body["at"])] if "at" in body else list(range(len(records)))
+    if len(positions) != len(records):
+        raise _Damaged("at")
+    messages = {
+        position: _message((change_id, position), convert(record), homes)
+        for position, record in zip(positions, records, strict=True)
+    }
+    hide = body.get("hide")
+    return Change(
+        id=change_id,
+        time=ms,
+        messages=messages,
+        removed=_ids(body.get("remove", {})),
+        archived=_ids(body.get("archive", {})),
+        is_set=body.get("set") is True,
+        state={_string(k): _list(v)[:1] for k, v in _object(body.get("state", {})).items()},
+        hide=hide if isinstance(hide, bool) else None,
+        invocations={_string(k): _string(v) for k, v in _object(body.get("invocations", {})).items()},
+        origin=body.get("origin"),
+        by=_string(body["by"]) if "by" in body else None,
+        written=own[:2] if own else None,
+        foreign=parse_id(change_id) is None,
+    )
+
+
+def _message(message_id: MessageId, record: JSON, homes: Sequence[Home]) -> Message:
+    used = tuple(homes) if any(True for _ in _references(record)) else ()
+    return Message(message_id, record, used, len(dump(record).encode()))
+
+
+def _foreign(home: Home, payload: Sequence[ContentBlock], time: int) -> Change:
+    items: list[JSON] = []
+    for n, block in enumerate(payload):
+        text = block.get("text") if isinstance(block, dict) else None
+        items.append(text if isinstance(text, str) else {"n": n})
+    record = {"r": "user", "b": items}
+    message = _message((home.step, 0), record, (home,))
+    parsed = parse_id(home.step)
+    return Change(home.step, parsed.ms if parsed else time, {0: message}, written=home[:2], foreign=parsed is None)
+
+
+def _placeholder(step: str, ms: int, what: str) -> Change:
+    record = blocks.encode([blocks.placeholder(what)])
+    inline = blocks.carried(record.records[0], lambda n: record.blocks[n])
+    return Change(step, ms, {0: _message((step, 0), inline, ())}, damaged=True)
+
+
+def _opening(body: JSON) -> Opening:
+    body = _object(body)
+    last_set = body.get("last_set")
+    return Opening(
+        generation=_integer(body.get("generation", 0)),
+        covers={_string(k): _integer(v) for k, v in _object(body.get("covers", {})).items()},
+        parents={
+            _string(k): frozenset(_string(s) for s in _list(v)) for k, v in _object(body.get("parents", {})).items()
+        },
+        removed=_ids(body.get("removed", {})),
+        segments=tuple(_inherited(_object(s)) for s in _list(body.get("segments", []))),
+        last_set=_string(last_set) if last_set is not None else None,
+    )
+
+
+def _inherited(body: Mapping[str, JSON]) -> Inherited:
+    def positions(value: JSON) -> dict[int, frozenset[int]]:
+        return {int(k): frozenset(_integer(p) for p in _list(v)) for k, v in _object(value).items()}
+
+    dead, archived = positions(body.get("dead", {})), positions(body.get("archived", {}))
+    return Inherited(_home(body["home"]), dead, archived, body.get("own") is True)
+
+
+def _ids(value: JSON) -> frozenset[MessageId]:
+    return frozenset((_string(k), _integer(p)) for k, v in _object(value).items() for p in _list(v))
+
+
+def _home(value: JSON) -> Home:
+    parts = _list(value)
+    if len(parts) < 3:
+        raise _Damaged("home")
+    return Home(*(_string(p) for p in parts[:3]))
+
+
+def _place(value: JSON) -> Place:
+    session, invocation = _list(value)
+    return _string(session), _string(invocation)
+
+
+def _natural(value: JSON) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _integer(value: JSON) -> int:
+    if not _natural(value):
+        raise _Damaged("not a whole number")
+    return int(value)
+
+
+def _string(value: JSON) -> str:
+    if not isinstance(value, str):
+        raise _Damaged("not a string")
+    return value
+
+
+def _list(value: JSON) -> list[JSON]:
+    if not isinstance(value, list):
+        raise _Damaged("not a list")
+    return value
+
+
+def _object(value: JSON) -> dict[str, JSON]:
+    if not isinstance(value, dict):
+        raise _Damaged("not an object")
+    return value
