@@ -28,10 +28,13 @@ from llama_index.core.storage.chat_store.loading import RECOGNIZED_CHAT_STORES
 from pydantic import Field, PrivateAttr
 from pydantic_core import PydanticSerializationError
 
+from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
+from llama_index_bedrock_sessions.emulator import Emulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 LOCK = threading.RLock()
 
@@ -153,6 +156,41 @@ class TestSimpleChatStore(ChatStoreContract):
         """SimpleChatStore cannot be dumped with pydantic 2.14 or later; with earlier ones it meets the claim."""
         with dump_fails_or_not():
             super().test_memory_survives_a_context(store)
+
+
+class TestBedrockSessionsChatStore(ChatStoreContract):
+    """Our store, on the embedded service in a file."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> BaseChatStore:
+        return BedrockSessionsChatStore.local(tmp_path / "chats.db")
+
+
+class TestBedrockSessionsChatStoreInMemory(ChatStoreContract):
+    """Our store, on the embedded service in memory."""
+
+    @pytest.fixture
+    def store(self) -> BaseChatStore:
+        return BedrockSessionsChatStore.local()
+
+
+class TestBedrockSessionsChatStoreOverHttp(ChatStoreContract):
+    """Our store, constructed as for AWS: an emulator at the endpoint, which all tests share, a namespace each."""
+
+    @pytest.fixture(scope="class")
+    def endpoint(self) -> Iterator[str]:
+        with Emulator() as emulator, emulator.serve() as server:
+            yield server.url
+
+    @pytest.fixture
+    def store(self, endpoint: str, request: pytest.FixtureRequest) -> BaseChatStore:
+        return BedrockSessionsChatStore(
+            region_name="us-east-1",
+            endpoint_url=endpoint,
+            aws_access_key_id="AKIDEXAMPLE",
+            aws_secret_access_key="example",
+            namespace=request.node.name,
+        )
 
 
 def dump_fails_or_not() -> contextlib.AbstractContextManager[Any]:

@@ -7,18 +7,14 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock, ToolCallBlock
 
 from llama_index_bedrock_sessions import _demo
 from llama_index_bedrock_sessions.emulator import Emulator
-from llama_index_bedrock_sessions.emulator.wire import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,34 +177,8 @@ def test_without_credentials_the_demo_on_aws_says_so() -> None:
 @pytest.fixture
 def aws() -> Iterator[tuple[Emulator, str]]:
     """An emulator where boto3 looks for AWS: behind HTTP, at an address the environment gives."""
-    emulator = Emulator()
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            url, size = urlsplit(self.path), int(self.headers.get("Content-Length") or 0)
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            request = Request(self.command, url.path, url.query, headers, self.rfile.read(size))
-            response = emulator.exchange(request).response
-            assert response is not None
-            self.send_response_only(response.status)
-            for name, value in response.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(response.body)
-
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    for method in ("GET", "PUT", "POST", "PATCH", "DELETE"):
-        setattr(Handler, f"do_{method}", Handler.answer)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield emulator, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-    emulator.close()
+    with Emulator() as emulator, emulator.serve() as server:
+        yield emulator, server.url
 
 
 def run_on(address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
