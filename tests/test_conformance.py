@@ -30,10 +30,9 @@ from pydantic_core import PydanticSerializationError
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
-from llama_index_bedrock_sessions.emulator import Emulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 LOCK = threading.RLock()
@@ -172,25 +171,6 @@ class TestBedrockSessionsChatStoreInMemory(ChatStoreContract):
     @pytest.fixture
     def store(self) -> BaseChatStore:
         return BedrockSessionsChatStore.local()
-
-
-class TestBedrockSessionsChatStoreOverHttp(ChatStoreContract):
-    """Our store, constructed as for AWS: an emulator at the endpoint, which all tests share, a namespace each."""
-
-    @pytest.fixture(scope="class")
-    def endpoint(self) -> Iterator[str]:
-        with Emulator() as emulator, emulator.serve() as server:
-            yield server.url
-
-    @pytest.fixture
-    def store(self, endpoint: str, request: pytest.FixtureRequest) -> BaseChatStore:
-        return BedrockSessionsChatStore(
-            region_name="us-east-1",
-            endpoint_url=endpoint,
-            aws_access_key_id="AKIDEXAMPLE",
-            aws_secret_access_key="example",
-            namespace=request.node.name,
-        )
 
 
 def dump_fails_or_not() -> contextlib.AbstractContextManager[Any]:
