@@ -166,6 +166,8 @@ class Database:
             return self._connect_to(str(self.path))
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
+        if connection.in_transaction:  # an interrupt came at the wrong moment
+            connection.execute("ROLLBACK")
         if self._closed:
             connection.close()
         else:
@@ -322,7 +324,9 @@ def _refuse_foreign(path: Path) -> None:
     while not _is_ours(path):
         filling = Path(f"{path}-journal").exists()
         if time.monotonic() > until or (refused_once and not filling):
-            raise NotOurFileError(f"{path} is not a database of the Bedrock sessions emulator; it was left as it is")
+            raise NotOurFileError(
+                f"{path} is no database of the Bedrock sessions emulator, or damaged; it was left as is"
+            )
         refused_once = not filling
         time.sleep(0.02)
 
@@ -334,7 +338,8 @@ def _is_ours(path: Path) -> bool:
     # process holds on the file (POSIX), those of other connections included. Immutable: no lock, no side files.
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)
     try:
-        return bool(connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID)
+        ours = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+        return ours and connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'service'").fetchone() is not None
     except sqlite3.DatabaseError:
         return False
     finally:

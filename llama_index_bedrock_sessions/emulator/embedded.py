@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sqlite3
 import threading
 import time
 import weakref
@@ -18,7 +19,7 @@ from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, 
 from .behaviour import Behaviour
 from .calls import Call, Calls
 from .clock import Clock
-from .database import Database
+from .database import Database, UnusablePathError
 from .faults import UNSEEN, Faults
 from .server import Server
 from .store import Store
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _SERVICE = "bedrock-agent-runtime"
 _clients = threading.Lock()  # botocore sessions are not thread-safe
+_forking = threading.local()  # the emulators that a fork in this thread has prepared
 _alive: weakref.WeakSet[Emulator] = weakref.WeakSet()
 
 
@@ -63,8 +65,15 @@ class Emulator:
         self._store = Store(self._database, region_name, behaviour or Behaviour())
         self.clock = Clock(self._database)
         self._wire = Wire(self._store)
-        self._store.retention(retention)
+        self._set_retention(retention)
         _alive.add(self)
+
+    def _set_retention(self, retention: bool | None) -> None:
+        try:
+            self._store.retention(retention)
+        except sqlite3.Error as error:
+            self.close()
+            raise UnusablePathError(f"cannot use {self.path}: {error}") from error
 
     def __enter__(self) -> Emulator:  # noqa: PYI034 - typing.Self came with Python 3.11
         return self
@@ -156,13 +165,16 @@ class Emulator:
             return self._wire.error("AccessDeniedException", message, member="Message")
         return self._wire.unavailable() if fault == "unavailable" else None
 
-    def _before_fork(self) -> None:
+    def before_fork(self) -> None:
+        """Prepare for `os.fork`; called by the interpreter's hook, as the next two are."""
         self._database.before_fork()
 
-    def _after_fork_in_parent(self) -> None:
+    def after_fork_in_parent(self) -> None:
+        """Go on after `os.fork`."""
         self._database.after_fork_in_parent()
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Leave to the parent what is the parent's. A database in memory is a copy from here on."""
         self._database.after_fork_in_child()
         self.faults.renew_lock()
         self.calls.renew_lock()
@@ -233,20 +245,25 @@ def _session() -> botocore.session.Session:
     return session
 
 
-def _each(method: str) -> None:
-    for emulator in list(_alive):
-        getattr(emulator, method)()
+def _before_fork() -> None:
+    _forking.emulators = list(_alive)
+    for emulator in _forking.emulators:
+        emulator.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for emulator in _forking.emulators:
+        emulator.after_fork_in_parent()
+    _forking.emulators = []
 
 
 def _after_fork_in_child() -> None:
-    global _clients  # noqa: PLW0603 - a lock another thread held would stay locked here
+    global _clients  # noqa: PLW0603 - a lock that another thread held would stay locked here
     _clients = threading.Lock()
-    _each("_after_fork_in_child")
+    for emulator in _forking.emulators:
+        emulator.after_fork_in_child()
+    _forking.emulators = []
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=lambda: _each("_before_fork"),
-        after_in_parent=lambda: _each("_after_fork_in_parent"),
-        after_in_child=_after_fork_in_child,
-    )
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -297,23 +297,22 @@ class Store:
         with self._view(write=True) as view:
             session = self._session(view, params["sessionIdentifier"])
             self._writable(view, session)
-            known = [
-                row[0]
-                for row in view.db.execute(
-                    "SELECT invocation_id FROM invocations WHERE session = ?", (session["arrival"],)
-                )
-            ]
-            if invocation_id in known:
-                raise Refusal("ConflictException", f"Invocation {invocation_id} already exists.")
-            most = self.behaviour.invocations_per_session
-            if most is not None and len(known) >= most:
-                raise Refusal("ServiceQuotaExceededException", f"The session has reached {most} invocations.")
+            self._room_for_invocation(view, session, invocation_id)
             view.db.execute(
                 "INSERT INTO invocations (session, invocation_id, created_at, description) VALUES (?, ?, ?, ?)",
                 (session["arrival"], invocation_id, view.now, params.get("description")),
             )
             self._written(view, session, moves=self.behaviour.put_moves_last_updated_at)
             return {"sessionId": session["session_id"], "invocationId": invocation_id, "createdAt": view.now}
+
+    def _room_for_invocation(self, view: _View, session: sqlite3.Row, invocation_id: str) -> None:
+        known = "SELECT count(*) FROM invocations WHERE session = ?"
+        same = view.db.execute(f"{known} AND invocation_id = ?", (session["arrival"], invocation_id)).fetchone()[0]
+        if same:
+            raise Refusal("ConflictException", f"Invocation {invocation_id} already exists.")
+        most = self.behaviour.invocations_per_session
+        if most is not None and view.db.execute(known, (session["arrival"],)).fetchone()[0] >= most:
+            raise Refusal("ServiceQuotaExceededException", f"The session has reached {most} invocations.")
 
     def list_invocations(self, params: dict[str, Any]) -> dict[str, Any]:
         """List a session's invocations, newest first (strongly inferred), a page at a time."""
@@ -511,12 +510,8 @@ def _step_summary(session: sqlite3.Row, step: sqlite3.Row) -> dict[str, Any]:
     }
 
 
-def _decoded_size(value: Any) -> int:
-    if isinstance(value, bytes):
-        return len(value)
-    if isinstance(value, str):
-        return len(value.encode())
-    return sum(_decoded_size(item) for item in (value.values() if isinstance(value, dict) else value))
+def _decoded_size(block: dict[str, Any]) -> int:
+    return len(block.get("text", "").encode()) + len(block.get("image", {}).get("source", {}).get("bytes", b""))
 
 
 def _pack(value: Any) -> dict[str, str]:
