@@ -299,7 +299,7 @@ class _Walk(Walk):
             try:
                 return _build(kind, self._fields(kind, block))
             except Exception:  # noqa: BLE001 - pydantic, streams and foreign objects raise what they like
-                self.notes.append(f"a {kind.block_type} block that breaks its declaration is shown as text")
+                self.notes.append(f"a block of type {kind.block_type} that breaks its declaration is shown as text")
         else:
             self.notes.append(f"an object of type {type(block).__name__} among the blocks is shown as text")
         shown = self.plain(vars(block) if kind else block)
@@ -325,7 +325,7 @@ class _Walk(Walk):
         elif value is None and "path" in fields:
             found = self._read(str(fields["path"]))
             if found is None:
-                self.notes.append(f"the file of a {kind.block_type} block could not be read: its path is kept")
+                self.notes.append(f"the file of a block of type {kind.block_type} could not be read: its path is kept")
             else:
                 del fields["path"]
         if found is not None:
