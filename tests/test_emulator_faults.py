@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types_boto3_bedrock_agent_runtime import AgentsforBedrockRuntimeClient
 
 Connect = Callable[..., "AgentsforBedrockRuntimeClient"]
-ONCE: dict[str, Any] = {"total_max_attempts": 1}
+ONCE: Any = {"total_max_attempts": 1}
 # fault -> (what a client without retries raises, in process and over HTTP; whether the service carried the call out)
 EXPECTED: dict[str, tuple[Any, Any, bool]] = {
     "throttle": ("ThrottlingException", "ThrottlingException", False),
@@ -39,7 +39,7 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture(params=["in process", "over HTTP"])
-def connect(request, emulator) -> Iterator[Connect]:
+def connect(request: pytest.FixtureRequest, emulator: Emulator) -> Iterator[Connect]:
     """Give what makes clients, of either transport."""
     if request.param == "in process":
         yield emulator.client
@@ -64,14 +64,17 @@ def outcome(call: Callable[[], Any]) -> Any:
     try:
         call()
     except ClientError as error:
-        return error.response["Error"]["Code"]
+        response: Any = error.response
+        return response["Error"]["Code"]
     except (ConnectionClosedError, EndpointConnectionError, ReadTimeoutError) as error:
         return type(error)
     return None
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))
-def test_each_fault_has_its_effect(fault, connect, emulator, request):
+def test_each_fault_has_its_effect(
+    fault: str, connect: Connect, emulator: Emulator, request: pytest.FixtureRequest
+) -> None:
     """The client sees the fault as botocore shows it, and the service has or has not carried the call out."""
     client = connect(config=Config(retries=ONCE, read_timeout=1))
     emulator.faults.add("CreateSession", 1, fault, seconds=0.001)
@@ -83,17 +86,20 @@ def test_each_fault_has_its_effect(fault, connect, emulator, request):
 
 @pytest.mark.parametrize("mode", ["standard", "legacy"])
 @pytest.mark.parametrize("fault", sorted(FAULTS - {"access_denied", "slow", "torn_body"}))
-def test_botocore_retries_what_it_retries_on_aws(fault, mode, connect, emulator, monkeypatch):
+def test_botocore_retries_what_it_retries_on_aws(
+    fault: str, mode: str, connect: Connect, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A passing fault is retried by botocore, and a reply lost after the commit makes it send the call again."""
     monkeypatch.setattr("time.sleep", lambda _: None)  # botocore's pause before a retry
-    client = connect(config=Config(retries={"mode": mode, "total_max_attempts": 3}, read_timeout=1))
+    retries: Any = {"mode": mode, "total_max_attempts": 3}
+    client = connect(config=Config(retries=retries, read_timeout=1))
     emulator.faults.add("CreateSession", 1, fault)
     answer = client.create_session()
     assert answer["ResponseMetadata"]["RetryAttempts"] == 1
     assert len(client.list_sessions()["sessionSummaries"]) == (2 if EXPECTED[fault][2] else 1)
 
 
-def test_a_torn_body_goes_unnoticed_by_botocore(connect, emulator):
+def test_a_torn_body_goes_unnoticed_by_botocore(connect: Connect, emulator: Emulator) -> None:
     """Half an answer is returned as an answer without its members: a program has to look for them."""
     client = connect(config=Config(retries=ONCE))
     emulator.faults.add("CreateSession", 1, "torn_body")
@@ -102,7 +108,7 @@ def test_a_torn_body_goes_unnoticed_by_botocore(connect, emulator):
     assert answer["ResponseMetadata"]["HTTPStatusCode"] == 201
 
 
-def test_iam_s_refusal_has_a_capital_message(emulator):
+def test_iam_s_refusal_has_a_capital_message(emulator: Emulator) -> None:
     """AccessDenied comes as {"Message": ...}, as IAM's refusals were seen, and botocore reads it."""
     client = emulator.client()
     emulator.faults.add(None, 1, "access_denied")
@@ -111,7 +117,7 @@ def test_iam_s_refusal_has_a_capital_message(emulator):
     assert emulator.calls[-1].response_body.startswith(b'{"Message":')
 
 
-def test_a_delay_beyond_the_read_timeout_is_a_timeout(emulator):
+def test_a_delay_beyond_the_read_timeout_is_a_timeout(emulator: Emulator) -> None:
     """`slow` carries the call out; a client that waits less than that gets a ReadTimeoutError."""
     client = emulator.client(config=Config(retries=ONCE, read_timeout=0.001))
     emulator.faults.add("CreateSession", 1, "slow", seconds=30)
@@ -119,7 +125,7 @@ def test_a_delay_beyond_the_read_timeout_is_a_timeout(emulator):
     assert emulator.calls.count("CreateSession") == 1
 
 
-def test_rules_count_matching_calls(emulator):
+def test_rules_count_matching_calls(emulator: Emulator) -> None:
     """`nth` counts calls of the operation from when the fault was added, `times` how many fail."""
     client = emulator.client(config=Config(retries=ONCE))
     client.list_sessions()
@@ -134,7 +140,7 @@ def test_rules_count_matching_calls(emulator):
     assert outcome(client.list_sessions) is None
 
 
-def test_the_first_of_several_faults_on_a_call_happens(emulator):
+def test_the_first_of_several_faults_on_a_call_happens(emulator: Emulator) -> None:
     """Two faults on one call: the one added first fires, and both have counted the call."""
     client = emulator.client(config=Config(retries=ONCE))
     emulator.faults.add(None, 1, "throttle")
@@ -143,7 +149,7 @@ def test_the_first_of_several_faults_on_a_call_happens(emulator):
     assert outcome(client.list_sessions) is None
 
 
-def test_calls_say_what_was_done_to_them(emulator):
+def test_calls_say_what_was_done_to_them(emulator: Emulator) -> None:
     """A call that reached the service is recorded with its fault; one that did not is only among the fired."""
     client = emulator.client(config=Config(retries=ONCE))
     for fault in ("reset", "lost_reply"):
@@ -157,7 +163,7 @@ def test_calls_say_what_was_done_to_them(emulator):
     ]
 
 
-def test_latency_is_added_to_every_call(emulator, monkeypatch):
+def test_latency_is_added_to_every_call(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """`latency` is the pause before each answer, in seconds."""
     paused: list[float] = []
     monkeypatch.setattr("time.sleep", paused.append)
@@ -169,7 +175,7 @@ def test_latency_is_added_to_every_call(emulator, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [("GetSession", 1, "earthquake"), (None, 0, "reset"), (None, 1, "reset", 0)])
-def test_wrong_faults_are_refused(wrong):
+def test_wrong_faults_are_refused(wrong: Any) -> None:
     """An unknown fault, and counting from zero, are a ValueError."""
     with pytest.raises(ValueError, match=r"fault|count"):
         Faults().add(*wrong)

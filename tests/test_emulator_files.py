@@ -11,6 +11,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
@@ -24,21 +25,25 @@ from llama_index_bedrock_sessions.emulator import (
     database,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 DAY = 24 * 3600
 
 
-def put(client, session, invocation, step=None, text="text") -> str:
-    return client.put_invocation_step(
+def put(client: Any, session: str, invocation: str, step: Any = None, text: str = "text") -> str:
+    answer = client.put_invocation_step(
         sessionIdentifier=session,
         invocationIdentifier=invocation,
         invocationStepId=step or str(uuid.uuid4()),
         invocationStepTime=NOW,
         payload={"contentBlocks": [{"text": text}]},
-    )["invocationStepId"]
+    )
+    return str(answer["invocationStepId"])
 
 
-def begin(client) -> tuple[str, str]:
+def begin(client: Any) -> tuple[str, str]:
     session = client.create_session()["sessionId"]
     return session, client.create_invocation(sessionIdentifier=session)["invocationId"]
 
@@ -93,7 +98,7 @@ def only_a_header(path: Path) -> None:
         only_a_header,
     ],
 )
-def test_a_file_that_is_not_ours_is_refused_untouched(make, tmp_path):
+def test_a_file_that_is_not_ours_is_refused_untouched(make: Callable[[Path], None], tmp_path: Path) -> None:
     """What is no emulator's database, or a damaged one, is refused by name and stays as it is, byte for byte."""
     path = tmp_path / "file"
     make(path)
@@ -104,7 +109,7 @@ def test_a_file_that_is_not_ours_is_refused_untouched(make, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_foreign_database_in_use_keeps_its_locks(tmp_path):
+def test_a_foreign_database_in_use_keeps_its_locks(tmp_path: Path) -> None:
     """Refusing a database that this process has open does not drop the locks it holds."""
     path = tmp_path / "mine.db"
     connection = sqlite3.connect(path, isolation_level=None)
@@ -118,7 +123,7 @@ def test_a_foreign_database_in_use_keeps_its_locks(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["", "missing/chats.db", "file/chats.db"])
-def test_a_path_that_can_hold_no_file_is_refused(where, tmp_path):
+def test_a_path_that_can_hold_no_file_is_refused(where: Any, tmp_path: Path) -> None:
     """A directory, a missing parent and a file as parent are an OSError that names the path."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UnusablePathError, match="directory") as caught:
@@ -127,7 +132,7 @@ def test_a_path_that_can_hold_no_file_is_refused(where, tmp_path):
     assert isinstance(caught.value, EmulatorError)
 
 
-def test_a_file_of_a_newer_release_is_refused_by_name(tmp_path):
+def test_a_file_of_a_newer_release_is_refused_by_name(tmp_path: Path) -> None:
     """A format number above ours is not touched, and the message says both numbers."""
     path = tmp_path / "chats.db"
     Emulator(path).close()
@@ -138,7 +143,7 @@ def test_a_file_of_a_newer_release_is_refused_by_name(tmp_path):
         Emulator(path)
 
 
-def test_migrations_bring_an_old_file_up(tmp_path, monkeypatch):
+def test_migrations_bring_an_old_file_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of an earlier format gets what was added since, and keeps what it holds; all openers race safely."""
     path = tmp_path / "chats.db"
     with Emulator(path) as old:
@@ -159,7 +164,7 @@ def test_migrations_bring_an_old_file_up(tmp_path, monkeypatch):
     connection.close()
 
 
-def test_a_failed_migration_leaves_the_old_format(tmp_path, monkeypatch):
+def test_a_failed_migration_leaves_the_old_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A migration is one transaction: after an error in the middle the file is as before."""
     path = tmp_path / "chats.db"
     Emulator(path).close()
@@ -172,7 +177,7 @@ def test_a_failed_migration_leaves_the_old_format(tmp_path, monkeypatch):
         assert emulator.client().list_sessions()["sessionSummaries"] == []
 
 
-def test_a_file_keeps_everything(tmp_path, monkeypatch):
+def test_a_file_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one emulator stored the next one on the file finds, by a relative path too."""
     monkeypatch.chdir(tmp_path)
     with Emulator("chats.db") as emulator:
@@ -187,7 +192,7 @@ def test_a_file_keeps_everything(tmp_path, monkeypatch):
     assert answer["invocationStep"]["payload"] == {"contentBlocks": [{"text": "\u4e2d\u6587"}]}
 
 
-def test_regions_in_one_file_are_apart(tmp_path):
+def test_regions_in_one_file_are_apart(tmp_path: Path) -> None:
     """A session of one region is not found in another."""
     with Emulator(tmp_path / "chats.db") as here, Emulator(tmp_path / "chats.db", region_name="eu-west-1") as there:
         session = here.client().create_session()["sessionId"]
@@ -196,7 +201,7 @@ def test_regions_in_one_file_are_apart(tmp_path):
             there.client().get_session(sessionIdentifier=session)
 
 
-def test_retention_is_the_file_s(tmp_path):
+def test_retention_is_the_file_s(tmp_path: Path) -> None:
     """Whoever creates the file decides whether sessions are deleted; later openers respect it, or change it."""
     path = tmp_path / "chats.db"
     for wanted, found in ((None, True), (False, False), (None, False), (True, True), (None, True)):
@@ -209,7 +214,7 @@ def test_retention_is_the_file_s(tmp_path):
         assert emulator.client().get_session(sessionIdentifier=session)["sessionStatus"] == "EXPIRED"
 
 
-def test_what_retention_has_deleted_stays_deleted(tmp_path):
+def test_what_retention_has_deleted_stays_deleted(tmp_path: Path) -> None:
     """Turning retention off later brings nothing back."""
     with Emulator(tmp_path / "chats.db") as emulator:
         emulator.client().create_session()
@@ -218,7 +223,7 @@ def test_what_retention_has_deleted_stays_deleted(tmp_path):
         assert emulator.client().list_sessions()["sessionSummaries"] == []
 
 
-def test_the_clock_is_the_file_s(tmp_path):
+def test_the_clock_is_the_file_s(tmp_path: Path) -> None:
     """All emulators on a file, now and later, have one time."""
     path = tmp_path / "chats.db"
     with Emulator(path) as one, Emulator(path) as other:
@@ -231,8 +236,13 @@ def test_the_clock_is_the_file_s(tmp_path):
 
 # Several at once
 
-_CREATOR = """
-import sys
+# Lets a program import the emulator without the package around it, as LlamaIndex takes seconds to import.
+ALONE = f"""
+import sys, types
+package = sys.modules["llama_index_bedrock_sessions"] = types.ModuleType("llama_index_bedrock_sessions")
+package.__path__ = [{str(Path(database.__file__).parents[1])!r}]
+"""
+_CREATOR = f"""{ALONE}
 from llama_index_bedrock_sessions.emulator import Emulator
 Emulator().client()
 print("ready", flush=True)
@@ -242,7 +252,7 @@ print(Emulator(sys.argv[1]).client().create_session()["sessionId"], flush=True)
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_processes_that_create_a_file_at_once_share_it(tmp_path, empty):
+def test_processes_that_create_a_file_at_once_share_it(tmp_path: Path, empty: bool) -> None:
     """Of several creators one wins, and all find the sessions of all; an empty file may be there already."""
     path = tmp_path / "chats.db"
     if empty:
@@ -262,7 +272,7 @@ def test_processes_that_create_a_file_at_once_share_it(tmp_path, empty):
     assert [entry.name for entry in tmp_path.iterdir()] == ["chats.db"]
 
 
-def test_threads_share_a_file(tmp_path):
+def test_threads_share_a_file(tmp_path: Path) -> None:
     """Sixteen threads put through one client while others read: every acknowledged step is there, none twice."""
     with Emulator(tmp_path / "chats.db") as emulator:
         client = emulator.client()
@@ -275,7 +285,7 @@ def test_threads_share_a_file(tmp_path):
     assert sorted(step["invocationStepId"] for step in listed) == sorted(done)
 
 
-def test_the_step_limit_holds_between_threads(tmp_path):
+def test_the_step_limit_holds_between_threads(tmp_path: Path) -> Any:
     """Of more concurrent puts than a session takes, exactly as many succeed as there is room."""
     from llama_index_bedrock_sessions.emulator import Behaviour
 
@@ -294,7 +304,7 @@ def test_the_step_limit_holds_between_threads(tmp_path):
             assert sum(pool.map(attempt, range(30))) == 10
 
 
-def test_clients_are_made_in_threads():
+def test_clients_are_made_in_threads() -> None:
     """Making clients in many threads at once works: botocore's sessions alone would not bear it."""
     with Emulator() as emulator, ThreadPoolExecutor(8) as pool:
         statuses = pool.map(lambda _: emulator.client().create_session()["sessionStatus"], range(24))
@@ -304,7 +314,7 @@ def test_clients_are_made_in_threads():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_an_emulator_survives_a_fork(tmp_path, in_memory):
+def test_an_emulator_survives_a_fork(tmp_path: Path, in_memory: bool) -> None:
     """A child process goes on with the file, or with a copy of the memory; the parent is not disturbed."""
     with Emulator(None if in_memory else tmp_path / "chats.db") as emulator:
         client = emulator.client()
@@ -323,8 +333,7 @@ def test_an_emulator_survives_a_fork(tmp_path, in_memory):
         client.update_session(sessionIdentifier=session, sessionMetadata={"parent": "yes"})
 
 
-_WRITER = """
-import sys, uuid
+_WRITER = f"""{ALONE}
 from datetime import datetime, timezone
 from llama_index_bedrock_sessions.emulator import Emulator
 client = Emulator(sys.argv[1]).client()
@@ -334,13 +343,13 @@ print(session, flush=True)
 while True:
     print(client.put_invocation_step(
         sessionIdentifier=session, invocationIdentifier=invocation, invocationStepTime=datetime.now(timezone.utc),
-        payload={"contentBlocks": [{"text": "x" * 1000}]},
+        payload={{"contentBlocks": [{{"text": "x" * 1000}}]}},
     )["invocationStepId"], flush=True)
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_what_was_acknowledged_survives_sigkill(tmp_path):
+def test_what_was_acknowledged_survives_sigkill(tmp_path: Path) -> None:
     """A writer killed in the middle has lost no step it had an answer for, and the file opens."""
     path = tmp_path / "chats.db"
     with subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
@@ -356,7 +365,7 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path):
     assert len(listed) <= len(acknowledged) + 1
 
 
-def test_a_full_disk_is_an_internal_error(tmp_path):
+def test_a_full_disk_is_an_internal_error(tmp_path: Path) -> None:
     """What SQLite cannot store is answered with InternalServerException, and nothing of it is kept."""
     from botocore.config import Config
 
@@ -372,7 +381,7 @@ def test_a_full_disk_is_an_internal_error(tmp_path):
         assert client.end_session(sessionIdentifier=session)["sessionStatus"] == "ENDED"
 
 
-def test_deleted_text_leaves_the_file(tmp_path):
+def test_deleted_text_leaves_the_file(tmp_path: Path) -> None:
     """After a session is deleted and the emulator closed, its text is in no page of the file."""
     path = tmp_path / "chats.db"
     with Emulator(path) as emulator:
@@ -383,3 +392,15 @@ def test_deleted_text_leaves_the_file(tmp_path):
         client.delete_session(sessionIdentifier=session)
     assert b"very private" not in path.read_bytes()
     assert [entry.name for entry in tmp_path.iterdir()] == ["chats.db"]
+
+
+def test_the_emulator_needs_nothing_of_the_library() -> None:
+    """Alone it serves a client, and has imported neither LlamaIndex nor any other module of this package."""
+    script = f"""{ALONE}
+from llama_index_bedrock_sessions.emulator import Emulator
+Emulator().client().create_session()
+print(sorted({{name.partition(".")[2].partition(".")[0] for name in sys.modules if name.startswith(package.__name__)}}))
+print([name for name in sys.modules if name.split(".")[0] in ("llama_index", "pydantic", "boto3")])
+"""
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert output == "['', 'emulator']\n[]\n"

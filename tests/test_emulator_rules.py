@@ -23,6 +23,7 @@ from llama_index_bedrock_sessions.emulator.wire import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 HOUR = 3600
@@ -37,21 +38,21 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def client(emulator):
+def client(emulator: Emulator) -> Any:
     return emulator.client(config=Config(retries={"total_max_attempts": 1}))
 
 
 @pytest.fixture
-def session(client) -> str:
+def session(client: Any) -> Any:
     return client.create_session()["sessionId"]
 
 
 @pytest.fixture
-def invocation(client, session) -> str:
+def invocation(client: Any, session: str) -> Any:
     return client.create_invocation(sessionIdentifier=session)["invocationId"]
 
 
-def put(client, session, invocation, *, at=START, blocks=None, **more) -> str:
+def put(client: Any, session: str, invocation: str, *, at: datetime = START, blocks: Any = None, **more: Any) -> Any:
     return client.put_invocation_step(
         sessionIdentifier=session,
         invocationIdentifier=invocation,
@@ -61,13 +62,14 @@ def put(client, session, invocation, *, at=START, blocks=None, **more) -> str:
     )["invocationStepId"]
 
 
-def refusal(call, *args: Any, **kwargs: Any) -> str:
+def refusal(call: Any, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(ClientError) as caught:
         call(*args, **kwargs)
-    return caught.value.response["Error"]["Code"]
+    response: Any = caught.value.response
+    return str(response["Error"]["Code"])
 
 
-def test_a_session_remembers_what_it_was_created_with(client):
+def test_a_session_remembers_what_it_was_created_with(client: Any) -> None:
     """GetSession returns the key and the metadata, ListTagsForResource the tags, of CreateSession."""
     key = f"arn:aws:kms:us-east-1:123456789012:key/{uuid.uuid4()}"
     made = client.create_session(encryptionKeyArn=key, sessionMetadata={"a": "b"}, tags={"Environment": "Test"})
@@ -83,7 +85,7 @@ def test_a_session_remembers_what_it_was_created_with(client):
     assert client.list_tags_for_resource(resourceArn=made["sessionArn"])["tags"] == {"Environment": "Test"}
 
 
-def test_what_was_not_given_is_absent(client, session):
+def test_what_was_not_given_is_absent(client: Any, session: str) -> None:
     """A session without key, metadata and tags has no such members; empty metadata stays empty."""
     described = client.get_session(sessionIdentifier=session)
     assert "encryptionKeyArn" not in described
@@ -96,7 +98,7 @@ def test_what_was_not_given_is_absent(client, session):
     assert client.get_session(sessionIdentifier=session)["sessionMetadata"] == {"a": "b"}
 
 
-def test_regions_have_the_partition_of_their_name():
+def test_regions_have_the_partition_of_their_name() -> None:
     """ARNs of China and GovCloud bear their partitions."""
     arns = [
         Emulator(region_name=region).client().create_session()["sessionArn"].rpartition("/")[0]
@@ -109,7 +111,9 @@ def test_regions_have_the_partition_of_their_name():
     ]
 
 
-def test_a_session_expires_an_hour_after_the_last_write(emulator, client, session, invocation):
+def test_a_session_expires_an_hour_after_the_last_write(
+    emulator: Emulator, client: Any, session: str, invocation: str
+) -> None:
     """Idle for an hour it is EXPIRED (documented): it can be read, ended and deleted, not written."""
     emulator.clock.advance(HOUR - 1)
     step = put(client, session, invocation)
@@ -124,7 +128,7 @@ def test_a_session_expires_an_hour_after_the_last_write(emulator, client, sessio
     client.delete_session(sessionIdentifier=session)
 
 
-def test_an_ended_session_can_be_read_and_deleted(client, session, invocation):
+def test_an_ended_session_can_be_read_and_deleted(client: Any, session: str, invocation: str) -> None:
     """After EndSession the content is there, takes no more, and goes with the session (documented)."""
     step = put(client, session, invocation)
     assert client.end_session(sessionIdentifier=session)["sessionStatus"] == "ENDED"
@@ -137,7 +141,7 @@ def test_an_ended_session_can_be_read_and_deleted(client, session, invocation):
     assert client.list_sessions()["sessionSummaries"] == []
 
 
-def test_sessions_are_deleted_after_thirty_days(emulator, client, session, invocation):
+def test_sessions_are_deleted_after_thirty_days(emulator: Emulator, client: Any, session: str, invocation: str) -> None:
     """At the end of retention a session is gone for every operation, and from the file with the next write."""
     put(client, session, invocation)
     emulator.clock.advance(30 * DAY - 1)
@@ -150,7 +154,7 @@ def test_sessions_are_deleted_after_thirty_days(emulator, client, session, invoc
         assert db.execute("SELECT count(*) FROM payloads").fetchone()[0] == 0
 
 
-def test_without_retention_sessions_stay(emulator, client):
+def test_without_retention_sessions_stay(emulator: Emulator, client: Any) -> None:
     """An emulator made with `retention=False` keeps sessions for ever, and they expire all the same."""
     kept = Emulator(retention=False)
     session = kept.client().create_session()["sessionId"]
@@ -159,7 +163,7 @@ def test_without_retention_sessions_stay(emulator, client):
     assert not kept.retention
 
 
-def test_steps_belong_to_an_invocation(client, session, invocation):
+def test_steps_belong_to_an_invocation(client: Any, session: str, invocation: str) -> None:
     """A step is found in its own invocation only; unknown invocations and steps are not found."""
     step = put(client, session, invocation)
     other = client.create_invocation(sessionIdentifier=session)["invocationId"]
@@ -174,7 +178,7 @@ def test_steps_belong_to_an_invocation(client, session, invocation):
     assert client.list_invocation_steps(**listing)["invocationStepSummaries"] == []
 
 
-def test_ids_of_the_client_are_kept(client, session):
+def test_ids_of_the_client_are_kept(client: Any, session: str) -> None:
     """Any id of the documented shape is taken as it is; a known invocation id is a conflict; a step may share it."""
     chosen = "ffffffff-0000-0000-0000-000000000000"
     where = {"sessionIdentifier": session, "invocationId": chosen, "description": "why"}
@@ -193,10 +197,10 @@ BLOCKS = st.one_of(
 
 @settings(max_examples=50, deadline=None)
 @given(blocks=st.lists(BLOCKS, min_size=1, max_size=20))
-def test_payloads_come_back_as_they_went_in(blocks):
+def test_payloads_come_back_as_they_went_in(blocks: Any) -> None:
     """Any texts and bytes are returned in their order, unchanged."""
     with Emulator() as emulator:
-        client = emulator.client()
+        client: Any = emulator.client()
         session = client.create_session()["sessionId"]
         invocation = client.create_invocation(sessionIdentifier=session)["invocationId"]
         step = put(client, session, invocation, blocks=blocks)
@@ -215,7 +219,9 @@ def test_payloads_come_back_as_they_went_in(blocks):
         datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=timezone.utc),
     ],
 )
-def test_step_times_of_any_age_are_kept(emulator, client, session, invocation, at):
+def test_step_times_of_any_age_are_kept(
+    emulator: Emulator, client: Any, session: str, invocation: str, at: datetime
+) -> None:
     """The time of a step is the client's, whatever the service's clock says."""
     step = put(client, session, invocation, at=at)
     emulator.calls.clear()
@@ -225,7 +231,7 @@ def test_step_times_of_any_age_are_kept(emulator, client, session, invocation, a
     assert step.encode() in emulator.calls[0].response_body
 
 
-def test_a_session_takes_a_thousand_steps(client, session):
+def test_a_session_takes_a_thousand_steps(client: Any, session: str) -> None:
     """The limit counts across invocations (documented), and a refused step is not stored."""
     invocations = [client.create_invocation(sessionIdentifier=session)["invocationId"] for _ in range(3)]
     for _, invocation in zip(range(1000), itertools.cycle(invocations)):
@@ -236,10 +242,10 @@ def test_a_session_takes_a_thousand_steps(client, session):
     assert "nextToken" not in listed
 
 
-def test_a_step_of_fifty_megabytes():
+def test_a_step_of_fifty_megabytes() -> None:
     """Thirteen images of the largest size fill a step when decoded bytes count; one byte more is refused."""
     with Emulator(behaviour=Behaviour(step_size_counts="decoded")) as emulator:
-        client = emulator.client()
+        client: Any = emulator.client()
         session = client.create_session()["sessionId"]
         invocation = client.create_invocation(sessionIdentifier=session)["invocationId"]
         image = {"image": {"format": "png", "source": {"bytes": os.urandom(3_750_000)}}}
@@ -252,7 +258,7 @@ def test_a_step_of_fifty_megabytes():
         assert refusal(put, client, session, invocation, blocks=over) == "ValidationException"
 
 
-def test_tags(client, session):
+def test_tags(client: Any, session: str) -> None:
     """Tags are set, replaced and removed by key; a session takes 200 of them (documented)."""
     arn = client.get_session(sessionIdentifier=session)["sessionArn"]
     client.tag_resource(resourceArn=arn, tags={f"key {number}": "" for number in range(199)})
@@ -264,7 +270,7 @@ def test_tags(client, session):
     assert client.list_tags_for_resource(resourceArn=arn)["tags"].keys() == tags.keys() - {"key 0"}
 
 
-def test_merged_metadata_has_fifty_entries_at_most(emulator, client, session):
+def test_merged_metadata_has_fifty_entries_at_most(emulator: Emulator, client: Any, session: str) -> None:
     """Where UpdateSession merges, the result must hold the limit, not only what was sent."""
     emulator.behaviour = replace(emulator.behaviour, update_metadata="merge")
     client.update_session(sessionIdentifier=session, sessionMetadata={f"a{n}": "" for n in range(50)})
@@ -275,8 +281,9 @@ def test_merged_metadata_has_fifty_entries_at_most(emulator, client, session):
 # Paging
 
 
-def pages(call, key: str, **query: Any) -> list[list[dict[str, Any]]]:
-    found, token = [], {}
+def pages(call: Any, key: str, **query: Any) -> list[list[dict[str, Any]]]:
+    found = []
+    token: dict[str, str] = {}
     while True:
         answer = call(**query, **token)
         found.append(answer[key])
@@ -288,7 +295,7 @@ def pages(call, key: str, **query: Any) -> list[list[dict[str, Any]]]:
 @pytest.mark.parametrize("size", [1, 3, 7, 8, 1000])
 @pytest.mark.parametrize("order", Behaviour.choices()["step_order"])
 @pytest.mark.parametrize("kind", Behaviour.choices()["pages"])
-def test_pages_hold_every_step_once(emulator, session, size, order, kind):
+def test_pages_hold_every_step_once(emulator: Emulator, session: str, size: int, order: Any, kind: Any) -> None:
     """Whatever the order and the size of pages, together they are the whole list, in one order."""
     client = emulator.client()
     emulator.behaviour = replace(emulator.behaviour, step_order=order, pages=kind)
@@ -303,7 +310,7 @@ def test_pages_hold_every_step_once(emulator, session, size, order, kind):
     assert listed == [step["invocationStepId"] for page in one for step in page]
 
 
-def test_pages_survive_what_happens_between_them(client, session, invocation):
+def test_pages_survive_what_happens_between_them(client: Any, session: str, invocation: str) -> None:
     """Steps added and sessions deleted between two pages neither repeat nor hide what was there."""
     before = {put(client, session, invocation) for _ in range(6)}
     first = client.list_invocation_steps(sessionIdentifier=session, maxResults=2)
@@ -314,7 +321,7 @@ def test_pages_survive_what_happens_between_them(client, session, invocation):
     assert sorted(seen) == sorted(before)
 
 
-def test_lists_of_sessions_and_invocations_have_pages(client, session):
+def test_lists_of_sessions_and_invocations_have_pages(client: Any, session: str) -> None:
     """ListSessions and ListInvocations are paged as ListInvocationSteps is, newest first."""
     more = [client.create_session()["sessionId"] for _ in range(4)]
     invocations = [client.create_invocation(sessionIdentifier=session)["invocationId"] for _ in range(5)]
@@ -324,7 +331,7 @@ def test_lists_of_sessions_and_invocations_have_pages(client, session):
     assert [one["invocationId"] for page in found for one in page] == invocations[::-1]
 
 
-def test_tokens_of_other_queries_are_refused(emulator, client, session, invocation):
+def test_tokens_of_other_queries_are_refused(emulator: Emulator, client: Any, session: str, invocation: str) -> None:
     """A token is good for its operation, session, invocation and order, for a day; never when it was changed."""
     other = client.create_session()["sessionId"]
     for one in (session, other):
@@ -349,7 +356,7 @@ def test_tokens_of_other_queries_are_refused(emulator, client, session, invocati
     assert refusal(client.list_invocation_steps, **wrong) == "ValidationException"
 
 
-def test_the_list_of_an_invocation_is_part_of_the_session_s(client, session):
+def test_the_list_of_an_invocation_is_part_of_the_session_s(client: Any, session: str) -> None:
     """With invocationIdentifier only its steps are listed, newest first (seen on AWS)."""
     first, second = (client.create_invocation(sessionIdentifier=session)["invocationId"] for _ in range(2))
     steps = [put(client, session, (first, second)[n % 2], at=START + timedelta(seconds=n)) for n in range(6)]
@@ -385,7 +392,7 @@ IMAGES = [
 
 
 @pytest.mark.parametrize("case", IMAGES)
-def test_images_are_measured(client, session, invocation, case):
+def test_images_are_measured(client: Any, session: str, invocation: str, case: Any) -> None:
     """Width and height are read from the header, and held to the documented 8000 pixels."""
     kind, content, pixels = case
     assert size_in_pixels(kind, content) == pixels
@@ -396,7 +403,7 @@ def test_images_are_measured(client, session, invocation, case):
 
 @settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from(["png", "gif", "jpeg", "webp", "bmp"]), start=st.sampled_from(IMAGES), rest=st.binary())
-def test_any_bytes_can_be_measured(kind, start, rest):
+def test_any_bytes_can_be_measured(kind: str, start: Any, rest: Any) -> None:
     """Measuring damaged images gives a size or None, never an error."""
     for content in (rest, start[1][: len(rest)] + rest, start[1] + rest):
         size = size_in_pixels(kind, content)
@@ -406,7 +413,7 @@ def test_any_bytes_can_be_measured(kind, start, rest):
 # The object
 
 
-def test_the_clock(emulator):
+def test_the_clock(emulator: Emulator) -> None:
     """The clock moves as it is told, not back; started again it runs on from where it was."""
     assert emulator.clock.now() == START
     emulator.clock.advance(0.5)
@@ -423,17 +430,18 @@ def test_the_clock(emulator):
     assert timedelta(days=1) <= emulator.clock.now() - before < timedelta(days=1, minutes=10)
 
 
-def test_the_date_header_is_the_emulator_s_time(client, emulator):
+def test_the_date_header_is_the_emulator_s_time(client: Any, emulator: Emulator) -> None:
     """Every answer, a refusal too, bears the service's time."""
     dates = [client.list_sessions()["ResponseMetadata"]["HTTPHeaders"]["date"]]
     emulator.clock.advance(DAY)
     with pytest.raises(ClientError) as caught:
         client.get_session(sessionIdentifier=str(uuid.uuid4()))
-    dates.append(caught.value.response["ResponseMetadata"]["HTTPHeaders"]["date"])
+    response: Any = caught.value.response
+    dates.append(response["ResponseMetadata"]["HTTPHeaders"]["date"])
     assert dates == ["Fri, 02 Jan 2026 03:04:05 GMT", "Sat, 03 Jan 2026 03:04:05 GMT"]
 
 
-def test_calls_are_recorded(emulator, client):
+def test_calls_are_recorded(emulator: Emulator, client: Any) -> None:
     """`calls` has every call served, with its bytes; it can be counted, indexed and cleared."""
     emulator.calls.clear()
     session = client.create_session(sessionMetadata={"a": "b"})["sessionId"]
@@ -454,7 +462,7 @@ def test_calls_are_recorded(emulator, client):
     assert len(emulator.calls) == 0
 
 
-def test_recorded_calls_do_not_fill_the_memory(emulator, client, session, invocation):
+def test_recorded_calls_do_not_fill_the_memory(emulator: Emulator, client: Any, session: str, invocation: str) -> None:
     """Beyond 64 MiB the oldest calls lose their bodies, and keep their sizes."""
     emulator.calls.clear()
     for _ in range(3):
@@ -464,7 +472,7 @@ def test_recorded_calls_do_not_fill_the_memory(emulator, client, session, invoca
     assert all(call.request_size > 30_000_000 for call in emulator.calls)
 
 
-def test_clients_need_nothing_of_the_environment(monkeypatch, tmp_path):
+def test_clients_need_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No profile, endpoint, region or credential of the environment reaches an emulator's client."""
     broken = tmp_path / "config"
     broken.write_text("no configuration")
@@ -484,15 +492,15 @@ def test_clients_need_nothing_of_the_environment(monkeypatch, tmp_path):
     assert client.meta.region_name == "us-east-1"
 
 
-def test_a_user_s_config_is_merged(emulator):
+def test_a_user_s_config_is_merged(emulator: Emulator) -> None:
     """What `config=` says holds; the region of a client does not change the emulator's."""
-    client = emulator.client(region_name="eu-west-1", config=Config(read_timeout=7, retries={"mode": "standard"}))
+    client: Any = emulator.client(region_name="eu-west-1", config=Config(read_timeout=7, retries={"mode": "standard"}))
     assert (client.meta.config.read_timeout, client.meta.config.retries["mode"]) == (7, "standard")
     assert client.meta.region_name == "eu-west-1"
     assert ":us-east-1:" in client.create_session()["sessionArn"]
 
 
-def test_emulators_in_memory_are_private():
+def test_emulators_in_memory_are_private() -> None:
     """Two emulators without a path share nothing; all clients of one share everything."""
     one, other = Emulator(), Emulator()
     one.client().create_session()
@@ -501,7 +509,7 @@ def test_emulators_in_memory_are_private():
     assert one.path is None
 
 
-def test_a_closed_emulator_says_so(emulator, client):
+def test_a_closed_emulator_says_so(emulator: Emulator, client: Any) -> None:
     """After `close` clients raise `ClosedError` at once; closing again does nothing."""
     emulator.close()
     emulator.close()

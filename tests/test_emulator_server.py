@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import botocore.session
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from llama_index_bedrock_sessions.emulator import Emulator, Server
 from llama_index_bedrock_sessions.emulator.wire import OPERATIONS, Request, operations, service_model
+from tests.test_emulator_files import ALONE
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
@@ -35,7 +37,7 @@ def emulator() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def server(emulator) -> Iterator[Server]:
+def server(emulator: Emulator) -> Iterator[Server]:
     with emulator.serve() as server:
         yield server
 
@@ -51,13 +53,13 @@ def connect(url: str, **config: Any) -> Any:
     )
 
 
-def begin(client) -> dict[str, str]:
+def begin(client: Any) -> dict[str, str]:
     session = client.create_session()["sessionId"]
     invocation = client.create_invocation(sessionIdentifier=session)["invocationId"]
     return {"sessionIdentifier": session, "invocationIdentifier": invocation}
 
 
-def put(client, where, *blocks: dict[str, Any]) -> str:
+def put(client: Any, where: Any, *blocks: dict[str, Any]) -> Any:
     payload = {"contentBlocks": list(blocks) or [{"text": "text"}]}
     return client.put_invocation_step(**where, invocationStepTime=NOW, payload=payload)["invocationStepId"]
 
@@ -87,7 +89,7 @@ print(client.get_session(sessionIdentifier=session)["sessionMetadata"]["who"])
 """
 
 
-def test_any_boto3_program_uses_it(server):
+def test_any_boto3_program_uses_it(server: Server) -> None:
     """A program that knows nothing of the emulator is led to it by AWS's own environment variable."""
     environment = {
         **os.environ,
@@ -101,7 +103,7 @@ def test_any_boto3_program_uses_it(server):
     assert output == "any program\n"
 
 
-def test_both_transports_answer_alike(emulator, server):
+def test_both_transports_answer_alike(emulator: Emulator, server: Server) -> None:
     """The same calls get the same answers, headers included, in process and over HTTP."""
     emulator.clock.stop(NOW)
     answers = []
@@ -116,7 +118,7 @@ def test_both_transports_answer_alike(emulator, server):
     assert answers[0] == answers[1]
 
 
-def test_a_connection_is_kept(server):
+def test_a_connection_is_kept(server: Server) -> None:
     """One connection serves many requests, and says when it closes."""
     request = b"POST /sessions/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     last = request.replace(b"Host: localhost", b"Host: localhost\r\nConnection: close")
@@ -125,7 +127,7 @@ def test_a_connection_is_kept(server):
     assert answer.count(b"Connection: close") == 1
 
 
-def test_a_step_of_fifty_megabytes_crosses_the_wire(emulator, server):
+def test_a_step_of_fifty_megabytes_crosses_the_wire(emulator: Emulator, server: Server) -> None:
     """The largest step arrives and comes back, though base64 makes a third more of it."""
     from llama_index_bedrock_sessions.emulator import Behaviour
 
@@ -138,14 +140,14 @@ def test_a_step_of_fifty_megabytes_crosses_the_wire(emulator, server):
     assert answer["invocationStep"]["payload"]["contentBlocks"] == [image] * 13
 
 
-def test_a_body_beyond_any_step_is_refused_unread(server):
+def test_a_body_beyond_any_step_is_refused_unread(server: Server) -> None:
     """More than 100 MiB is answered with 413 without reading it."""
     answer = send(server, b"PUT /sessions/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 104857601\r\n\r\nstart")
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("host", [b"evil.example", b"127.0.0.1.evil.example:80", b"169.254.169.254", b"", b"[::1]"])
-def test_foreign_hosts_are_refused(server, emulator, host):
+def test_foreign_hosts_are_refused(server: Server, emulator: Emulator, host: bytes) -> None:
     """A request that names another host is refused, so that no web page reaches the emulator by a name of its own."""
     answer = send(server, b"PUT /sessions/ HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 403 ")
@@ -153,13 +155,13 @@ def test_foreign_hosts_are_refused(server, emulator, host):
 
 
 @pytest.mark.parametrize("host", [b"localhost", b"127.0.0.1", b"LOCALHOST:8080", b"127.0.0.1:1"])
-def test_this_machine_is_served_by_any_port(server, host):
+def test_this_machine_is_served_by_any_port(server: Server, host: bytes) -> None:
     """Names of this machine are served, on any port, for ports can be forwarded."""
     answer = send(server, b"PUT /sessions/ HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 201 ")
 
 
-def test_it_listens_on_this_machine_only(server):
+def test_it_listens_on_this_machine_only(server: Server) -> None:
     """The server's address is 127.0.0.1, and nothing else."""
     assert server._listener.socket.getsockname() == ("127.0.0.1", server.port)
     assert server.url == f"http://127.0.0.1:{server.port}"
@@ -183,7 +185,7 @@ def test_it_listens_on_this_machine_only(server):
         (b"GET /sessions/\xff/ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
     ],
 )
-def test_malformed_requests_get_an_answer(server, content, status):
+def test_malformed_requests_get_an_answer(server: Server, content: bytes, status: Any) -> None:
     """What is no request of the service is answered in its form, and the server goes on."""
     answer = send(server, content)
     assert answer.startswith(b"HTTP/1.1 " + status + b" ")
@@ -191,7 +193,7 @@ def test_malformed_requests_get_an_answer(server, content, status):
     assert b"Traceback" not in answer
 
 
-def test_half_a_request_is_dropped(server, emulator):
+def test_half_a_request_is_dropped(server: Server, emulator: Emulator) -> None:
     """A body that ends before its length is no request: nothing is done."""
     send(server, b"PUT /sessions/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{}")
     assert len(emulator.calls) == 0
@@ -238,7 +240,9 @@ def fuzzed() -> Iterator[Emulator]:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(operation=st.sampled_from(OPERATIONS), labels=st.lists(LABELS, min_size=2, max_size=2), data=st.data())
-def test_any_request_gets_a_modelled_answer(fuzzed, operation, labels, data):
+def test_any_request_gets_a_modelled_answer(
+    fuzzed: Emulator, operation: Any, labels: list[str], data: st.DataObject
+) -> None:
     """Whatever fills the path, the query and the body: a success, an error of the model, or the 404 of no route."""
     model = next(one for one in operations() if one.name == operation)
     template = service_model().operation_model(operation).http["requestUri"]
@@ -255,7 +259,7 @@ def test_any_request_gets_a_modelled_answer(fuzzed, operation, labels, data):
 
 @settings(max_examples=100, deadline=None)
 @given(head=st.binary(max_size=200), body=st.binary(max_size=50))
-def test_any_bytes_leave_the_server_standing(head, body, fuzzed_server):
+def test_any_bytes_leave_the_server_standing(head: bytes, body: bytes, fuzzed_server: Server) -> None:
     """Random bytes on a connection end it or are answered; the next connection is served as ever."""
     answer = send(fuzzed_server, head + b"\r\n\r\n" + body)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 ")
@@ -265,12 +269,14 @@ def test_any_bytes_leave_the_server_standing(head, body, fuzzed_server):
 
 
 @pytest.fixture(scope="module")
-def fuzzed_server(fuzzed) -> Iterator[Server]:
+def fuzzed_server(fuzzed: Emulator) -> Iterator[Server]:
     with fuzzed.serve() as server:
         yield server
 
 
-def test_an_error_of_the_emulator_is_an_answer(emulator, server, caplog):
+def test_an_error_of_the_emulator_is_an_answer(
+    emulator: Emulator, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     """A bug inside is logged here and answered with InternalServerException there."""
     emulator.close()
     client = connect(server.url, retries={"total_max_attempts": 1})
@@ -279,7 +285,7 @@ def test_an_error_of_the_emulator_is_an_answer(emulator, server, caplog):
     assert "the emulator failed" in caplog.text
 
 
-def test_requests_are_logged_when_asked(emulator):
+def test_requests_are_logged_when_asked(emulator: Emulator) -> None:
     """`log` gets one line a request: status, method, path, bytes, milliseconds, and the fault."""
     lines: list[str] = []
     with emulator.serve(log=lines.append) as server:
@@ -290,7 +296,7 @@ def test_requests_are_logged_when_asked(emulator):
     assert lines[1].endswith("ms torn_body")
 
 
-def test_closing_ends_idle_connections_and_frees_the_port(emulator):
+def test_closing_ends_idle_connections_and_frees_the_port(emulator: Emulator) -> None:
     """After `close` no connection is left, no thread runs, and the port can be taken again."""
     threads = threading.active_count()
     server = emulator.serve()
@@ -308,7 +314,7 @@ def test_closing_ends_idle_connections_and_frees_the_port(emulator):
     assert threading.active_count() <= threads
 
 
-def test_closing_wakes_those_who_wait_for_nothing(emulator):
+def test_closing_wakes_those_who_wait_for_nothing(emulator: Emulator) -> None:
     """A client that is kept waiting by a fault is let go when the server closes."""
     with emulator.serve() as server, ThreadPoolExecutor(1) as pool:
         emulator.faults.add(None, 1, "read_timeout")
@@ -320,7 +326,7 @@ def test_closing_wakes_those_who_wait_for_nothing(emulator):
         assert waiting.result(timeout=20) == b""
 
 
-def test_many_clients_at_once(emulator, server):
+def test_many_clients_at_once(emulator: Emulator, server: Server) -> Any:
     """Eight clients in threads, each with its own session, get their own answers."""
 
     def work(number: int) -> list[str]:
@@ -336,15 +342,14 @@ def test_many_clients_at_once(emulator, server):
     assert len(set(steps)) == 80
 
 
-_SERVER = """
-import sys
+_SERVER = f"""{ALONE}
 from llama_index_bedrock_sessions.emulator import Emulator, run
 run(Emulator(sys.argv[1]).serve, started=lambda url: print(url, flush=True), log=lambda line: print(line, flush=True))
 print("stopped", flush=True)
 """
 
 
-def test_two_servers_and_a_program_share_a_file(tmp_path):
+def test_two_servers_and_a_program_share_a_file(tmp_path: Path) -> Any:
     """Two server processes and a client in this one see one account; SIGTERM ends a server cleanly."""
     path = str(tmp_path / "chats.db")
     command = [sys.executable, "-c", _SERVER, path]
