@@ -26,6 +26,7 @@ import botocore.exceptions as aws
 
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
+    AccountError,
     BedrockSessionsError,
     ConfigurationError,
     CredentialsError,
@@ -171,14 +172,15 @@ os.register_at_fork(after_in_child=_forget_all)
 class Clock:
     """The service's time. The `Date` header of each reply bounds how wrong the local clock is, to about a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, local: Callable[[], float] = time.time) -> None:
+        self.local = local
         self._low, self._high = -math.inf, math.inf
 
     def saw(self, date: str | None, sent: float, received: float) -> None:
         """Learn from a reply: its `Date` header, and the local times (seconds) around it."""
         try:
             stamp = parsedate_to_datetime(date).timestamp() if date else None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return
         if stamp is None:
             return
@@ -190,7 +192,7 @@ class Clock:
     def now(self) -> int:
         """Return the service's time in ms since the epoch: the local one, where that is possible."""
         offset = 0.0 if self._low <= 0 <= self._high else self._low if self._low > 0 else self._high
-        return int((time.time() + offset) * 1000)
+        return int((self.local() + offset) * 1000)
 
 
 class Sessions:
@@ -227,28 +229,34 @@ class Sessions:
                     raise _translated(error, writes=False) from error
             return self._client
 
-    def _call(self, operation: str, /, *, writes: bool = False, **arguments: Any) -> dict[str, Any]:
+    def _call(
+        self, operation: str, member: str | None = None, /, *, writes: bool = False, **arguments: Any
+    ) -> dict[str, Any]:
+        """Call an operation; `member` has to be in its answer."""
         method: Callable[..., dict[str, Any]] = getattr(self.client(), operation)
-        sent = time.time()
+        sent = self.clock.local()
         try:
             reply = method(**arguments)
         except aws.ClientError as error:
             self._saw(error.response, sent)
             raise _client_error(error, writes=writes) from error
-        except (aws.BotoCoreError, aws.HTTPClientError) as error:
+        except aws.BotoCoreError as error:
             raise _translated(error, writes=writes) from error
         self._saw(reply, sent)
+        if member is not None and member not in reply:
+            # botocore does not notice that an answer was cut off: it returns none of its members.
+            raise UnavailableError(f"Bedrock's answer has no {member}: it was cut off.", may_have_happened=writes)
         return reply
 
     def _saw(self, reply: Mapping[str, Any], sent: float) -> None:
         headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        self.clock.saw(headers.get("date"), sent, time.time())
+        self.clock.saw(headers.get("date"), sent, self.clock.local())
 
     def _pages(self, operation: str, member: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         token: dict[str, Any] = {}
         while True:
-            reply = self._call(operation, maxResults=PAGE, **arguments, **token)
-            yield from reply.get(member) or ()
+            reply = self._call(operation, member, maxResults=PAGE, **arguments, **token)
+            yield from reply[member]
             if not reply.get("nextToken"):
                 return
             token = {"nextToken": reply["nextToken"]}
@@ -263,17 +271,17 @@ class Sessions:
         if encryption_key_arn:
             arguments["encryptionKeyArn"] = encryption_key_arn
         try:
-            reply = self._call("create_session", writes=True, **arguments)
+            reply = self._call("create_session", "sessionId", writes=True, **arguments)
         except (Refused, Gone) as refusal:
             raise RequestRefusedError(f"Bedrock refused to create a session: {refusal}") from refusal
         return Summary(reply["sessionId"], reply.get("sessionStatus", "ACTIVE"), self._ms(reply, "createdAt"))
 
     def get(self, session: str) -> SessionInfo:
         """Return what the service says of a session. Raises Gone."""
-        reply = self._call("get_session", sessionIdentifier=session)
+        reply = self._call("get_session", "sessionStatus", sessionIdentifier=session)
         return SessionInfo(
             session=reply.get("sessionId", session),
-            status=reply.get("sessionStatus", "ACTIVE"),
+            status=reply["sessionStatus"],
             created=self._ms(reply, "createdAt"),
             updated=self._ms(reply, "lastUpdatedAt"),
             metadata=reply.get("sessionMetadata") or {},
@@ -342,6 +350,10 @@ class Sessions:
                 invocationStepTime=at / 1000,
                 payload={"contentBlocks": payload},
             )
+        except AccountError as failure:
+            # An attempt before the one that was refused may have been carried out.
+            if not failure.may_have_happened or not self._is_there(home, payload, failure):
+                raise
         except (Refused, Gone, UnavailableError, ThrottledError) as failure:
             if not self._is_there(home, payload, failure):
                 raise
@@ -349,13 +361,17 @@ class Sessions:
     def _is_there(self, home: Home, payload: list[ContentBlock], failure: Exception) -> bool:
         try:
             return self.step(home)[0] == payload
-        except (Gone, Refused):
-            if isinstance(failure, BedrockSessionsError):
-                # The step may still arrive: a request can be executed after its connection is gone.
-                failure.may_have_happened = isinstance(failure, UnavailableError)
-            return False
-        except BedrockSessionsError:
-            return False
+        except Gone:
+            pass
+        except BedrockSessionsError as error:
+            if not isinstance(failure, BedrockSessionsError):
+                # It may have been refused because an attempt before had stored it.
+                error.may_have_happened = True
+                raise
+        if isinstance(failure, UnavailableError):
+            # The step may still arrive: a request can be executed after its connection is gone.
+            failure.may_have_happened = True
+        return False
 
     def steps(self, session: str) -> Iterator[tuple[Home, int]]:
         """Yield every listed step of a session and its time in ms. Raises Gone."""
@@ -367,6 +383,7 @@ class Sessions:
         try:
             reply = self._call(
                 "get_invocation_step",
+                "invocationStep",
                 sessionIdentifier=home.session,
                 invocationIdentifier=home.invocation,
                 invocationStepId=home.step,
@@ -389,7 +406,7 @@ class Sessions:
 
     def _ms(self, reply: Mapping[str, Any], member: str) -> int:
         moment = reply.get(member)
-        return int(moment.timestamp() * 1000) if moment is not None else self.clock.now()
+        return round(moment.timestamp() * 1000) if moment is not None else self.clock.now()
 
 
 def default_invocation(session: str) -> str:
@@ -400,18 +417,27 @@ def default_invocation(session: str) -> str:
 def _client_error(error: aws.ClientError, *, writes: bool) -> Exception:
     body = error.response.get("Error", {})
     code, message = str(body.get("Code", "")), str(body.get("Message", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    metadata = error.response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 0))
+    # Of several attempts the last one is known to have been refused, no other.
+    repeated = writes and int(metadata.get("RetryAttempts", 0)) > 0
     if code == "ResourceNotFoundException" or (status == 404 and code in {"404", ""}):
         return Gone(message)
     if code in _CREDENTIALS:
-        return CredentialsError(f"AWS does not accept the credentials ({code}): {message} Renew or replace them.")
+        return CredentialsError(
+            f"AWS does not accept the credentials ({code}): {message} Renew or replace them.",
+            may_have_happened=repeated,
+        )
     if code.startswith("AccessDenied") or status == 403:
         return AccessDeniedError(
             f"AWS does not allow {error.operation_name} ({code}): {message} Allow bedrock:{error.operation_name} on "
-            "the sessions of this account, and the use of the KMS key if one is set; the README has a policy to paste."
+            "the sessions of this account, and the use of the KMS key if one is set; the README has a policy to paste.",
+            may_have_happened=repeated,
         )
     if code.startswith("Throttl") or status == 429:
-        return ThrottledError(f"Bedrock throttled {error.operation_name} even after retries: {message}")
+        return ThrottledError(
+            f"Bedrock throttled {error.operation_name} even after retries: {message}", may_have_happened=repeated
+        )
     if status >= 500 or code == "InternalServerException":
         return UnavailableError(
             f"Bedrock failed in {error.operation_name} ({code}): {message}", may_have_happened=writes
@@ -436,7 +462,7 @@ def _translated(error: Exception, *, writes: bool) -> BedrockSessionsError:
         return ConfigurationError(f"{error}. Pass another profile_name=... or create the profile.")
     if isinstance(error, aws.ParamValidationError):
         return RequestRefusedError(f"boto3 refused the request: {error}")
-    if isinstance(error, aws.HTTPClientError):
+    if isinstance(error, (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError)):
         begun = writes and not isinstance(error, (aws.EndpointConnectionError, aws.ConnectTimeoutError))
         return UnavailableError(f"Bedrock did not answer, even after retries: {error}", may_have_happened=begun)
     return ConfigurationError(f"The AWS client cannot be made: {error}")
