@@ -111,7 +111,9 @@ class Walk:
         if type(key) is str:
             return key
         if type(key) is int:
-            return str(key) if key.bit_length() < 1024 else hex(key)  # CPython refuses to write 4,301 digits
+            return (
+                str(key) if key.bit_length() < 2048 else hex(key)
+            )  # CPython may be told to write no more than 640 digits
         if type(key) in {type(None), bool, float}:
             return json.dumps(key)
         plain = self.plain(key)

@@ -6,6 +6,7 @@ from functools import cache
 from io import BytesIO
 from typing import Any
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from llama_index.core.base.llms.types import (
@@ -26,6 +27,9 @@ from llama_index.core.base.llms.types import (
 )
 from PIL import Image
 from pydantic import BaseModel
+
+settings.register_profile("no deadline", deadline=None)  # a machine that does other things too is slow at times
+settings.load_profile("no deadline")
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 

@@ -336,8 +336,12 @@ class TestImages:
 
     def test_text_streams_and_streams_that_cannot_seek_are_read(self) -> None:
         """A stream of text is its UTF-8, and one that cannot seek is read from where it is."""
-        stream = BytesIO(b"0123")
-        stream.seekable = lambda: False  # type: ignore[method-assign]
+
+        class Pipe(BytesIO):
+            def seekable(self) -> bool:
+                return False
+
+        stream = Pipe(b"0123")
         stream.read(1)
         assert only_block(normal(user(AudioBlock(audio=StringIO("é"))))).audio == base64.b64encode("é".encode())
         assert only_block(normal(user(AudioBlock(audio=stream)))).audio == base64.b64encode(b"123")
