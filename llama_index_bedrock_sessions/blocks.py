@@ -21,7 +21,8 @@ What a message loses on the way, and all that it loses (`normal` does it, and lo
 - In `additional_kwargs` and wherever a block takes any value: keys become strings as in JSON; tuples, deques, ranges
   and sets (sorted if they can be) become lists; streams bytes; enums their value; models, dataclasses, dates, UUIDs,
   decimals, paths and URLs what pydantic's JSON mode makes of them; arrays what their `tolist` says; anything else its
-  repr. What contains itself, or is nested more than 100 levels deep, is replaced by a sentence that says so.
+  repr. What contains itself, is nested more than 100 levels deep, or repeats containers by reference over 100,000
+  times, is replaced by a sentence that says so.
 
 NaN, infinities, integers of any size, bytes and lone surrogates are all kept exactly.
 
