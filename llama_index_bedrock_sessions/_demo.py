@@ -164,37 +164,36 @@ def draw_dashboard() -> bytes:
     return buffer.getvalue()
 
 
-def answer(messages: Sequence[ChatMessage], **_: Any) -> ChatMessage:
+CALLS = (
+    ("query_metrics", {"service": "payments", "metric": "latency_p99"}),
+    ("search_logs", {"service": "payments", "contains": "Connection is not available"}),
+)
+"""What the scripted model asks its tools, one after the other."""
+
+
+def answer(messages: Sequence[ChatMessage], tools: Sequence[BaseTool] = (), **_: Any) -> ChatMessage:
     """Give the scripted model's reply, from the messages alone.
 
-    A report is looked into with both tools, one after the other; anything else is answered from what the messages
-    say about an incident; if they say nothing, the model greets.
+    A report is looked into with the tools it is given; anything else is answered from what the messages say about an
+    incident; if they say nothing, the model greets.
     """
-    last_user = max((i for i, m in enumerate(messages) if m.role == MessageRole.USER), default=-1)
-    incident = next(
-        (
-            found.group()
-            for m in messages
-            if m.role == MessageRole.USER and (found := re.search(r"INC-\d+", m.content or ""))
-        ),
-        None,
-    )
+    last = max((i for i, message in enumerate(messages) if message.role == MessageRole.USER), default=-1)
+    said = (message.content or "" for message in messages if message.role == MessageRole.USER)
+    incident = next((found.group() for text in said if (found := re.search(r"INC-\d+", text))), None)
     if incident is None:
         return ChatMessage(role=MessageRole.ASSISTANT, content=GREETING)
-    if incident in (messages[last_user].content or ""):
-        looked = sum(m.role == MessageRole.TOOL for m in messages[last_user:])
-        calls = [
-            ("query_metrics", {"service": "payments", "metric": "latency_p99"}),
-            ("search_logs", {"service": "payments", "contains": "Connection is not available"}),
-        ]
-        if looked < len(calls):
-            name, kwargs = calls[looked]
-            block = ToolCallBlock(tool_call_id=f"call-{len(messages)}", tool_name=name, tool_kwargs=kwargs)
+    reported_now = incident in (messages[last].content or "")
+    if reported_now:
+        offered = {tool.metadata.get_name() for tool in tools}
+        calls = [call for call in CALLS if call[0] in offered]
+        results = sum(message.role == MessageRole.TOOL for message in messages[last:])
+        if results < len(calls):
+            name, arguments = calls[results]
+            block = ToolCallBlock(tool_call_id=f"call-{len(messages)}", tool_name=name, tool_kwargs=arguments)
             return ChatMessage(role=MessageRole.ASSISTANT, blocks=[block])
-        opening = f"{incident}: "
-    else:
-        opening = f"Good morning. {incident}, as we left it: "
-    return ChatMessage(role=MessageRole.ASSISTANT, content=opening + " ".join(_findings(messages)))
+    opening = f"{incident}:" if reported_now else f"Good morning. {incident}, as we left it:"
+    findings = _findings(messages) or ["nothing has been found out yet."]
+    return ChatMessage(role=MessageRole.ASSISTANT, content=" ".join([opening, *findings]))
 
 
 def _findings(messages: Sequence[ChatMessage]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock, ToolCallBlock
+from llama_index.core.tools import FunctionTool
 
 from llama_index_bedrock_sessions import _demo
 from llama_index_bedrock_sessions.emulator import Emulator
@@ -227,6 +228,8 @@ def test_the_scripted_model_knows_its_messages_only() -> None:
     follow_up = ChatMessage(role=MessageRole.USER, content=_demo.FOLLOW_UP)
     assert _demo.answer([follow_up]).content == _demo.GREETING
     assert "960 x 540" in str(_demo.answer([report, follow_up]).content)
-    first_call = _demo.answer([report]).blocks[0]
+    tools = [FunctionTool.from_defaults(_demo.query_metrics), FunctionTool.from_defaults(_demo.search_logs)]
+    first_call = _demo.answer([report], tools).blocks[0]
     assert isinstance(first_call, ToolCallBlock)
     assert first_call.tool_name == "query_metrics"
+    assert _demo.answer([report]).blocks[0].block_type == "text"

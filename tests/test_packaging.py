@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
 import sys
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llama_index_bedrock_sessions"
-DISTRIBUTIONS = {"llama_index": "llama-index-core", "PIL": "pillow", "starlette": "fastapi"}
-"""Import names that differ from the name to install; starlette is FastAPI's own base, versioned by it."""
+DISTRIBUTIONS = {"llama_index": "llama-index-core", "PIL": "pillow", "pydantic_core": "pydantic"}
+"""Import names that differ from the name to install; pydantic pins the one release of pydantic_core it works with."""
 OPTIONAL = {"llama_index.llms.bedrock_converse"}
 """Imported only where the user asked for it and is told what to install."""
 
@@ -49,7 +50,7 @@ def declared(extra: str | None) -> set[str]:
     for requirement in requirements:
         name, _, marker = requirement.partition(";")
         if (f'extra == "{extra}"' in marker.replace("'", '"')) if extra else "extra" not in marker:
-            found.add(name.split("[")[0].rstrip("<>=!~0123456789.,* ").lower())
+            found.add(re.split(r"[^\w.-]", name)[0].lower())
     return found
 
 

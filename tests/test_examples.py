@@ -1,0 +1,124 @@
+"""Every example is run as a user runs it; the notebook is executed and says what its twin and its kept outputs say.
+
+`python -m tests.test_examples` makes the notebook from the script anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPT, NOTEBOOK = EXAMPLES / "quickstart.py", EXAMPLES / "quickstart.ipynb"
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run an example in an empty folder and give what it prints."""
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    result = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def make_notebook() -> nbformat.NotebookNode:
+    """Make a notebook from the script, without outputs; its cell ids are their numbers."""
+    notebook = jupytext.read(SCRIPT)
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"
+    return notebook
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """Execute a notebook with the interpreter that runs the tests, in a folder."""
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    return notebook
+
+
+def printed(notebook: nbformat.NotebookNode) -> list[str]:
+    """Give what each code cell of a notebook prints."""
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return ["".join(output.text for output in cell if output.output_type == "stream") for cell in outputs]
+
+
+def sources(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source.strip()) for cell in notebook.cells]
+
+
+def test_every_example_is_tested() -> None:
+    """No example stands in the folder that nothing here runs."""
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "quickstart.py",
+        "quickstart.ipynb",
+        "raw_boto3.py",
+    }
+
+
+def test_the_notebook_is_the_scripts_twin() -> None:
+    """Cell by cell, the notebook holds the text and the code of the script."""
+    assert sources(nbformat.read(NOTEBOOK, as_version=4)) == sources(jupytext.read(SCRIPT))
+
+
+def test_the_notebook_keeps_its_outputs(tmp_path: Path) -> None:
+    """The outputs kept in the notebook are those it has when it is executed now, and those of the script."""
+    kept = printed(nbformat.read(NOTEBOOK, as_version=4))
+    assert printed(execute(make_notebook(), tmp_path)) == kept
+    assert run(tmp_path, str(SCRIPT)) == "".join(kept)
+
+
+def test_boto3_alone_reads_the_demos_text_and_picture(tmp_path: Path) -> None:
+    """`raw_boto3.py` prints every text of the demo, and its picture is the demo's, byte for byte."""
+    database = tmp_path / "incident.db"
+    run(tmp_path, "-m", "llama_index_bedrock_sessions.cli", "demo", "--database", str(database))
+    output = run(tmp_path, str(EXAMPLES / "raw_boto3.py"), str(database), "--save", "pictures")
+    messages = BedrockSessionsChatStore.local(database).get_messages(_demo.INCIDENT)
+    texts = [message.content for message in messages if message.content]
+    assert len(texts) == 6
+    assert [text for text in texts if f"text: {text}\n" not in output] == []
+    drawn = database.with_suffix(".png").read_bytes()
+    assert (tmp_path / "pictures" / "1.png").read_bytes() == drawn
+    assert f"image: png, {len(drawn)} bytes, sha256 {hashlib.sha256(drawn).hexdigest()}" in output
+    with Image.open(tmp_path / "pictures" / "1.png") as picture:
+        assert picture.size == (960, 540)
+
+
+def test_raw_boto3_uses_nothing_of_ours_but_a_client() -> None:
+    """The only thing `raw_boto3.py` imports from this package is the emulator, and only for its client."""
+    text = (EXAMPLES / "raw_boto3.py").read_text("utf-8")
+    froms = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    ours = [(node.module, [alias.name for alias in node.names]) for node in froms if "llama_index" in str(node.module)]
+    assert ours == [("llama_index_bedrock_sessions.emulator", ["Emulator"])]
+    assert text.count("Emulator(") == text.count("Emulator(arguments.database).client()") == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("missing.db",)])
+def test_raw_boto3_says_what_it_needs(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Without an existing file or a region it says what to name, and creates no file."""
+    command = [sys.executable, str(EXAMPLES / "raw_boto3.py"), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
+    assert result.returncode == 2
+    assert "name the file of an embedded service, or a --region" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+if __name__ == "__main__":
+    made = execute(make_notebook(), EXAMPLES)
+    made.metadata.pop("language_info", None)  # the version of Python that made it
+    for cell in made.cells:
+        cell.metadata.pop("execution", None)  # when each cell ran: nothing a reader needs
+    nbformat.write(made, NOTEBOOK)
