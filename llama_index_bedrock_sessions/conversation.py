@@ -260,7 +260,8 @@ class Conversation:
     def set(self, messages: Sequence[ChatMessage]) -> None:
         """Make these the messages; what is there already, in this order, stays as it is. Raises as `add` does."""
         encoded = self._encode(messages)
-        wanted = [blocks.normal(m, _read_file) for m in messages]
+        # As they will be read: a stream could not be read twice.
+        wanted = [blocks.decode(record, functools.partial(_native, encoded.blocks)) for record in encoded.records]
         sent: list[Draft] = []
 
         def resolve(fold: Fold) -> Draft | None:
@@ -795,13 +796,18 @@ def _who() -> object:
 
 def _decode(message: Message, natives: Mapping[Home, Sequence[ContentBlock]]) -> ChatMessage:
     def resolve(item: Any) -> ContentBlock | None:
-        n, h = (item, 0) if isinstance(item, int) else (item.get("n"), item.get("h", 0))
-        if not isinstance(n, int) or not isinstance(h, int) or not 0 <= h < len(message.homes):
+        h = item.get("h", 0) if isinstance(item, dict) else 0
+        if not isinstance(h, int) or not 0 <= h < len(message.homes):
             return None
-        payload = natives.get(message.homes[h], ())
-        return payload[n] if 0 <= n < len(payload) else None
+        return _native(natives.get(message.homes[h], ()), item)
 
     return blocks.decode(message.record, resolve)
+
+
+def _native(payload: Sequence[ContentBlock], item: Any) -> ContentBlock | None:
+    """Return the block of a payload that an item of a record stands for, None if there is none."""
+    n = item.get("n") if isinstance(item, dict) else item
+    return payload[n] if isinstance(n, int) and 0 <= n < len(payload) else None
 
 
 def _entry(change: Change, descriptions: Mapping[str, str]) -> Entry:
