@@ -60,25 +60,31 @@ class BedrockSessionsChatStore(BaseChatStore):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True)
 
-    region_name: str | None = Field(None, description="AWS region; boto3's usual default if left out.")
-    profile_name: str | None = Field(None, description="Profile of the AWS configuration; boto3's usual default.")
-    endpoint_url: str | None = Field(None, description="Another endpoint, such as an emulator's.")
-    aws_access_key_id: str | None = Field(None, exclude=True, repr=False)
-    aws_secret_access_key: str | None = Field(None, exclude=True, repr=False)
-    aws_session_token: str | None = Field(None, exclude=True, repr=False)
+    region_name: str | None = Field(default=None, description="AWS region; boto3's usual default if left out.")
+    profile_name: str | None = Field(
+        default=None, description="Profile of the AWS configuration; boto3's usual default."
+    )
+    endpoint_url: str | None = Field(default=None, description="Another endpoint, such as an emulator's.")
+    aws_access_key_id: str | None = Field(default=None, exclude=True, repr=False)
+    aws_secret_access_key: str | None = Field(default=None, exclude=True, repr=False)
+    aws_session_token: str | None = Field(default=None, exclude=True, repr=False)
     botocore_session: Any = Field(
         None, exclude=True, repr=False, description="A botocore session to make the client of."
     )
-    botocore_config: Any = Field(None, exclude=True, repr=False, description="A botocore Config, merged over ours.")
-    client: Any = Field(None, exclude=True, repr=False, description="A ready `bedrock-agent-runtime` client.")
-    database: str | None = Field(None, description="File of the embedded service; see `local`.")
-    timeout: float = Field(10.0, gt=0, description="Seconds to wait for a connection, and for an answer.")
-    max_retries: int = Field(4, ge=0, description="Retries of a request by botocore.")
-    namespace: str = Field("default", min_length=1, max_length=KEY_LENGTH, description="Separates applications.")
-    directory: Literal["metadata"] = Field("metadata", description="How the sessions of a key are found.")
-    scan_limit: int = Field(2000, ge=1, description="Sessions a scan of the metadata looks through at most.")
+    botocore_config: Any = Field(
+        default=None, exclude=True, repr=False, description="A botocore Config, merged over ours."
+    )
+    client: Any = Field(default=None, exclude=True, repr=False, description="A ready `bedrock-agent-runtime` client.")
+    database: str | None = Field(default=None, description="File of the embedded service; see `local`.")
+    timeout: float = Field(default=10.0, gt=0, description="Seconds to wait for a connection, and for an answer.")
+    max_retries: int = Field(default=4, ge=0, description="Retries of a request by botocore.")
+    namespace: str = Field(
+        default="default", min_length=1, max_length=KEY_LENGTH, description="Separates applications."
+    )
+    directory: Literal["metadata"] = Field(default="metadata", description="How the sessions of a key are found.")
+    scan_limit: int = Field(default=2000, ge=1, description="Sessions a scan of the metadata looks through at most.")
     encryption_key_arn: str | Callable[[str], str | None] | None = Field(
-        None, description="KMS key of new sessions, or a function of the conversation's key."
+        default=None, description="KMS key of new sessions, or a function of the conversation's key."
     )
     tags: StrMap | Callable[[str], StrMap] = Field(
         default_factory=dict, description="Tags of new sessions, or a function of the conversation's key."
@@ -87,11 +93,18 @@ class BedrockSessionsChatStore(BaseChatStore):
         default_factory=dict, description="Metadata of new sessions, or a function of the conversation's key."
     )
     on_delete: Literal["erase", "clear"] = Field(
-        "erase", description="`delete_messages` deletes the sessions from the service, or clears them by one step."
+        default="erase",
+        description="`delete_messages` deletes the sessions from the service, or clears them by one step.",
     )
-    refresh_interval: float = Field(0.0, ge=0, description="Seconds a read may be old; 0: every read asks the service.")
-    max_concurrency: int = Field(16, ge=1, description="Threads of the store's pool, and connections of its client.")
-    skip_newer: bool = Field(False, description="Show steps of a newer format as placeholders, instead of raising.")
+    refresh_interval: float = Field(
+        default=0.0, ge=0, description="Seconds a read may be old; 0: every read asks the service."
+    )
+    max_concurrency: int = Field(
+        default=16, ge=1, description="Threads of the store's pool, and connections of its client."
+    )
+    skip_newer: bool = Field(
+        default=False, description="Show steps of a newer format as placeholders, instead of raising."
+    )
 
     _sessions: Sessions = PrivateAttr()
     _where: MetadataDirectory = PrivateAttr()
