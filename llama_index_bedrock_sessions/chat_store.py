@@ -69,7 +69,7 @@ class BedrockSessionsChatStore(BaseChatStore):
     aws_secret_access_key: str | None = Field(default=None, exclude=True, repr=False)
     aws_session_token: str | None = Field(default=None, exclude=True, repr=False)
     botocore_session: Any = Field(
-        None, exclude=True, repr=False, description="A botocore session to make the client of."
+        default=None, exclude=True, repr=False, description="A botocore session to make the client of."
     )
     botocore_config: Any = Field(
         default=None, exclude=True, repr=False, description="A botocore Config, merged over ours."

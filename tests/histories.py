@@ -249,9 +249,7 @@ class History:
 
     def end_one(self) -> None:
         sessions = [
-            s["sessionId"]
-            for s in self.client.list_sessions()["sessionSummaries"]
-            if s["sessionStatus"] == "ACTIVE"
+            s["sessionId"] for s in self.client.list_sessions()["sessionSummaries"] if s["sessionStatus"] == "ACTIVE"
         ]
         if sessions:
             self.client.end_session(sessionIdentifier=self.random.choice(sorted(sessions)))
@@ -261,7 +259,6 @@ class History:
         self.log.append(f"{self.now() - START.timestamp():10.3f} {line}")
 
     # Judgement
-
 
     def judge(self, texts: list[str], at: float, who: str, *, order: bool = True) -> None:
         bad = self.anomalies
@@ -349,7 +346,9 @@ class History:
             self.advance(pause)
             before = self.cold()
             if not before.ok or before.result != last:
-                self.anomalies.append((f"after {pause / DAY:.1f} days", f"{last} became {before.result} {before.error}"))
+                self.anomalies.append(
+                    (f"after {pause / DAY:.1f} days", f"{last} became {before.result} {before.error}")
+                )
                 break
             more = self.cold("add", 1)
             last = [*last, *more.tokens]
@@ -357,7 +356,7 @@ class History:
 
 
 def _did_nothing(op: Op) -> bool:
-    return op.ok and op.kind in {"clear", "erase"} and not op.result
+    return op.ok and op.kind == "clear" and not op.result
 
 
 def blocks_text(record: Any) -> str:
