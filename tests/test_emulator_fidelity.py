@@ -357,6 +357,16 @@ def test_unknown_members_and_nulls_are_ignored(emulator: Emulator) -> None:
     assert b"Exactly one member" in send(emulator, "PutInvocationStep", step).body
 
 
+def test_lists_and_maps_hold_no_null(emulator: Emulator) -> None:
+    """A null inside a list or a map is refused, for it cannot be left out there."""
+    step = valid(service_model().operation_model("PutInvocationStep").input_shape)
+    step["payload"] = {"contentBlocks": [{"text": "a"}, None]}
+    body = send(emulator, "PutInvocationStep", step).body
+    assert b"Value null at 'payload.contentBlocks.2.member'" in body
+    body = send(emulator, "CreateSession", {"sessionMetadata": {"key": None}}).body
+    assert b"Value null at 'sessionMetadata.key.member'" in body
+
+
 def test_sensitive_values_are_not_repeated(emulator: Emulator) -> None:
     """A message about a content block does not tell its content."""
     step = valid(service_model().operation_model("PutInvocationStep").input_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sqlite3
@@ -175,6 +176,31 @@ def test_a_failed_migration_leaves_the_old_format(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(database, "MIGRATIONS", whole)
     with Emulator(path) as emulator:
         assert emulator.client().list_sessions()["sessionSummaries"] == []
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a finished file cannot be linked to its name it is renamed; one that appeared meanwhile is kept."""
+
+    def refuse(draft: Path, path: Path) -> None:
+        if path.name == "taken.db":
+            draft.replace(path)
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for name in ("chats.db", "taken.db"):
+        with Emulator(tmp_path / name) as emulator:
+            assert emulator.client().list_sessions()["sessionSummaries"] == []
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["chats.db", "taken.db"]
+
+
+def test_a_forgotten_emulator_is_closed(tmp_path: Path) -> None:
+    """When the last reference is gone the database is closed, and its write-ahead log with it."""
+    client: Any = Emulator(tmp_path / "chats.db").client()
+    client.create_session()
+    assert len(list(tmp_path.iterdir())) == 3
+    del client
+    gc.collect()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["chats.db"]
 
 
 def test_a_file_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -344,7 +344,7 @@ def test_many_clients_at_once(emulator: Emulator, server: Server) -> Any:
 
 _SERVER = f"""{ALONE}
 from llama_index_bedrock_sessions.emulator import Emulator, run
-run(Emulator(sys.argv[1]).serve, started=lambda url: print(url, flush=True), log=lambda line: print(line, flush=True))
+run(Emulator(sys.argv[1]), started=lambda url: print(url, flush=True), log=lambda line: print(line, flush=True))
 print("stopped", flush=True)
 """
 

@@ -67,6 +67,7 @@ class Emulator:
         self._wire = Wire(self._store)
         self._set_retention(retention)
         _alive.add(self)
+        weakref.finalize(self, self._database.close)  # one that nobody closes leaves no write-ahead log behind
 
     def _set_retention(self, retention: bool | None) -> None:
         try:

@@ -12,8 +12,11 @@ anything has to survive their every combination:
     reset          never sees the call             ConnectionClosedError
     lost_reply     carries the call out            ConnectionClosedError
     read_timeout   carries the call out            ReadTimeoutError
-    torn_body      carries the call out            half of the answer's body; botocore does not notice
+    torn_body      carries the call out            half of the answer, which recent botocore takes for a whole one
     slow           carries the call out            the answer, late
+
+Over HTTP `refused` shows as `reset`, for the connection stands already, and botocore before 1.44 or so notices a torn
+body (ConnectionClosedError); in process it never does, which is the harder case.
 """
 
 from __future__ import annotations

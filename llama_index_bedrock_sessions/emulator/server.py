@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from .embedded import Emulator
+
 logger = logging.getLogger(__name__)
 
 _LARGEST_BODY = 100 * 1024 * 1024  # bytes; 50 MB of images are 67 MB in base64
@@ -69,13 +71,13 @@ class Server:
 
 
 def run(
-    serve: Callable[..., Server],
+    emulator: Emulator,
     port: int = 0,
     *,
     started: Callable[[str], None],
     log: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, for a command: `run(emulator.serve, port, started=print)`.
+    """Serve until SIGINT or SIGTERM, for a command: `run(emulator, port, started=print)`.
 
     `started` is called with the URL once requests are taken, `log` with a line for every request. Call it in the main
     thread. Raises OSError if the port is taken.
@@ -84,7 +86,7 @@ def run(
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.signal(kind, lambda *_: stop.set()) for kind in kinds}
     try:
-        with serve(port, log=log) as server:
+        with emulator.serve(port, log=log) as server:
             started(server.url)
             while not stop.wait(0.5):  # in slices, for Windows delivers signals only between them
                 pass
