@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x42534573  # "BSEs": PRAGMA application_id of our files
 _WAIT_SECONDS = 60.0  # for another process that is writing
 _ABANDONED: list[object] = []  # inherited through a fork: closing them here could harm the parent's file
+_open: weakref.WeakSet[Database] = weakref.WeakSet()
+_forking = threading.local()  # the databases that a fork in this thread has prepared
 
 #: Entry n brings a file from version n to n + 1. Never edited once released; only added to.
 MIGRATIONS: tuple[str, ...] = (
@@ -111,6 +114,7 @@ class Database:
         self._closed = False
         self._idle: list[sqlite3.Connection] = []
         self._renew_locks()
+        _open.add(self)
         if self.path is None:
             self._idle.append(self._connect_to(":memory:"))
             self._change_schema(self._idle[0])
@@ -344,3 +348,23 @@ def _is_ours(path: Path) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _before_fork() -> None:
+    _forking.databases = list(_open)
+    for database in _forking.databases:
+        database.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for database in _forking.__dict__.pop("databases"):
+        database.after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    for database in _forking.__dict__.pop("databases"):
+        database.after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

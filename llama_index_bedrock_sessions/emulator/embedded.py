@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _SERVICE = "bedrock-agent-runtime"
 _clients = threading.Lock()  # botocore sessions are not thread-safe
-_forking = threading.local()  # the emulators that a fork in this thread has prepared
 _alive: weakref.WeakSet[Emulator] = weakref.WeakSet()
 
 
@@ -166,20 +165,6 @@ class Emulator:
             return self._wire.error("AccessDeniedException", message, member="Message")
         return self._wire.unavailable() if fault == "unavailable" else None
 
-    def before_fork(self) -> None:
-        """Prepare for `os.fork`; called by the interpreter's hook, as the next two are."""
-        self._database.before_fork()
-
-    def after_fork_in_parent(self) -> None:
-        """Go on after `os.fork`."""
-        self._database.after_fork_in_parent()
-
-    def after_fork_in_child(self) -> None:
-        """Leave to the parent what is the parent's. A database in memory is a copy from here on."""
-        self._database.after_fork_in_child()
-        self.faults.renew_lock()
-        self.calls.renew_lock()
-
 
 class _Transport:
     """Answers botocore's `before-send` event, which takes an answer or an exception as if the network had given it."""
@@ -246,25 +231,14 @@ def _session() -> botocore.session.Session:
     return session
 
 
-def _before_fork() -> None:
-    _forking.emulators = list(_alive)
-    for emulator in _forking.emulators:
-        emulator.before_fork()
-
-
-def _after_fork_in_parent() -> None:
-    for emulator in _forking.emulators:
-        emulator.after_fork_in_parent()
-    _forking.emulators = []
-
-
 def _after_fork_in_child() -> None:
-    global _clients  # noqa: PLW0603 - a lock that another thread held would stay locked here
+    """Renew the locks that a thread of the parent may have held; the databases see to theirs."""
+    global _clients  # noqa: PLW0603
     _clients = threading.Lock()
-    for emulator in _forking.emulators:
-        emulator.after_fork_in_child()
-    _forking.emulators = []
+    for emulator in list(_alive):
+        emulator.calls.renew_lock()
+        emulator.faults.renew_lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
