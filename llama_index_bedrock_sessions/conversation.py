@@ -407,7 +407,7 @@ class Conversation:
             fold.saw_list(head, steps)  # type: ignore[arg-type]
         self._read(fold)
         full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
-        return not full and not fold.closings() and all(results[len(fold.heads) :])
+        return not full and not fold.closings and all(results[len(fold.heads) :])
 
     def _is_active(self, session: str) -> bool:
         return self.sessions.get(session).status == "ACTIVE"
@@ -539,8 +539,8 @@ class Conversation:
         head = fold.heads[0]
         steps = fold.listed[head]
         now = self.sessions.clock.now()
-        idle = now - max((s.time for s in steps.values()), default=now) > HOUR
-        return idle or len(steps) >= CONTINUE_AT or now - self._created[head] > DAY or bool(fold.closings())
+        idle = now - fold.latest.get(head, now) > HOUR
+        return idle or len(steps) >= CONTINUE_AT or now - self._created[head] > DAY or bool(fold.closings)
 
     def _write(self, fold: Fold, draft: Draft) -> None:
         session = fold.heads[0]
@@ -587,7 +587,7 @@ class Conversation:
             for head in fold.heads:
                 self._refuse_if_ended(fold, head)
             # Somebody has begun to continue it: then there may be a session to go to already.
-            others = bool(fold.closings())
+            others = bool(fold.closings)
             for head in fold.heads:
                 if head not in self._closed:
                     self._seal(head, "continued", fold)
@@ -602,7 +602,7 @@ class Conversation:
             return False
 
     def _refuse_if_ended(self, fold: Fold, head: str) -> None:
-        for closing in fold.closings():
+        for closing in fold.closings:
             if closing.home.session == head:
                 found = self._step_or_none(closing.home)
                 step = read_step(closing.home, found[0], found[1], skip_newer=True) if found else None

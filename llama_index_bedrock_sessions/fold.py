@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.journal import (
@@ -22,6 +22,7 @@ from llama_index_bedrock_sessions.journal import (
     Message,
     MessageId,
     Opening,
+    Place,
     Segment,
     Step,
     carried_json,
@@ -74,8 +75,27 @@ class Draft:
 
     def size(self) -> int:
         """Return about the bytes it takes to carry the change."""
-        records = sum(len(dump(record)) for record in self.messages.records)
-        return records + sum(len(b["text"].encode()) for b in self.messages.blocks if "text" in b)
+        records = sum(len(dump(record).encode()) for record in self.messages.records)
+        texts = sum(len(b["text"].encode()) for b in self.messages.blocks if "text" in b)
+        return records + texts + len(dump(facts_json(self.change("", {}, None))).encode())
+
+    def change(self, change_id: str, messages: Mapping[int, Message], written: Place | None) -> Change:
+        """Return the change that it becomes."""
+        parsed = parse_id(change_id)
+        return Change(
+            id=change_id,
+            time=parsed.ms if parsed else 0,
+            messages=messages,
+            removed=self.removed,
+            archived=self.archived,
+            is_set=self.is_set,
+            state=self.state,
+            hide=self.hide,
+            invocations=self.invocations,
+            origin=self.origin,
+            by=self.by,
+            written=written,
+        )
 
 
 class Placed(NamedTuple):
@@ -110,6 +130,10 @@ class Fold:
         self.known: dict[str, Change] = {}
         self.listed: dict[str, dict[str, Listed]] = {head: {} for head in self.heads}
         self.openings: dict[str, list[Opening]] = {head: [] for head in self.heads}
+        self.latest: dict[str, int] = {}
+        """The time of the newest step of a session that is listed, in ms."""
+        self.closings: list[Listed] = []
+        """The closing steps of the heads."""
         self.read: dict[str, Step] = {}
         self.newer = False
         self._ids: dict[str, list[str]] = {}
@@ -117,6 +141,7 @@ class Fold:
         self._weights: dict[str, int] = {}
         self._covered: set[str] = set()
         self._taken: set[str] = set()
+        self._lost: set[str] = set()
         self._inherited: dict[str, list[Inherited]] = {}
         self._sources: dict[str, _Source] = {}
         self._local: set[str] = set()
@@ -141,11 +166,15 @@ class Fold:
             if step.home.step in known:
                 continue
             known[step.home.step] = step
+            self.latest[session] = max(step.time, self.latest.get(session, 0))
             parsed = parse_id(step.home.step)
-            if parsed:
-                self.clock = max(self.clock, parsed.ms)
-                if _has_content(step.home.step):
-                    bisect.insort(ids, step.home.step)
+            if parsed is None:
+                continue
+            self.clock = max(self.clock, parsed.ms)
+            if _has_content(step.home.step):
+                bisect.insort(ids, step.home.step)
+            elif parsed.kind is Kind.CLOSING and session in self.openings:
+                self.closings.append(step)
 
     def unlisted_parents(self) -> list[str]:
         """Return the sessions before the heads that have not been listed: they may hold steps no opening has seen."""
@@ -154,6 +183,7 @@ class Fold:
 
     def rounds(self) -> Iterator[list[Home]]:
         """Yield what to get, round by round; what a round names must be absorbed (or `lost`) before the next."""
+        self._lost.clear()
         yield self._by_hints()
         yield self._by_names()
         while missing := self._missing():
@@ -175,7 +205,7 @@ class Fold:
     def _by_names(self) -> list[Home]:
         plan: list[Home] = []
         for head in self.heads:
-            newest = max((i for i in self.listed[head] if i in self.read), default=None)
+            newest = next((i for i in reversed(self._ids.get(head, [])) if i in self.read), None)
             if newest is None:
                 continue
             step = self.read[newest]
@@ -187,9 +217,9 @@ class Fold:
         plan: list[Home] = []
         for head in self.heads:
             steps = self.listed[head]
-            plan += [s.home for i, s in steps.items() if i not in self._covered and _has_content(i)]
+            plan += [s.home for i, s in steps.items() if not self._is_settled(i) and _has_content(i)]
             plan += [steps[i].home for i in self._unread_openings(head)]
-        plan += [step.home for step in self._stragglers() if step.home.step not in self._covered]
+        plan += [step.home for step in self._stragglers() if not self._is_settled(step.home.step)]
         for segments in self._inherited.values():
             plan += [s.home for s in segments if self._is_wanted(s.home)]
         return list(dict.fromkeys(plan))
@@ -197,11 +227,14 @@ class Fold:
     def _is_wanted(self, home: Home) -> bool:
         if home.step in self._inherited:
             return home.step not in self.read and home.step not in self._taken
-        return home.step in self.listed.get(home.session, {}) and home.step not in self._covered
+        return home.step in self.listed.get(home.session, {}) and not self._is_settled(home.step)
+
+    def _is_settled(self, step_id: str) -> bool:
+        return step_id in self._covered or step_id in self._lost
 
     def _unread_openings(self, head: str) -> list[str]:
         # An opening says more than its change, so it is read even where a later step carries that.
-        return [i for i in self.listed[head] if _kind(i) is Kind.OPENING and i not in self.read]
+        return [i for i in self.listed[head] if _kind(i) is Kind.OPENING and i not in self.read and i not in self._lost]
 
     def _stragglers(self) -> Iterator[Listed]:
         """Yield the steps of the parents that no opening has seen."""
@@ -224,7 +257,8 @@ class Fold:
         home = step.home
         self.read[home.step] = step
         self.newer = self.newer or step.newer
-        for segment in self._inherited.get(home.step, ()):
+        inherited = self._inherited.get(home.step, [])
+        for segment in inherited:
             self._absorb_inherited(step, segment)
         if home.session in self.openings and _has_content(home.step):
             for came_in, change in step.contents:
@@ -233,16 +267,28 @@ class Fold:
             self._sources[home.step] = _Source(home, _change_ids(step), step.taken, own=False)
             if step.opening:
                 self._absorb_opening(home.session, step.opening)
-        elif home.step not in self._inherited:
-            self._cover(*step.contents[0])
-            self._sources[home.step] = _Source(home, _change_ids(step)[:1], frozenset(), own=True)
+        elif not inherited or any(straggler.home == home for straggler in self._stragglers()):
+            self._absorb_straggler(step, inherited)
         self._segments = None
         self._weights.clear()
 
     def lost(self, home: Home) -> None:
-        """Take note that a step that was listed or named is not there."""
-        self._covered.add(home.step)
-        self._taken.add(home.step)
+        """Take note that a step is not there. One that is listed is looked for again when `rounds` begins anew."""
+        if home.step in self._inherited:
+            self._taken.add(home.step)
+        self._lost.add(home.step)
+
+    def _absorb_straggler(self, step: Step, inherited: Sequence[Inherited]) -> None:
+        came_in, change = step.contents[0]
+        if change is not None:
+            # One opening has not seen it, but another inherits it, and knows what of it is dead.
+            dead = {p for segment in inherited for p in segment.dead.get(0, ())}
+            change = dataclasses.replace(change, messages={p: m for p, m in change.messages.items() if p not in dead})
+        self._cover(came_in, change)
+        if not inherited:
+            self._sources[step.home.step] = _Source(
+                step.home, _change_ids(step, own=True), frozenset({step.home.step}), own=True
+            )
 
     def _cover(self, came_in: str, change: Change | None) -> None:
         self._covered.add(came_in)
@@ -260,6 +306,8 @@ class Fold:
         self._dead |= opening.removed
         for segment in opening.segments:
             self._inherited.setdefault(segment.home.step, []).append(segment)
+            if segment.home.step in self.read:
+                self._absorb_inherited(self.read[segment.home.step], segment)
         parsed = parse_id(opening.last_set) if opening.last_set else None
         if parsed and opening.last_set:
             self._last_set = max(self._last_set, (parsed.ms, opening.last_set))
@@ -279,8 +327,10 @@ class Fold:
                     archived=frozenset((change.id, p) for p in archived),
                 )
             )
-        ids = _change_ids(step)
-        self._sources[step.home.step] = _Source(step.home, ids[:1] if segment.own else ids, frozenset(), segment.own)
+        own = all(s.own for s in self._inherited[step.home.step])
+        self._sources[step.home.step] = _Source(
+            step.home, _change_ids(step, own=own), frozenset({step.home.step}), own=own
+        )
 
     def _learn(self, change: Change) -> None:
         before = self.known.get(change.id)
@@ -302,7 +352,7 @@ class Fold:
             self._hide = max(self._hide, (change.key, change.hide))
         if change.is_set:
             self._last_set = max(self._last_set, change.key)
-        self._facts[change.id] = len(dump(facts_json(after)).encode())
+        self._facts[change.id] = len(dump(facts_json(dataclasses.replace(after, state={}))).encode())
         if before is not None or change.removed or change.is_set or change.state:
             self._weights.clear()
         if self._alive is not None and newest and not change.removed and not change.is_set:
@@ -351,10 +401,6 @@ class Fold:
         """Whether an opening of this session has been read."""
         return bool(self.openings.get(session))
 
-    def closings(self) -> list[Listed]:
-        """Return the closing steps of the heads."""
-        return [s for head in self.heads for i, s in self.listed[head].items() if _kind(i) is Kind.CLOSING]
-
     def covers(self) -> dict[str, int]:
         """Return the sessions before the heads and their creation in ms."""
         return {session: created for o in self._all_openings() for session, created in o.covers.items()}
@@ -380,8 +426,7 @@ class Fold:
                 source = self._sources[step_id]
                 mine = tuple(c for c in source.changes if c in remaining)
                 if mine:
-                    taken = source.taken if source.home.session in self.openings else frozenset({step_id})
-                    self._segments.append(Segment(source.home, mine, taken, source.own))
+                    self._segments.append(Segment(source.home, mine, source.taken, source.own))
                     remaining.difference_update(mine)
         return self._segments
 
@@ -402,15 +447,18 @@ class Fold:
             for p, m in change.messages.items()
             if not gone and (change_id, p) not in self._dead and (change_id, p) not in dead
         }
-        state = {k: v for k, v in change.state.items() if self._state[k][0] == change.key}
-        return dataclasses.replace(change, messages=messages, state=state)
+        return dataclasses.replace(change, messages=messages, state=self._live_state(change))
 
     def _size(self, change_id: str) -> int:
         change = self.known[change_id]
         alive = 0
         if self._counts(change):
             alive = sum(m.size for p, m in change.messages.items() if (change_id, p) not in self._dead)
-        return OVERHEAD + self._facts[change_id] + alive
+        state = self._live_state(change)
+        return OVERHEAD + self._facts[change_id] + alive + (len(dump(state).encode()) if state else 0)
+
+    def _live_state(self, change: Change) -> dict[str, list[JSON]]:
+        return {k: v for k, v in change.state.items() if self._state[k][0] == change.key}
 
     def size(self, segment: Segment) -> int:
         """Return the bytes it takes to carry a segment."""
@@ -444,7 +492,7 @@ class Fold:
         last_set = max(self._last_set, own.key) if own and own.is_set else self._last_set
         carried = [(self._came_in.get(c, c), self._reduced(c, dead, last_set)) for c in sorted(carried_ids)]
         if opening:
-            carried = [(c.id, dataclasses.replace(c, removed=frozenset())) for _, c in carried]
+            carried = [(c.id, self._handed_down(c)) for _, c in carried]
             opening = dataclasses.replace(
                 opening, segments=(*opening.segments, *(self.inherit(s, dead, last_set) for s in left))
             )
@@ -458,6 +506,11 @@ class Fold:
         }
         step = Step(where, ((step_id, own), *carried), named, taken, opening)
         return Composed(step, [*payload, envelope({"change": body}, packed)], tuple(take))
+
+    def _handed_down(self, change: Change) -> Change:
+        """Return a change as an opening carries it: the opening says what is removed; what archived it may be left."""
+        marks = frozenset((change.id, p) for p in change.messages if (change.id, p) in self._archived)
+        return dataclasses.replace(change, removed=frozenset(), archived=change.archived | marks)
 
     def _choose(self, size: int, forced: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
         take, left = list(forced), []
@@ -488,34 +541,14 @@ class Fold:
         if draft is None:
             return None, {}, []
         draft.id = draft.id or where.step
-        parsed = parse_id(draft.id)
         add, homes = own_records(draft.messages, placed.homes, placed.place)
         payload = list(placed.rest) if placed.homes else draft.messages.blocks
         resolved = tuple(home or where for home in placed.homes) or (where,)
-
-        def native(item: Any) -> blocks.ContentBlock | None:
-            if isinstance(item, int):
-                return payload[item]
-            return payload[item["n"]] if resolved[item.get("h", 0)] == where else None
-
-        messages = {
-            position: Message((draft.id, position), record, resolved, len(dump(record).encode()))
-            for position, record in enumerate(blocks.carried(r, native) for r in add)
-        }
-        change = Change(
-            id=draft.id,
-            time=parsed.ms if parsed else 0,
-            messages={p: m if any(True for _ in m.references()) else m._replace(homes=()) for p, m in messages.items()},
-            removed=draft.removed,
-            archived=draft.archived,
-            is_set=draft.is_set,
-            state=draft.state,
-            hide=draft.hide,
-            invocations=draft.invocations,
-            origin=draft.origin,
-            by=draft.by,
-            written=where[:2],
-        )
+        messages: dict[int, Message] = {}
+        for position, record in enumerate(blocks.carried(r, payload.__getitem__) for r in add):
+            message = Message((draft.id, position), record, resolved, len(dump(record).encode()))
+            messages[position] = message if any(True for _ in message.references()) else message._replace(homes=())
+        change = draft.change(draft.id, messages, where[:2])
         return change, own_json(change, where.step, add, homes), payload
 
     def inherit(self, segment: Segment, dead: frozenset[MessageId] = frozenset(), last_set: Key = _NEVER) -> Inherited:
@@ -587,5 +620,5 @@ def _kind(step_id: str) -> Kind | None:
     return parsed.kind if parsed else None
 
 
-def _change_ids(step: Step) -> tuple[str, ...]:
-    return tuple(change.id for _, change in step.contents if change is not None)
+def _change_ids(step: Step, *, own: bool = False) -> tuple[str, ...]:
+    return tuple(change.id for _, change in step.contents[: 1 if own else None] if change is not None)
