@@ -71,11 +71,13 @@ import dataclasses
 import enum
 import json
 import logging
+import math
 import os
+import re
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.blocks import ContentBlock
@@ -90,6 +92,11 @@ DECOMPRESSED = 64 * 1024 * 1024
 """Bytes a `zip` may unpack to: far more than a writer ever packs, far less than a compressed bomb."""
 YEAR_2100 = 4_102_444_800_000
 HINT_MAX = 1023
+_YEARS = (-62_135_596_800_000, 253_402_300_799_999)
+"""The ms that a foreign step can have as its time: the years 1 to 9999."""
+_NESTING = 450
+"""Levels an envelope may have: `values.py` needs 3 for each of the 100 a value may have; Python stops at a thousand."""
+_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
@@ -135,12 +142,9 @@ def new_id(ms: int, kind: Kind, hint: int = 0) -> str:
 
 def parse_id(step: str) -> StepId | None:
     """Return what an id says, or None if it is not ours."""
-    if len(step) != 36 or step[14] != "8" or step[19] not in "89ab":
+    if not _ID.fullmatch(step) or step[14] != "8" or step[19] not in "89ab":
         return None
-    try:
-        bits = int(step.replace("-", ""), 16)
-    except ValueError:
-        return None
+    bits = int(step.replace("-", ""), 16)
     ms = bits >> 80
     if ms > YEAR_2100:
         return None
@@ -195,8 +199,8 @@ class Change:
 
     def merged(self, other: Change) -> Change:
         """Return the union of two copies of the same change; of two copies of a message the newer home counts."""
-        if self.damaged and not other.damaged:
-            return other
+        if self.damaged is not other.damaged:
+            return other if self.damaged else self
         messages = dict(self.messages)
         for position, message in other.messages.items():
             mine = messages.get(position)
@@ -377,14 +381,15 @@ def _with_homes(message: Message, homes: dict[Home, int]) -> JSON:
 
     def renumbered(item: JSON) -> JSON:
         h = item.get("h", 0)
-        if h >= len(message.homes):
-            return item
+        if not _natural(h) or h >= len(message.homes):
+            # It refers to nothing, and must not come to refer to what another message has.
+            return {**item, "h": None}
         number = homes.setdefault(message.homes[h], len(homes))
         rest = {k: v for k, v in item.items() if k != "h"}
         return {**rest, "h": number} if number else rest
 
     record = message.record
-    return {**record, "b": [renumbered(i) if is_reference(i) else i for i in record["b"]]}
+    return {**record, "b": [renumbered(i) if isinstance(i, dict) and "n" in i else i for i in record["b"]]}
 
 
 def is_reference(item: JSON) -> bool:
@@ -425,26 +430,35 @@ def read_step(home: Home, payload: Sequence[ContentBlock], time: int, *, skip_ne
 
     """
     parsed = parse_id(home.step)
+    step = _step(home, parsed, payload, time, skip_newer=skip_newer)
+    if parsed and parsed.kind is Kind.OPENING and step.opening is None:
+        # The session is open, whatever its opening cannot tell any more: those before it are heads again.
+        return dataclasses.replace(step, opening=Opening(0, {}, {}, frozenset(), (), None))
+    return step
+
+
+def _step(home: Home, parsed: StepId | None, payload: Sequence[ContentBlock], time: int, *, skip_newer: bool) -> Step:
     text = payload[-1].get("text") if payload and isinstance(payload[-1], dict) else None
     if parsed is None or not isinstance(text, str) or not text.startswith('{"' + MARK + '"'):
         return Step(home, ((home.step, _foreign(home, payload, time)),))
     try:
-        body = _object(json.loads(text))
-        version = _integer(body[MARK])
+        body = _object(_loads(text))
+        version = _integer(body.get(MARK))
         if version > VERSION:
             return _newer(home, parsed.ms, body, version, skip_newer=skip_newer)
         return _read(home, parsed, body, payload)
-    except (_Damaged, ValueError, RecursionError, KeyError) as error:
+    except (_Damaged, ValueError, RecursionError) as error:
         logger.warning("step %s of session %s cannot be read: %s", home.step, home.session, type(error).__name__)
         return Step(home, ((home.step, _placeholder(home.step, parsed.ms, "a damaged step")),))
 
 
 def _newer(home: Home, ms: int, body: Mapping[str, JSON], version: int, *, skip_newer: bool) -> Step:
     release = body.get("release")
-    reads = f"llama-index-bedrock-sessions {release[:40]}" if isinstance(release, str) else "a newer release"
+    is_named = isinstance(release, str) and re.fullmatch(r"[0-9A-Za-z.+!-]{1,40}", release)
+    reads = f"llama-index-bedrock-sessions {release}" if is_named else "a newer release"
     message = (
         f"Step {home.step} of session {home.session} has format {version}; this release reads up to {VERSION}. "
-        f"Upgrade to {reads} or later, or read around it with skip_newer=True."
+        f"Upgrade to {reads}{' or later' if is_named else ''}, or read around it with skip_newer=True."
     )
     if not skip_newer:
         raise NewerFormatError(message)
@@ -474,15 +488,31 @@ def _unzip(text: JSON) -> Mapping[str, JSON]:
         raise _Damaged("zip") from error
     if not inflate.eof:
         raise _Damaged("zip is cut short, or too large")
-    return _object(json.loads(raw))
+    return _object(_loads(raw))
+
+
+def _loads(text: str | bytes) -> JSON:
+    """Parse JSON that can be written again: not NaN, not a number beyond floats, not nested without end."""
+
+    def refused(_: str) -> NoReturn:
+        raise _Damaged("not a number of JSON")
+
+    def real(text: str) -> float:
+        number = float(text)
+        return number if math.isfinite(number) else refused(text)
+
+    value = json.loads(text, parse_constant=refused, parse_float=real)
+    level = [value]
+    for _ in range(_NESTING):
+        level = [i for v in level if type(v) in (dict, list) for i in (v.values() if type(v) is dict else v)]
+        if not level:
+            return value
+    raise _Damaged("nested too deeply")
 
 
 def _own_change(home: Home, ms: int, body: JSON, payload: Sequence[ContentBlock]) -> Change:
-    def native(item: JSON) -> ContentBlock | None:
-        if isinstance(item, dict) and item.get("h", 0) != 0:
-            return None
-        n: JSON = item.get("n") if isinstance(item, dict) else item
-        return payload[n] if _natural(n) and n < len(payload) - 1 else None
+    def native(n: JSON) -> ContentBlock | None:
+        return payload[n] if 0 <= n < len(payload) - 1 else None
 
     return _change(_object(body), home.step, ms, home, lambda record: blocks.carried(record, native))
 
@@ -496,13 +526,13 @@ def _carried_changes(home: Home, items: JSON, places: JSON) -> Iterator[tuple[st
 def _carried_change(home: Home, item: JSON, written: Sequence[Place]) -> tuple[str, Change | None]:
     try:
         body = _object(item)
-        change_id = _string(body["id"])
+        change_id = _string(body.get("id"))
         parsed = parse_id(change_id)
-        ms = parsed.ms if parsed else _integer(body.get("time"))
+        ms = parsed.ms if parsed else _time(body.get("time"))
         change = _change(body, change_id, ms, None, lambda record: record)
         place = written[_integer(body["in"])] if "in" in body else None
         return _string(body.get("step", change_id)), dataclasses.replace(change, written=place)
-    except (_Damaged, KeyError, IndexError):
+    except (_Damaged, IndexError):
         # The step it came in is still there and is read by itself: it is not covered by this copy.
         logger.warning("a change carried by step %s of session %s cannot be read", home.step, home.session)
         return "", None
@@ -571,10 +601,8 @@ def _opening(body: JSON) -> Opening:
     last_set = body.get("last_set")
     return Opening(
         generation=_integer(body.get("generation", 0)),
-        covers={_string(k): _integer(v) for k, v in _object(body.get("covers", {})).items()},
-        parents={
-            _string(k): frozenset(_string(s) for s in _list(v)) for k, v in _object(body.get("parents", {})).items()
-        },
+        covers={_id(k): _integer(v) for k, v in _object(body.get("covers", {})).items()},
+        parents={_id(k): frozenset(_string(s) for s in _list(v)) for k, v in _object(body.get("parents", {})).items()},
         removed=_ids(body.get("removed", {})),
         segments=tuple(_inherited(_object(s)) for s in _list(body.get("segments", []))),
         last_set=_string(last_set) if last_set is not None else None,
@@ -586,7 +614,7 @@ def _inherited(body: Mapping[str, JSON]) -> Inherited:
         return {int(k): frozenset(_integer(p) for p in _list(v)) for k, v in _object(value).items()}
 
     dead, archived = positions(body.get("dead", {})), positions(body.get("archived", {}))
-    return Inherited(_home(body["home"]), dead, archived, body.get("own") is True)
+    return Inherited(_home(body.get("home")), dead, archived, body.get("own") is True)
 
 
 def _ids(value: JSON) -> frozenset[MessageId]:
@@ -597,12 +625,27 @@ def _home(value: JSON) -> Home:
     parts = _list(value)
     if len(parts) < 3:
         raise _Damaged("home")
-    return Home(*(_string(p) for p in parts[:3]))
+    return Home(*(_id(p) for p in parts[:3]))
 
 
 def _place(value: JSON) -> Place:
-    session, invocation = _list(value)
-    return _string(session), _string(invocation)
+    parts = _list(value)
+    if len(parts) < 2:
+        raise _Damaged("place")
+    return _id(parts[0]), _id(parts[1])
+
+
+def _id(value: JSON) -> str:
+    """Return an id that the service can be asked for."""
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise _Damaged("not an id")
+    return value
+
+
+def _time(value: JSON) -> int:
+    if not isinstance(value, int) or not _YEARS[0] <= value <= _YEARS[1]:
+        raise _Damaged("not a time")
+    return value
 
 
 def _natural(value: JSON) -> bool:

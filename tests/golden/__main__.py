@@ -1,0 +1,149 @@
+"""Write the golden files that are missing: see the package's docstring."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    CacheControl,
+    CachePoint,
+    ChatMessage,
+    CitableBlock,
+    CitationBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+    VideoBlock,
+)
+
+from llama_index_bedrock_sessions import blocks
+from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions.journal import MARK, Home, Kind, dump, envelope, new_id, read_step
+
+from . import FOLDER, FUTURE, described, text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from llama_index_bedrock_sessions.blocks import ContentBlock
+
+FIRST = ("6f1c9a52-3a1e-4a59-9f0e-0d6c2b1a7e11", "0b8f6f1e-25cd-5f2e-9a43-7d1b5e0c4f22")
+NEXT = ("c2d7e8f9-4b5a-4c6d-8e7f-901a2b3c4d5e", "7a6b5c4d-3e2f-5a1b-8c0d-9e8f7a6b5c4d")
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAMAAAACCAIAAAASFvFNAAAAEElEQVR4nGM4oTQJghggFAA4jAYjW0mEsgAAAABJRU5ErkJggg=="
+)
+IMAGE = ImageBlock(image=PNG)
+
+
+class Writer:
+    """Writes one conversation and freezes its steps; the images it has written can be found again."""
+
+    def __init__(self) -> None:
+        self.fold = Fold([FIRST[0]])
+        self.now = 1_767_323_045_678
+        self.natives: dict[Home, list[ContentBlock]] = {}
+
+    def put(self, name: str, draft: Draft, placed: Placed | None = None) -> Home:
+        """Compose a step, freeze it, and take note of it as stored."""
+        self.now += 1500
+        composed = self.fold.compose(FIRST, draft, placed or Placed(), self.now)
+        self.fold.stored(composed)
+        self.freeze(name, composed.step.home, composed.payload)
+        return composed.step.home
+
+    def add(self, name: str, *messages: ChatMessage) -> Home:
+        """Put a step that adds messages."""
+        return self.put(name, Draft(blocks.encode(messages)))
+
+    def freeze(self, name: str, home: Home, payload: Sequence[ContentBlock], time: int | None = None) -> None:
+        """Write a golden file, unless it is there."""
+        self.natives[home] = list(payload)
+        path = FOLDER / "v1" / f"{name}.json"
+        at = self.now if time is None else time
+        step = read_step(home, payload, at)
+        used = {place for _, c in step.contents if c for m in c.messages.values() for place, _ in m.references()}
+        natives = [{"home": list(h), "content": [text(b) for b in self.natives[h]]} for h in sorted(used)]
+        reads = described(step, self.natives)
+        content = [text(b) for b in payload]
+        write(path, {"home": list(home), "time": at, "content": content, "natives": natives, "reads": reads})
+
+
+def write(path: Path, data: Any) -> None:
+    """Write a file, unless it is there: what was released stays as it is."""
+    if not path.exists():
+        path.write_text(json.dumps(data, ensure_ascii=True, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Write what is missing."""
+    w = Writer()
+    w.add("turn", ChatMessage("What is on this picture?"), ChatMessage(role="assistant", content="A small dog. 🐕"))
+    w.add("image", ChatMessage(role="user", blocks=[TextBlock(text="look"), IMAGE, TextBlock(text="here 日本")]))
+    w.add(
+        "every_block",
+        ChatMessage(
+            role="assistant",
+            blocks=[
+                TextBlock(text=""),
+                ThinkingBlock(content="hm", num_tokens=3, additional_information={"signature": "abc"}),
+                ToolCallBlock(tool_call_id="call-1", tool_name="search", tool_kwargs={"q": "dog", "n": 2}),
+                CachePoint(cache_control=CacheControl(type="ephemeral", ttl="5m")),
+                DocumentBlock(data=b"%PDF-1.4", title="a.pdf", document_mimetype="application/pdf"),
+                AudioBlock(audio=b"RIFF", format="wav"),
+                VideoBlock(video=b"\x00\x00", video_mimetype="video/mp4", fps=2),
+                CitableBlock(title="t", source="s", content=[TextBlock(text="cited")]),
+                CitationBlock(
+                    title="t", source="s", cited_content=TextBlock(text="cited"), additional_location_info={"page": 1}
+                ),
+                ImageBlock(url="https://example.com/a.png"),
+            ],
+            additional_kwargs={"id": 2**70, "nan": float("nan"), "bytes": b"\xff", "half": "\ud83d"},
+        ),
+        ChatMessage(role="tool", content="3 results", additional_kwargs={"tool_call_id": "call-1"}),
+    )
+    first = w.fold.alive()[0].id
+    w.put("remove_and_archive", Draft(removed=frozenset({first}), archived=frozenset({w.fold.alive()[1].id})))
+    w.put("state", Draft(state={"hypotheses": [["dns", {"p": 0.5}]], "old": []}, by="engineer"))
+    w.put("hide", Draft(hide=True))
+    w.put("restore", Draft(hide=False))
+    w.put("invocation_and_origin", Draft(invocations={NEXT[1]: "night shift"}, origin={"session": NEXT[0]}))
+    everything = frozenset(m.id for m in w.fold.alive())
+    w.put("set", Draft(blocks.encode([ChatMessage("all anew")]), removed=everything, is_set=True))
+    w.put("moved", Draft(blocks.encode([ChatMessage("sent twice")]), id=new_id(w.now - 60_000, Kind.CHANGE)))
+    attachment = Home(*FIRST, new_id(w.now + 1, Kind.ATTACHMENT))
+    encoded = blocks.encode([ChatMessage(role="user", blocks=[IMAGE, TextBlock(text="and"), IMAGE])])
+    w.freeze("attachment", attachment, [encoded.blocks[0], envelope({"attachment": True}, {})])
+    placed = Placed((None, attachment), ((1, 0), (0, 0), (0, 1)), tuple(encoded.blocks[1:]))
+    w.put("with_attachment", Draft(encoded), placed)
+    foreign = Home(*FIRST, "1f0c9d3e-7c1b-4e55-8f6a-2b3c4d5e6f70")
+    w.freeze("foreign", foreign, [{"text": "from another tool"}, encoded.blocks[0]], w.now - 500)
+    w.fold.saw_list(FIRST[0], [Listed(foreign, w.now - 500)])
+    w.fold.absorb(read_step(foreign, w.natives[foreign], w.now - 500))
+    w.add("carrying", ChatMessage("long " * 2000))
+    w.add("naming", ChatMessage("short"))
+    w.freeze("plain_text_under_our_id", Home(*FIRST, new_id(w.now, Kind.CHANGE)), [{"text": "hand-written"}])
+    w.freeze("damaged", Home(*FIRST, new_id(w.now, Kind.CHANGE)), [{"text": f'{{"{MARK}":1,"change":7}}'}])
+    closing = Home(*FIRST, new_id(w.now + 10, Kind.CLOSING))
+    w.freeze("closing", closing, [envelope({"closing": {"reason": "continued"}}, {})])
+    w.fold.saw_list(FIRST[0], [Listed(closing, w.now)])
+    created = {FIRST[0]: w.now - 86_400_000}
+    opening = w.fold.opening(created, w.now)
+    composed = w.fold.compose(NEXT, Draft(blocks.encode([ChatMessage("go on")])), Placed(), w.now, opening=opening)
+    w.freeze("opening", composed.step.home, composed.payload)
+    first_opening = Fold([])
+    composed = first_opening.compose(FIRST, Draft(), Placed(), w.now, opening=first_opening.opening({}, w.now))
+    w.freeze("first_opening", composed.step.home, composed.payload)
+    future = Home(*FIRST, new_id(w.now, Kind.CHANGE))
+    content = [{"text": "a native text"}, {"text": dump({MARK: 2, "release": "2.0.0", "change": {"new": 1}})}]
+    refused = r"format 2; this release reads up to 1\. Upgrade to llama-index-bedrock-sessions 2\.0\.0 or later"
+    write(FUTURE, {"home": list(future), "time": w.now, "content": content, "reads": {"refused": refused}})
+
+
+if __name__ == "__main__":
+    main()
