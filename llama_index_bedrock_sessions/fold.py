@@ -549,7 +549,8 @@ class Fold:
             message = Message((draft.id, position), record, resolved, len(dump(record).encode()))
             messages[position] = message if any(True for _ in message.references()) else message._replace(homes=())
         change = draft.change(draft.id, messages, where[:2])
-        return change, own_json(change, where.step, add, homes), payload
+        body = own_json(change, where.step, add, homes)
+        return change if body else None, body, payload
 
     def inherit(self, segment: Segment, dead: frozenset[MessageId] = frozenset(), last_set: Key = _NEVER) -> Inherited:
         """Return a segment as an opening names it: what of it is no longer alive, or is archived."""
