@@ -120,6 +120,7 @@ def test_a_foreign_database_in_use_keeps_its_locks(tmp_path: Path) -> None:
         Emulator(path)
     script = f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0).execute('SELECT * FROM mine')"
     other = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    connection.close()
     assert "database is locked" in other.stderr
 
 

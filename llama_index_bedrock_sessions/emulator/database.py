@@ -130,10 +130,14 @@ class Database:
         connection = sqlite3.connect(
             target, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
         )
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA secure_delete = ON")  # a deleted session does not linger in free pages
-        connection.execute("PRAGMA synchronous = FULL")
+        try:
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA secure_delete = ON")  # a deleted session does not linger in free pages
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _open_file(self, path: Path) -> None:
@@ -172,10 +176,9 @@ class Database:
     def _give_back(self, connection: sqlite3.Connection) -> None:
         if connection.in_transaction:  # an interrupt came at the wrong moment
             connection.execute("ROLLBACK")
+        self._idle.append(connection)
         if self._closed:
-            connection.close()
-        else:
-            self._idle.append(connection)
+            self.close()
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -218,8 +221,9 @@ class Database:
     def close(self) -> None:
         """Close all connections; those in use close when they are given back."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        with suppress(IndexError):  # two threads may close at once
+            while True:
+                self._idle.pop().close()
 
     def before_fork(self) -> None:
         """Let what is under way in memory finish: the child gets a copy of it."""
