@@ -7,6 +7,7 @@ in `journal.py`, what the steps add up to in `fold.py`, how the service is calle
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -15,12 +16,23 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Coroutine,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+    ValuesView,
+)
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.storage.chat_store.base_db import MessageStatus
 
 from llama_index_bedrock_sessions import blocks, directory
 from llama_index_bedrock_sessions.blocks import ContentBlock
@@ -28,6 +40,7 @@ from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
     ConversationEnded,
     ForeignSessionError,
+    InvalidStateError,
     StepTooLargeError,
     UnavailableError,
 )
@@ -56,7 +69,7 @@ from llama_index_bedrock_sessions.sessions import (
     after_fork,
     default_invocation,
 )
-from llama_index_bedrock_sessions.values import JSON
+from llama_index_bedrock_sessions.values import JSON, Walk, from_json, to_json
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 STEP_LIMIT = 50_000_000
@@ -75,7 +88,7 @@ logger = logging.getLogger("llama_index_bedrock_sessions")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-C = TypeVar("C", bound="Conversation")
+C = TypeVar("C", bound="_Pooled")
 
 Resolve = Callable[[Fold], Draft | None]
 
@@ -126,6 +139,13 @@ async def in_pool(pool: Pool, function: Callable[[], R]) -> R:
         _caller.reset(token)
 
 
+class _Pooled(Protocol):
+    """What has methods that talk to the service."""
+
+    @property
+    def sessions(self) -> Sessions: ...
+
+
 def twin(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], Coroutine[Any, Any, R]]:
     """Return the async form of a method: the same, in the store's thread pool."""
 
@@ -134,7 +154,7 @@ def twin(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], 
         return await in_pool(self.sessions.pool, functools.partial(method, self, *args, **kwargs))
 
     call.__name__ = f"a{method.__name__}"
-    call.__qualname__ = f"Conversation.a{method.__name__}"
+    call.__qualname__ = f"{method.__qualname__.removesuffix(method.__name__)}{call.__name__}"
     call.__doc__ = f"`{method.__name__}`, without blocking the event loop."
     return call
 
@@ -178,13 +198,24 @@ class Conversation:
 
     # Reading
 
-    def messages(self) -> list[ChatMessage]:
-        """Return the messages that are there, oldest first; archived ones are left out. The caller owns them."""
+    def messages(self, *, status: MessageStatus | None = MessageStatus.ACTIVE, fresh: bool = True) -> list[ChatMessage]:
+        """Return the messages that are there, oldest first: the active ones, the archived ones, or (None) all.
+
+        `fresh=False` makes no call where the conversation was read before: it returns what this process knows, its own
+        writes included. The caller owns the messages.
+        """
         with self._lock:
-            active = self._active(self._refresh())
-            self._saw([m.id for m in active])
+            fold = self._refresh() if fresh else self._refreshed()
+            found = self._of_status(fold, status)
+            if status is MessageStatus.ACTIVE:
+                self._saw([m.id for m in found])
             natives = self._natives
-        return [_decode(m, natives) for m in active]
+        return [_decode(m, natives) for m in found]
+
+    def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
+        """Return how many messages there are: active ones, archived ones, or (None) all."""
+        with self._lock:
+            return len(self._of_status(self._refresh(), status))
 
     def history(self) -> list[Entry]:
         """Return what was changed, oldest first: frozen, and JSON by `as_dict()`."""
@@ -227,7 +258,7 @@ class Conversation:
             ],
         }
 
-    amessages, ahistory, adescribe = twin(messages), twin(history), twin(describe)
+    amessages, acount, ahistory, adescribe = twin(messages), twin(count), twin(history), twin(describe)
 
     def _info_or_none(self, session: str) -> SessionInfo | None:
         try:
@@ -238,24 +269,43 @@ class Conversation:
     def _active(self, fold: Fold) -> list[Message]:
         return [m for m in fold.alive() if not fold.is_archived(m.id)]
 
+    def _of_status(self, fold: Fold, status: MessageStatus | None) -> list[Message]:
+        if status is None:
+            return list(fold.alive())
+        return [m for m in fold.alive() if fold.is_archived(m.id) is (status is MessageStatus.ARCHIVED)]
+
     # Writing
 
-    def add(self, messages: Sequence[ChatMessage]) -> None:
-        """Add messages at the end, all of them or none: one step, one call.
+    def add(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        status: MessageStatus = MessageStatus.ACTIVE,
+        state: Mapping[str, JSON] | None = None,
+        forget: Iterable[str] = (),
+    ) -> None:
+        """Add messages at the end, set named state and delete the names in `forget`: all or nothing, by one step.
+
+        With `status=ARCHIVED` they are archived by a second step.
 
         Raises:
             InvalidMessageError: something is not a ChatMessage.
+            InvalidStateError: a name or a value that named state cannot have.
             StepTooLargeError: a content block exceeds 50 MB.
             ConversationEnded: the conversation was ended on purpose.
 
         """
-        encoded = self._encode(messages)
-        if not encoded.records:
+        encoded, named = self._encode(messages), _state_json(state or {}, forget)
+        if not encoded.records and not named:
             return
-        draft = Draft(encoded)
+        draft = Draft(encoded, state=named)
         with self._lock:
             self._append(lambda _: draft)
-            self._seen_also(draft)
+            if status is MessageStatus.ARCHIVED and draft.id is not None:
+                added = frozenset((draft.id, position) for position in range(len(encoded.records)))
+                self._append(lambda _: Draft(archived=added))
+            else:
+                self._seen_also(draft)
 
     def set(self, messages: Sequence[ChatMessage]) -> None:
         """Make these the messages; what is there already, in this order, stays as it is. Raises as `add` does."""
@@ -274,7 +324,7 @@ class Conversation:
 
         with self._lock:
             self._refresh()
-            self._append(resolve)
+            self._append(resolve, fresh=True)
             self._saw([m.id for m in self._active(self._refreshed())])
 
     def _difference(self, fold: Fold, wanted: list[ChatMessage], encoded: blocks.Encoded) -> Draft | None:
@@ -318,28 +368,55 @@ class Conversation:
         if message is None:
             return None
         removed = _decode(message, self._natives)
-        self._append(lambda _: Draft(removed=frozenset({message.id})))
+        draft = Draft(removed=frozenset({message.id}))
+        self._append(lambda _: draft, fresh=True)
         view = self._views.get(_who())
         if view is not None and message.id in view:
             view.remove(message.id)
         return removed
 
-    def clear(self) -> list[ChatMessage] | None:
-        """Remove every message by one step, and return those that were active; None if there was no message."""
+    def remove_oldest(self, n: int) -> list[ChatMessage]:
+        """Remove the n oldest messages of the list this task was last given, less what it removed; return them."""
+        return self._take_oldest(n, lambda ids: Draft(removed=ids))
+
+    def archive_oldest(self, n: int) -> list[ChatMessage]:
+        """Archive the n oldest messages of the list this task was last given, less what it removed; return them."""
+        return self._take_oldest(n, lambda ids: Draft(archived=ids))
+
+    def _take_oldest(self, n: int, draft: Callable[[frozenset[MessageId]], Draft]) -> list[ChatMessage]:
+        with self._lock:
+            view = self._views.get(_who())
+            # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
+            active = {m.id: m for m in self._active(self._refresh() if view is None else self._refreshed())}
+            oldest = (list(active) if view is None else view)[: max(n, 0)]
+            found = [active[message_id] for message_id in oldest if message_id in active]
+            taken = [_decode(m, self._natives) for m in found]
+            if found:
+                self._append(lambda _: draft(frozenset(m.id for m in found)))
+            if view is not None:
+                del view[: len(oldest)]
+            return taken
+
+    def clear(self, status: MessageStatus | None = None) -> list[ChatMessage] | None:
+        """Remove every message (of a status) by one step, and return those that were active; named state stays.
+
+        None if the key is unknown.
+        """
         with self._lock:
             fold = self._refresh()
             removed = [_decode(m, self._natives) for m in self._active(fold)]
-            if not fold.alive():
+            if not self._of_status(fold, status):
                 return [] if fold.heads else None
             drafts: list[Draft] = []
 
             def resolve(fold: Fold) -> Draft:
-                draft = Draft(removed=frozenset(m.id for m in fold.alive()), id=drafts[0].id if drafts else None)
+                gone = frozenset(m.id for m in self._of_status(fold, status))
+                draft = Draft(removed=gone, id=drafts[0].id if drafts else None)
                 drafts[:1] = [draft]
                 return draft
 
-            self._append(resolve)
-            self._saw([])
+            self._append(resolve, fresh=True)
+            self._saw([m.id for m in self._active(self._refreshed())])
             return removed
 
     def erase(self) -> list[ChatMessage] | None:
@@ -369,6 +446,39 @@ class Conversation:
         except (Gone, Refused):
             # Refused: somebody wrote in between, or it is listed as it was; the next look shows it.
             logger.info("session %s is not deleted yet", session)
+
+    aadd, aset = twin(add), twin(set)  # noqa: A003 - the method above
+    aremove, aremove_last = twin(remove), twin(remove_last)
+    aremove_oldest, aarchive_oldest = twin(remove_oldest), twin(archive_oldest)
+    aclear, aerase = twin(clear), twin(erase)
+
+    # Named state
+
+    @property
+    def state(self) -> State:
+        """JSON values by name, kept beside the messages: preferences, hypotheses, carts."""
+        return State(self)
+
+    def last_id(self, *, fresh: bool = True) -> str | None:
+        """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
+        with self._lock:
+            active = self._active(self._refresh() if fresh else self._refreshed())
+            return _text_id(active[-1].id) if active else None
+
+    alast_id = twin(last_id)
+
+    def _named(self, *, fresh: bool) -> dict[str, JSON]:
+        with self._lock:
+            state = (self._refresh() if fresh else self._refreshed()).state()
+        return {name: from_json(value, lambda: "[unreadable value]") for name, value in state.items()}
+
+    def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
+        named = _state_json(values, forget)
+        self._refuse_too_large(_json_size(dump(named)))
+        with self._lock:
+            self._refresh()
+            if named:
+                self._append(lambda _: Draft(state=named))
 
     # What it takes to be up to date
 
@@ -513,10 +623,13 @@ class Conversation:
 
     # Appending
 
-    def _append(self, resolve: Resolve) -> None:
-        """Write what `resolve` makes of the fold, in this session or the next."""
+    def _append(self, resolve: Resolve, *, fresh: bool = False) -> None:
+        """Write what `resolve` makes of the fold, in this session or the next; `fresh`: it has just been listed."""
         for _ in range(ATTEMPTS):
-            fold = self._refresh() if self._fold is None or self._unlisted >= LIST_AFTER else self._fold
+            if self._fold is None or self._unlisted >= LIST_AFTER or not (self._fold.heads or fresh):
+                self._refresh()
+            fold, fresh = self._refreshed(), False
+            self._refuse_other_keys(fold)
             if self._must_continue(fold):
                 if self._continue(fold, resolve):
                     return
@@ -569,7 +682,8 @@ class Conversation:
             self._closed.add(head)
             return
         if isinstance(refusal, Gone):
-            self.sessions.create_invocation(head, default_invocation(head))
+            with contextlib.suppress(Gone, Refused):  # the next put says what is wrong
+                self.sessions.create_invocation(head, default_invocation(head))
             return
         fold.saw_list(head, self._list(head))
         if len(fold.listed[head]) < STEPS_PER_SESSION:
@@ -673,7 +787,6 @@ class Conversation:
         for head in fold.heads:
             before = self._directory.info(head)
             own = {**directory.own_metadata(before), **own}
-            self._refuse_other_key(before)
             key_arn = key_arn or before.encryption_key_arn
             tags = {**self._tags_of(before), **tags}
         metadata = directory.metadata(self.key, settings.namespace, VERSION, own.items())
@@ -690,13 +803,15 @@ class Conversation:
             self._tags[before.session] = self.sessions.tags(before.arn) if before.arn else {}
         return self._tags[before.session]
 
-    def _refuse_other_key(self, before: SessionInfo) -> None:
+    def _refuse_other_keys(self, fold: Fold) -> None:
         wanted = self._settings.encryption_key_arn
-        if wanted and before.encryption_key_arn != wanted:
-            raise ForeignSessionError(
-                f"The conversation {self.key!r} is encrypted with {before.encryption_key_arn or 'an AWS managed key'}, "
-                f"not with {wanted}. Use its key, or copy the conversation to a new one."
-            )
+        for head in fold.heads if wanted else ():
+            have = self._directory.info(head).encryption_key_arn
+            if have != wanted:
+                raise ForeignSessionError(
+                    f"The conversation {self.key!r} is encrypted with {have or 'a key that AWS manages'}, not with "
+                    f"{wanted}. Nothing was written. Use its key, or copy the conversation to a new one."
+                )
 
     def _may_open(self, candidate: Summary, mine: Summary | None, parents: Mapping[str, SessionInfo]) -> bool:
         if mine and candidate.session == mine.session:
@@ -787,6 +902,93 @@ class Conversation:
         view = self._views.get(_who())
         if view is not None and draft.id is not None:
             view += [(draft.id, position) for position in range(len(draft.messages.records))]
+
+
+class State(MutableMapping[str, JSON]):
+    """The named state of a conversation: JSON values by name, for the application's own use and that of its memory.
+
+    Of several writes of one name the last counts, whoever wrote it. Every read is one list of the service's steps;
+    every write one list and one step. What is read belongs to the caller: changing it in place stores nothing.
+    Names that begin with "memory/" are those of `BedrockSessionsMemory`. Under asyncio use the methods with an `a`.
+
+    Raises:
+        KeyError: the name is not there.
+        InvalidStateError: a name that is not a string, or a value that JSON cannot say.
+
+    """
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+
+    @property
+    def sessions(self) -> Sessions:
+        """What the twins run in."""
+        return self._conversation.sessions
+
+    def __repr__(self) -> str:
+        return f"State({self._conversation.key!r})"
+
+    def __getitem__(self, name: str) -> JSON:
+        return self.copy()[name]
+
+    def __setitem__(self, name: str, value: JSON) -> None:
+        self.update({name: value})
+
+    def __delitem__(self, name: str) -> None:
+        del self.copy()[name]
+        self._conversation._name({}, [name])  # noqa: SLF001 - one object in two parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.copy())
+
+    def __len__(self) -> int:
+        return len(self.copy())
+
+    def items(self) -> ItemsView[str, JSON]:
+        """Return the names and values, by one read."""
+        return self.copy().items()
+
+    def values(self) -> ValuesView[JSON]:
+        """Return the values, by one read."""
+        return self.copy().values()
+
+    def get(self, name: str, default: JSON = None) -> JSON:
+        """Return a value, or the default."""
+        return self.copy().get(name, default)
+
+    def pop(self, name: str, *default: JSON) -> JSON:
+        """Delete a name, and return the value it had; the default, if one is given, where there is none."""
+        value = self.copy().pop(name, *default)
+        self._conversation._name({}, [name])  # noqa: SLF001 - one object in two parts
+        return value
+
+    def update(self, *values: Any, **more: JSON) -> None:
+        """Set several names by one step."""
+        self._conversation._name(dict(*values, **more), ())  # noqa: SLF001 - one object in two parts
+
+    def clear(self) -> None:
+        """Delete every name by one step, those of the memory too."""
+        self._conversation._name({}, self.copy())  # noqa: SLF001 - one object in two parts
+
+    def copy(self, *, fresh: bool = True) -> dict[str, JSON]:
+        """Return all of it by one read; `fresh` as in `Conversation.messages`."""
+        return self._conversation._named(fresh=fresh)  # noqa: SLF001 - one object in two parts
+
+    aget, apop, aupdate, aclear, acopy = twin(get), twin(pop), twin(update), twin(clear), twin(copy)
+
+
+def _state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[str, list[JSON]]:
+    """Return named state as a change says it: {name: [value]}, or {name: []} where it is deleted."""
+    named: dict[str, list[JSON]] = {name: [] for name in forget}
+    for name, value in values.items():
+        walk = Walk()
+        plain = walk.plain(value)
+        if not isinstance(name, str):
+            raise InvalidStateError(f"The name of a state is a string, not {type(name).__name__}.")
+        if walk.notes:
+            raise InvalidStateError(f"The state {name!r} is not a JSON value: {'; '.join(walk.notes)}.")
+        named[name] = [to_json(plain)]
+    return named
 
 
 def _who() -> object:

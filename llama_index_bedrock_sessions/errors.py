@@ -5,6 +5,7 @@
     │   ├── ConfigurationError          (ValueError) arguments, region, a file that is no database
     │   ├── InvalidKeyError             (ValueError) not a string, empty, too long
     │   ├── InvalidMessageError         (TypeError)  not a ChatMessage
+    │   ├── InvalidStateError           (TypeError)  not a JSON value
     │   ├── StepTooLargeError           (ValueError) more than an invocation step holds
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
     │   ├── ConversationEnded           ended on purpose
@@ -53,6 +54,10 @@ class InvalidKeyError(UsageError, ValueError):
 
 class InvalidMessageError(UsageError, TypeError):
     """Something that is not a `ChatMessage` was given to be stored."""
+
+
+class InvalidStateError(UsageError, TypeError):
+    """A name or a value that named state cannot have: names are strings, values what JSON can say."""
 
 
 class StepTooLargeError(UsageError, ValueError):

@@ -56,12 +56,12 @@ _CREDENTIALS = {"UnrecognizedClientException", "InvalidSignatureException", "Exp
 }
 
 
-class Gone(Exception):  # noqa: N818 - a fact about a session, not a failure
-    """The session, or the step, does not exist (any more)."""
+class Gone(RequestRefusedError):
+    """The session, or the step, does not exist (any more): a fact that is acted upon, and rarely an error."""
 
 
-class Refused(Exception):  # noqa: N818 - what it means is read from GetSession, never from the code
-    """The service refused the request; `code` is its word for it."""
+class Refused(RequestRefusedError):
+    """The service refused the request; `code` is its word for it. What it means is read from GetSession, never here."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -364,7 +364,7 @@ class Sessions:
         except Gone:
             pass
         except BedrockSessionsError as error:
-            if not isinstance(failure, BedrockSessionsError):
+            if isinstance(failure, (Refused, Gone)):
                 # It may have been refused because an attempt before had stored it.
                 error.may_have_happened = True
                 raise
