@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from email.utils import format_datetime
 from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -43,12 +44,25 @@ class Service:
         self.faults = self.emulator.faults
         self.calls = self.emulator.calls
         self.boto3: Any = self.client()
+        self._stores: list[BedrockSessionsChatStore] = []
 
     def client(self) -> Any:
         return self.emulator.client(config=Config(retries={"total_max_attempts": 1}, max_pool_connections=16))
 
     def store(self, **arguments: Any) -> BedrockSessionsChatStore:
-        return BedrockSessionsChatStore(client=self.client(), **arguments)
+        store = BedrockSessionsChatStore(client=self.client(), **arguments)
+        self._stores.append(store)
+        return store
+
+    def later(self, seconds: float) -> None:
+        """Let time pass for the service and for every process: their clocks go on too.
+
+        `clock.advance` alone lets the service's clock jump, which a process learns from the next reply.
+        """
+        self.clock.advance(seconds)
+        now = time.time()
+        for store in self._stores:
+            store._sessions.clock.saw(format_datetime(self.clock.now(), usegmt=True), now, now)
 
     @contextmanager
     def counting(self) -> Iterator[Counter[str]]:
@@ -144,6 +158,7 @@ def python(script: str, *arguments: str, **environment: str) -> subprocess.Popen
     """Start another Python process; `run` waits for one."""
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
