@@ -41,10 +41,11 @@ from llama_index_bedrock_sessions.errors import (
     ConversationEnded,
     ForeignSessionError,
     InvalidStateError,
+    NewerFormatError,
     StepTooLargeError,
     UnavailableError,
 )
-from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions.fold import Composed, Draft, Fold, Listed, Placed
 from llama_index_bedrock_sessions.journal import (
     VERSION,
     Change,
@@ -52,6 +53,7 @@ from llama_index_bedrock_sessions.journal import (
     Kind,
     Message,
     MessageId,
+    Place,
     Step,
     dump,
     envelope,
@@ -302,8 +304,8 @@ class Conversation:
         with self._lock:
             self._append(lambda _: draft)
             if status is MessageStatus.ARCHIVED and draft.id is not None:
-                added = frozenset((draft.id, position) for position in range(len(encoded.records)))
-                self._append(lambda _: Draft(archived=added))
+                archiving = Draft(archived=frozenset((draft.id, position) for position in range(len(encoded.records))))
+                self._append(lambda _: archiving)
             else:
                 self._seen_also(draft)
 
@@ -392,7 +394,8 @@ class Conversation:
             found = [active[message_id] for message_id in oldest if message_id in active]
             taken = [_decode(m, self._natives) for m in found]
             if found:
-                self._append(lambda _: draft(frozenset(m.id for m in found)))
+                change = draft(frozenset(m.id for m in found))
+                self._append(lambda _: change)
             if view is not None:
                 del view[: len(oldest)]
             return taken
@@ -475,10 +478,11 @@ class Conversation:
     def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
         named = _state_json(values, forget)
         self._refuse_too_large(_json_size(dump(named)))
+        draft = Draft(state=named)
         with self._lock:
-            self._refresh()
             if named:
-                self._append(lambda _: Draft(state=named))
+                self._refresh()
+                self._append(lambda _: draft, fresh=True)
 
     # What it takes to be up to date
 
@@ -698,6 +702,11 @@ class Conversation:
         Nothing is written from memory: the heads are closed first and then read to their end.
         """
         try:
+            if fold.newer:
+                raise NewerFormatError(
+                    f"The conversation {self.key!r} holds steps of a newer format, which would be left behind: a "
+                    "session of it is full or closed, and only the newer release can continue it in another."
+                )
             for head in fold.heads:
                 self._refuse_if_ended(fold, head)
             # Somebody has begun to continue it: then there may be a session to go to already.
@@ -829,11 +838,9 @@ class Conversation:
             self.sessions.create_invocation(*place)
             draft = resolve(fold)
             placed = self._place(draft, place) if draft else Placed()
-            now = self.sessions.clock.now()
             created = {head: self._created[head] for head in fold.heads}
-            composed = fold.compose(
-                place, draft, placed, now, opening=fold.opening(created, now), forced=fold.perishable(created, now)
-            )
+            self._copy_natives(fold, place, created)
+            composed = self._compose_opening(fold, draft, placed, place, created)
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
         except (Gone, Refused) as refusal:
             logger.info("session %s takes no opening: %s", summary.session, refusal)
@@ -841,6 +848,36 @@ class Conversation:
         self._clock = max(self._clock, fold.clock)
         self._adopt(composed.step, composed.payload)
         return True
+
+    def _compose_opening(
+        self, fold: Fold, draft: Draft | None, placed: Placed, place: Place, created: Mapping[str, int]
+    ) -> Composed:
+        """Return the opening, with what is about to leave retention carried: what is too much, in attachments."""
+        now = self.sessions.clock.now()
+        *groups, last = fold.perishable(created, now)
+        copies = []
+        for group in groups:
+            composed, inherited = fold.copy(place, group, now)
+            self.sessions.put(composed.step.home, fold.clock, composed.payload)
+            copies.append(inherited)
+        opening = dataclasses.replace(fold.opening(created, now), segments=tuple(copies))
+        copied = [segment for group in groups for segment in group]
+        return fold.compose(place, draft, placed, now, opening=opening, forced=last, copied=copied)
+
+    def _copy_natives(self, fold: Fold, place: Place, created: Mapping[str, int]) -> None:
+        """Copy native blocks that are about to leave retention into attachments of the new session."""
+        old = [
+            (home, n)
+            for home, n in fold.old_natives(created, self.sessions.clock.now())
+            if n < len(self._natives.get(home, ()))
+        ]
+        moves: dict[tuple[Home, int], tuple[Home, int]] = {}
+        for part in _parts([self._natives[home][n] for home, n in old], 0):
+            if part:
+                attachment = self._attach(place, part)
+                moves |= {old[len(moves) + n]: (attachment, n) for n in range(len(part))}
+        if moves:
+            fold.rehome(moves)
 
     def _adopt(self, opening: Step, payload: list[ContentBlock]) -> None:
         """Start a new fold from an opening step of our own; what it names has been read."""
@@ -871,7 +908,7 @@ class Conversation:
                 "Nothing was stored. Store the content elsewhere and put its URL into the message."
             )
 
-    def _place(self, draft: Draft, place: tuple[str, str]) -> Placed:
+    def _place(self, draft: Draft, place: Place) -> Placed:
         """Write what does not fit into the draft's own step as attachments before it, and say what is where."""
         parts = _parts(draft.messages.blocks, sum(_json_size(dump(r)) for r in draft.messages.records))
         if len(parts) <= 1:
@@ -881,17 +918,17 @@ class Conversation:
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             if not last:
-                ms = max(self.sessions.clock.now(), self._clock + 1)
-                home = Home(*place, new_id(ms, Kind.ATTACHMENT))
-                payload = [*part, envelope({"attachment": True}, {})]
-                self._put_attachment(home, ms, payload)
-                homes.append(home)
+                homes.append(self._attach(place, part))
             where += [(0 if last else len(homes) - 1, position) for position in range(len(part))]
         return Placed(tuple(homes), tuple(where), tuple(parts[-1]))
 
-    def _put_attachment(self, home: Home, ms: int, payload: list[ContentBlock]) -> None:
+    def _attach(self, place: Place, natives: list[ContentBlock]) -> Home:
+        ms = max(self.sessions.clock.now(), self._clock + 1)
+        home = Home(*place, new_id(ms, Kind.ATTACHMENT))
+        payload = [*natives, envelope({"attachment": True}, {})]
         self.sessions.put(home, ms, payload)
         self._natives[home] = payload
+        return home
 
     # Positions
 
