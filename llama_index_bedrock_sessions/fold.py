@@ -145,6 +145,7 @@ class Fold:
         self._inherited: dict[str, list[Inherited]] = {}
         self._sources: dict[str, _Source] = {}
         self._local: set[str] = set()
+        self._moved: set[str] = set()
         self._came_in: dict[str, str] = {}
         self._facts: dict[str, int] = {}
         self._order: list[Key] = []
@@ -468,20 +469,21 @@ class Fold:
 
     def compose(
         self,
-        home: tuple[str, str],
+        home: Place,
         draft: Draft | None,
         placed: Placed,
         now: int,
         *,
         opening: Opening | None = None,
         forced: Sequence[Segment] = (),
+        copied: Sequence[Segment] = (),
     ) -> Composed:
         """Return the next step for (session, invocation): the draft, what it carries, and what it names.
 
-        `now` is the service's time in ms. `forced` segments are carried whatever their size. For an opening, the
-        segments it leaves become its `segments`, unless it brings some already (copied into attachments).
+        `now` is the service's time in ms. For an opening, `forced` segments are carried whatever their size; those
+        that were `copied` into attachments are in its `segments` already, where those it leaves are added.
         """
-        take, left = self._choose(OVERHEAD + (draft.size() if draft else 0), forced)
+        take, left = self._choose(OVERHEAD + (draft.size() if draft else 0), forced, copied)
         self.clock = max(now, self.clock + 1)
         kind = Kind.OPENING if opening else Kind.CHANGE
         carried_ids = {c for segment in take for c in segment.changes}
@@ -512,10 +514,12 @@ class Fold:
         marks = frozenset((change.id, p) for p in change.messages if (change.id, p) in self._archived)
         return dataclasses.replace(change, removed=frozenset(), archived=change.archived | marks)
 
-    def _choose(self, size: int, forced: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
+    def _choose(
+        self, size: int, forced: Sequence[Segment], copied: Sequence[Segment]
+    ) -> tuple[list[Segment], list[Segment]]:
         take, left = list(forced), []
         size += sum(self.size(s) for s in forced)
-        rest = (s for s in self.segments() if s not in forced)
+        rest = (s for s in self.segments() if s not in forced and s not in copied)
         for weight, segment in sorted(((self.size(s), s) for s in rest), key=lambda x: x[0]):
             # A quarter more than what is carried already: messages of one size must not miss each other by a byte.
             fits = weight <= size * 5 // 4 and size + weight <= BUDGET and weight <= BUDGET // 2
@@ -596,20 +600,63 @@ class Fold:
             last_set=self._last_set[1] or None,
         )
 
-    def perishable(self, created: Mapping[str, int], now: int) -> list[Segment]:
-        """Return the segments that have to be carried: in a session older than nine days, or mostly dead."""
-        ages = {**self.covers(), **created}
-        return [
-            s
-            for s in self.segments()
-            if now - ages.get(s.home.session, 0) > SAFE_AGE
-            or (self._is_mostly_dead(s) and s.home.session not in created)
-        ]
+    def perishable(self, created: Mapping[str, int], now: int) -> list[list[Segment]]:
+        """Return the segments that have to be carried, in groups of up to 512 KB.
+
+        Those are in a session older than nine days, or refer to one (see `rehome`), or are mostly dead.
+        """
+        groups: list[list[Segment]] = [[]]
+        size = 0
+        for segment in self.segments():
+            if not self._must_be_carried(segment, created, now):
+                continue
+            weight = self.size(segment)
+            if groups[-1] and size + weight > BUDGET:
+                groups.append([])
+                size = 0
+            groups[-1].append(segment)
+            size += weight
+        return groups
+
+    def _is_old(self, home: Home, created: Mapping[str, int], now: int) -> bool:
+        return now - created.get(home.session, self.covers().get(home.session, 0)) > SAFE_AGE
+
+    def _must_be_carried(self, segment: Segment, created: Mapping[str, int], now: int) -> bool:
+        if self.newer or any(self.known[c].damaged for c in segment.changes):
+            return False
+        moved = not self._moved.isdisjoint(segment.changes)
+        return moved or self._is_old(segment.home, created, now) or self._is_mostly_dead(segment)
 
     def _is_mostly_dead(self, segment: Segment) -> bool:
         contents = self.read[segment.home.step].contents[: 1 if segment.own else None]
         stored = sum(m.size for _, c in contents if c for m in c.messages.values())
         return stored > 2 * self.size(segment)
+
+    def copy(self, place: Place, segments: Sequence[Segment], now: int) -> tuple[Composed, Inherited]:
+        """Return an attachment that carries segments, and how the opening names it. It is taken note of as read."""
+        self.clock = max(now, self.clock + 1)
+        where = Home(*place, new_id(self.clock, Kind.ATTACHMENT))
+        ids = sorted(c for segment in segments for c in segment.changes)
+        carried = [(c, self._handed_down(self._reduced(c, frozenset(), self._last_set))) for c in ids]
+        step = Step(where, ((where.step, None), *carried))
+        self.read[where.step] = step
+        inherited = self.inherit(Segment(where, tuple(ids), frozenset(), own=False))
+        return Composed(step, [envelope({"attachment": True}, carried_json(carried))], ()), inherited
+
+    def old_natives(self, created: Mapping[str, int], now: int) -> list[tuple[Home, int]]:
+        """Return the native blocks of what is alive that are in sessions older than nine days."""
+        found = (reference for message in self.alive() for reference in message.references())
+        return [(home, n) for home, n in dict.fromkeys(found) if self._is_old(home, created, now)]
+
+    def rehome(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> None:
+        """Take note that native blocks were copied: the messages refer to the copies from now on."""
+        for message in self.alive():
+            if any(reference in moves for reference in message.references()):
+                change = self.known[message.id[0]]
+                messages = {**change.messages, message.id[1]: message.moved(moves)}
+                self.known[change.id] = dataclasses.replace(change, messages=messages)
+                self._moved.add(change.id)
+        self._alive = None
 
 
 def _has_content(step_id: str) -> bool:

@@ -168,6 +168,24 @@ class Message(NamedTuple):
             if h < len(self.homes):
                 yield self.homes[h], n
 
+    def moved(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Message:
+        """Return the message with native blocks elsewhere: `moves` maps (home, block position) to the new ones."""
+        homes: dict[Home, int] = {}
+
+        def item(value: JSON) -> JSON:
+            h = value.get("h", 0) if is_reference(value) else len(self.homes)
+            if not _natural(h) or h >= len(self.homes):
+                return value
+            home, n = moves.get((self.homes[h], value["n"]), (self.homes[h], value["n"]))
+            return {**value, "n": n, "h": homes.setdefault(home, len(homes))}
+
+        record = {**self.record, "b": [item(value) for value in self.record["b"]]}
+        return self._replace(record=record, homes=tuple(homes))
+
+    def newest_home(self) -> str:
+        """Return the greatest id of the steps that hold its native blocks, "" if it has none."""
+        return max((home.step for home, _ in self.references()), default="")
+
 
 Place = tuple[str, str]
 """A session and an invocation of it."""
@@ -204,7 +222,7 @@ class Change:
         messages = dict(self.messages)
         for position, message in other.messages.items():
             mine = messages.get(position)
-            if mine is None or message.homes > mine.homes:
+            if mine is None or message.newest_home() > mine.newest_home():
                 messages[position] = message
         return dataclasses.replace(
             self,

@@ -56,11 +56,11 @@ _CREDENTIALS = {"UnrecognizedClientException", "InvalidSignatureException", "Exp
 }
 
 
-class Gone(RequestRefusedError):
+class Gone(RequestRefusedError):  # noqa: N818 - a fact about a session
     """The session, or the step, does not exist (any more): a fact that is acted upon, and rarely an error."""
 
 
-class Refused(RequestRefusedError):
+class Refused(RequestRefusedError):  # noqa: N818 - an answer of the service
     """The service refused the request; `code` is its word for it. What it means is read from GetSession, never here."""
 
     def __init__(self, code: str, message: str) -> None:
