@@ -1,0 +1,303 @@
+"""Print what the store costs in calls, bytes on the wire and seconds, beside what a first program by hand costs.
+
+    python -m tests.benchmarks            the whole table, some minutes
+    python -m tests.benchmarks --quick    ten messages, no latency: does it run?
+
+By hand is: one step a message, and to read, list everything and get everything. Both run on the emulator of this
+process, one after the other, with the same messages and the same latency injected into every call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import botocore.session
+from botocore.config import Config
+from rich.console import Console
+from rich.table import Table
+
+from llama_index_bedrock_sessions import BedrockSessionsChatStore
+from tests.service import IDLE, KEY, Service, english, user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SERVE = """
+import sys
+from llama_index_bedrock_sessions.emulator import Emulator
+with Emulator() as emulator, emulator.serve() as server:
+    print(server.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is measured: lengths of conversations, seconds of latency a call, repetitions, appends for the CPU time."""
+
+    lengths: tuple[int, ...] = (10, 100, 1000)
+    latencies: tuple[float, ...] = (0.0, 0.02)
+    repetitions: int = 5
+    appends: int = 1000
+
+
+QUICK = Profile(lengths=(10,), latencies=(0.0,), repetitions=1, appends=20)
+
+
+@dataclass
+class Cost:
+    """What one operation took."""
+
+    calls: int
+    bytes: int
+    seconds: float
+
+
+@dataclass
+class ByHand:
+    """The first program anybody writes: a step a message, everything listed and got to read."""
+
+    client: Any
+    session: str = ""
+    older: list[str] = field(default_factory=list)
+    invocation: str = ""
+
+    def open(self) -> None:
+        """Begin in a new session; what was said before stays in the older ones."""
+        if self.session:
+            self.older.append(self.session)
+        self.session = self.client.create_session()["sessionId"]
+        self.invocation = self.client.create_invocation(sessionIdentifier=self.session)["invocationId"]
+
+    def add(self, text: str, at: float) -> None:
+        """Put a step, in a new session where this one takes no more."""
+        if not self.session:
+            self.open()
+        try:
+            self._put(text, at)
+        except (self.client.exceptions.ConflictException, self.client.exceptions.ServiceQuotaExceededException):
+            self.open()
+            self._put(text, at)
+
+    def _put(self, text: str, at: float) -> None:
+        self.client.put_invocation_step(
+            sessionIdentifier=self.session,
+            invocationIdentifier=self.invocation,
+            invocationStepTime=at,
+            payload={"contentBlocks": [{"text": json.dumps({"role": "user", "content": text})}]},
+        )
+
+    def read(self) -> list[str]:
+        """List every step of every session, and get each."""
+        found = []
+        for session in [*self.older, self.session]:
+            pages = self.client.get_paginator("list_invocation_steps").paginate(sessionIdentifier=session)
+            for summary in [summary for page in pages for summary in page["invocationStepSummaries"]]:
+                step = self.client.get_invocation_step(
+                    sessionIdentifier=session,
+                    invocationIdentifier=summary["invocationId"],
+                    invocationStepId=summary["invocationStepId"],
+                )["invocationStep"]
+                found.append((step["invocationStepTime"], step["payload"]["contentBlocks"][0]["text"]))
+        return [str(json.loads(text)["content"]) for _, text in sorted(found, key=lambda pair: pair[0])]
+
+
+class Bench:
+    """One conversation, once in our store and once by hand, on one emulator each."""
+
+    def __init__(self, contents: Sequence[str]) -> None:
+        self.ours, self.theirs = Service(), Service()
+        self.store = self.ours.store()
+        self.hand = ByHand(self.theirs.client())
+        for text in contents:
+            self.store.add_message(KEY, user(text))
+            self.hand.add(text, self.now())
+
+    def now(self) -> float:
+        return self.theirs.clock.now().timestamp()
+
+    def latency(self, seconds: float) -> None:
+        self.ours.faults.latency = self.theirs.faults.latency = seconds
+
+    def pause(self) -> None:
+        self.ours.later(IDLE)
+        self.theirs.later(IDLE)
+
+
+def cost(service: Service, operation: Callable[[], Any]) -> Cost:
+    """Do something and count it."""
+    service.calls.clear()
+    began = time.perf_counter()
+    operation()
+    seconds = time.perf_counter() - began
+    return Cost(len(service.calls), sum(c.request_size + c.response_size for c in service.calls), seconds)
+
+
+def median(costs: Sequence[Cost]) -> Cost:
+    """Return the one in the middle by time."""
+    return sorted(costs, key=lambda one: one.seconds)[len(costs) // 2]
+
+
+Row = tuple[str, float, Cost, Cost]
+
+
+def measure(profile: Profile, tell: Callable[[str], None]) -> list[Row]:
+    """Return the rows of the table: what, latency in seconds, ours, by hand."""
+    rows: list[Row] = []
+    for length in profile.lengths:
+        tell(f"{length:,} messages of 1 KB")
+        contents = english(length + 2 * profile.repetitions * len(profile.latencies))
+        more = iter(contents[length:])
+        bench = Bench(contents[:length])
+        bench.store.get_messages(KEY)
+        for latency in profile.latencies:
+            bench.latency(latency)
+            for what, operations in _operations(bench, more, length).items():
+                pairs = [operations() for _ in range(profile.repetitions)]
+                rows.append((what, latency, median([a for a, _ in pairs]), median([b for _, b in pairs])))
+            bench.latency(0)
+    for latency in profile.latencies:
+        rows += _pauses(latency, profile)
+    return rows
+
+
+def _operations(bench: Bench, more: Any, length: int) -> dict[str, Callable[[], tuple[Cost, Cost]]]:
+    ours, theirs = bench.ours, bench.theirs
+
+    def append() -> tuple[Cost, Cost]:
+        text = next(more)
+        mine = cost(ours, lambda: bench.store.add_message(KEY, user(text)))
+        return mine, cost(theirs, lambda: bench.hand.add(text, bench.now()))
+
+    def warm() -> tuple[Cost, Cost]:
+        return cost(ours, lambda: bench.store.get_messages(KEY)), cost(theirs, bench.hand.read)
+
+    def cold() -> tuple[Cost, Cost]:
+        fresh = ours.store()
+        fresh._sessions.client()
+        mine = cost(ours, lambda: fresh.get_messages(KEY))
+        assert [message.content for message in bench.store.get_messages(KEY)] == bench.hand.read()
+        return mine, cost(theirs, bench.hand.read)
+
+    return {
+        f"warm append at {length:,}": append,
+        f"warm read of {length:,}": warm,
+        f"cold read of {length:,}": cold,
+    }
+
+
+def _pauses(latency: float, profile: Profile) -> list[Row]:
+    first: list[tuple[Cost, Cost]] = []
+    idle: list[tuple[Cost, Cost]] = []
+    for _ in range(profile.repetitions):
+        bench = Bench([])
+        bench.latency(latency)
+        for found in (first, idle):
+            mine = cost(bench.ours, lambda b=bench: b.store.add_message(KEY, user("hello")))  # type: ignore[misc]
+            found.append((mine, cost(bench.theirs, lambda b=bench: b.hand.add("hello", b.now()))))  # type: ignore[misc]
+            bench.pause()
+    return [
+        (what, latency, median([a for a, _ in found]), median([b for _, b in found]))
+        for what, found in (("first message of a key", first), ("first write after an idle hour", idle))
+    ]
+
+
+def cpu_ratio(appends: int) -> float:
+    """Return our CPU time of a warm append over that of a bare put of the same payload: the median of many.
+
+    The service runs in another process, over HTTP: only the client's side is measured.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    try:
+        assert process.stdout is not None
+        client = _client(process.stdout.readline().strip())
+        sent: list[dict[str, Any]] = []
+        client.meta.events.register(
+            "provide-client-params.bedrock-agent-runtime.PutInvocationStep", lambda params, **_: sent.append(params)
+        )
+        return statistics.median(_ratios(client, sent, appends))
+    finally:
+        process.communicate("")
+
+
+def _ratios(client: Any, sent: list[dict[str, Any]], appends: int) -> list[float]:
+    store = BedrockSessionsChatStore(client=client)
+    store.add_message(KEY, user("first"))
+    ratios, session, invocation = list[float](), "", ""
+    for number, text in enumerate(english(appends)):
+        if number % 900 == 0:
+            session = client.create_session()["sessionId"]
+            invocation = client.create_invocation(sessionIdentifier=session)["invocationId"]
+        message = user(text)
+        sent.clear()
+        ours = _cpu(lambda: store.add_message(KEY, message))  # noqa: B023 - called at once
+        if len(sent) != 1:
+            continue  # it continued in another session
+        bare = {"sessionIdentifier": session, "invocationIdentifier": invocation}
+        again = {name: sent[0][name] for name in ("invocationStepId", "invocationStepTime", "payload")}
+        ratios.append(ours / _cpu(lambda: client.put_invocation_step(**bare, **again)))  # noqa: B023 - called at once
+    return ratios
+
+
+def _cpu(operation: Callable[[], Any]) -> float:
+    began = time.thread_time()
+    operation()
+    return time.thread_time() - began
+
+
+def _client(url: str) -> Any:
+    session = botocore.session.Session()
+    session.set_credentials("AKIDBENCHMARK", "benchmark")
+    return session.create_client(
+        "bedrock-agent-runtime", region_name="us-east-1", endpoint_url=url, config=Config(max_pool_connections=16)
+    )
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Return the rows as a table: ours, then by hand."""
+    result = Table(title="This store, and one step a message by hand")
+    result.add_column("what")
+    result.add_column("latency", justify="right")
+    for whose in ("ours", "by hand"):
+        for unit in ("calls", "KB", "ms"):
+            result.add_column(f"{whose}\n{unit}", justify="right")
+    for what, latency, *costs in rows:
+        cells = [
+            c for one in costs for c in (f"{one.calls:,}", f"{one.bytes / 1000:,.1f}", f"{one.seconds * 1000:,.1f}")
+        ]
+        result.add_row(what, f"{latency * 1000:.0f} ms", *cells)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print the table, the ratio of CPU times, where it ran, and the command that says it again."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="ten messages, no latency")
+    quick = parser.parse_args(arguments).quick
+    profile = QUICK if quick else Profile()
+    console = Console()
+    console.print(table(measure(profile, Console(stderr=True).print)))
+    ratio = cpu_ratio(profile.appends)
+    console.print(
+        f"CPU time of a warm append over a bare put of the same bytes, median of {profile.appends}: {ratio:.2f}"
+    )
+    versions = ", ".join(f"{name} {version(name)}" for name in ("botocore", "llama-index-core"))
+    console.print(
+        f"Python {platform.python_version()}, {versions}, on the emulator.\n"
+        f"Again: python -m tests.benchmarks{' --quick' if quick else ''}"
+    )
+
+
+if __name__ == "__main__":
+    main()

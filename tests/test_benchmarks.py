@@ -1,0 +1,16 @@
+"""The benchmarks run; what they measure is asserted where it is promised, not here."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import __main__ as benchmarks
+
+
+def test_the_benchmarks_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """The smallest profile prints its table and the command that prints it again."""
+    benchmarks.main(["--quick"])
+    output = capsys.readouterr().out
+    assert "warm append at 10" in output
+    assert "first write after an idle hour" in output
+    assert "Again: python -m tests.benchmarks --quick" in output
