@@ -23,12 +23,16 @@ from llama_index_bedrock_sessions.errors import (
     UnavailableError,
     UsageError,
 )
+from llama_index_bedrock_sessions.healing import heal_tool_calls
+from llama_index_bedrock_sessions.memory import BedrockSessionsMemory, BedrockSessionsMemoryStore
 
 __all__ = [
     "AccessDeniedError",
     "AccountError",
     "BedrockSessionsChatStore",
     "BedrockSessionsError",
+    "BedrockSessionsMemory",
+    "BedrockSessionsMemoryStore",
     "ConfigurationError",
     "Conversation",
     "ConversationEnded",
@@ -46,4 +50,5 @@ __all__ = [
     "ThrottledError",
     "UnavailableError",
     "UsageError",
+    "heal_tool_calls",
 ]

@@ -989,9 +989,9 @@ class State(MutableMapping[str, JSON]):
         """Return the values, by one read."""
         return self.copy().values()
 
-    def get(self, name: str, default: JSON = None) -> JSON:
-        """Return a value, or the default."""
-        return self.copy().get(name, default)
+    def get(self, name: str, default: JSON = None, *, fresh: bool = True) -> JSON:
+        """Return a value, or the default; `fresh` as in `Conversation.messages`."""
+        return self.copy(fresh=fresh).get(name, default)
 
     def pop(self, name: str, *default: JSON) -> JSON:
         """Delete a name, and return the value it had; the default, if one is given, where there is none."""

@@ -1,0 +1,135 @@
+"""Tool calls and their results in pairs, as models require them. Pure: it reads nothing, and changes no message.
+
+The rule is that of Bedrock's Converse API, and of other providers alike: a message with tool calls is followed by the
+result of each of them before anything else is said, and a result follows its call. A conversation that breaks it is
+refused as a whole, on every later turn. What is stored stays as it is: only what a model is shown is healed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+
+NO_RESULT = "[There is no result: the turn was interrupted before this tool call had returned.]"
+"""What stands for a result that was never stored."""
+_RESULTS = (MessageRole.TOOL, MessageRole.FUNCTION)
+_ID_NAMES = ("id", "toolUseId", "tool_call_id", "call_id")
+"""Where the LLM packages keep the id of a call in `additional_kwargs["tool_calls"]`."""
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+
+
+class Healed(NamedTuple):
+    """One thing that was healed: what it was, and the id of the tool call."""
+
+    what: str
+    call: str | None
+
+
+def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Return the messages with every tool call followed by its result; what was healed is logged.
+
+    A call without a result gets one that says so; a result that stands later is moved to its call; a result without
+    a call is left out. Calls are found in `ToolCallBlock`s and in `additional_kwargs["tool_calls"]`. The list is new,
+    the messages are those given; a list that needs no healing comes back equal, and healing twice changes nothing.
+    """
+    healed, notes = heal(messages)
+    tell(notes)
+    return healed
+
+
+def tell(notes: Sequence[Healed], key: str | None = None) -> None:
+    """Log what was healed, of the conversation `key` if it is known."""
+    if notes:
+        of = "" if key is None else f" of {key!r}"
+        said = "; ".join(f"{count} x {what}" for what, count in Counter(note.what for note in notes).items())
+        calls = ", ".join(sorted({note.call for note in notes if note.call}))
+        logger.warning("healed tool calls%s for the model: %s (%s)", of, said, calls or "without an id")
+
+
+def heal(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Healed]]:
+    """Return the healed messages, and what was healed."""
+    healed: list[ChatMessage] = []
+    notes: list[Healed] = []
+    placed: set[int] = set()
+    for position, message in enumerate(messages):
+        if position in placed:
+            continue
+        if message.role in _RESULTS:
+            notes.append(Healed("a result without a call left out", _result_id(message)))
+            continue
+        healed.append(message)
+        results, missing = _results(messages, position, placed)
+        last = position + len(results)
+        notes += [Healed("a result moved to its call", _result_id(messages[i])) for i in results if i > last]
+        healed += [messages[i] for i in results]
+        placed.update(results)
+        for call in missing:
+            notes.append(Healed("a call without a result", call))
+            healed.append(
+                ChatMessage(role=MessageRole.TOOL, content=NO_RESULT, additional_kwargs={"tool_call_id": call})
+            )
+    return healed, notes
+
+
+def _results(messages: Sequence[ChatMessage], position: int, placed: set[int]) -> tuple[list[int], list[str]]:
+    """Return where the results of a message's calls are, and the ids of the calls that have none."""
+    wanted = Counter(_call_ids(messages[position]))
+    missing: list[str | None] = []
+    found: list[int] = []
+    for later in range(position + 1, len(messages)):
+        if not wanted:
+            break
+        message = messages[later]
+        if message.role in _RESULTS:
+            call = _result_id(message)
+            if later not in placed and wanted[call] > 0:
+                found.append(later)
+                wanted[call] -= 1
+            wanted += Counter()  # forgets what is at zero
+        else:
+            # From here on, results of this id belong to the later call.
+            missing += [call for call in set(_call_ids(message)) for _ in range(wanted.pop(call, 0))]
+    missing += wanted.elements()
+    return found, [call for call in _call_ids(messages[position]) if call is not None and _take(missing, call)]
+
+
+def _take(items: list[str | None], item: str) -> bool:
+    if item not in items:
+        return False
+    items.remove(item)
+    return True
+
+
+def has_calls(message: ChatMessage) -> bool:
+    """Tell whether a message calls tools."""
+    return bool(_call_ids(message))
+
+
+def _call_ids(message: ChatMessage) -> list[str | None]:
+    """Return the ids of a message's tool calls; None stands for one that has no id."""
+    if message.role in _RESULTS:
+        return []
+    ids = [block.tool_call_id or None for block in message.blocks if isinstance(block, ToolCallBlock)]
+    calls = message.additional_kwargs.get("tool_calls")
+    for call in calls if isinstance(calls, (list, tuple)) else ():
+        call_id = next((value for name in _ID_NAMES if (value := _member(call, name))), None)
+        if call_id not in ids:
+            ids.append(call_id)
+    if message.additional_kwargs.get("function_call") and not ids:
+        ids.append(None)
+    return ids
+
+
+def _result_id(message: ChatMessage) -> str | None:
+    call = message.additional_kwargs.get("tool_call_id")
+    return str(call) if call else None
+
+
+def _member(call: Any, name: str) -> str | None:
+    value = call.get(name) if isinstance(call, Mapping) else getattr(call, name, None)
+    return value if isinstance(value, str) else None
