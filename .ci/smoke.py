@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 
-import llama_index_bedrock_sessions as package
 from llama_index.core.llms import ChatMessage
+
+import llama_index_bedrock_sessions as package
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
 
 environment = pathlib.Path(sys.argv[1])
@@ -31,4 +32,4 @@ command = subprocess.run(  # noqa: S603 - our own command
 assert command.returncode == 1, command
 assert "pip install 'llama-index-bedrock-sessions[cli]'" in command.stderr, command.stderr
 assert command.stderr.count("\n") == 1, command.stderr
-print(f"{importlib.metadata.version('llama-index-bedrock-sessions')}: {len(files)} files, one round trip")  # noqa: T201
+print(f"{importlib.metadata.version('llama-index-bedrock-sessions')}: {len(files)} files, one round trip")
