@@ -164,19 +164,18 @@ class Message(NamedTuple):
 
     def references(self) -> Iterator[tuple[Home, int]]:
         """Yield the (home, block position) of every native block the record refers to."""
-        for n, h in _references(self.record):
-            if h < len(self.homes):
-                yield self.homes[h], n
+        for n, h in _references(self.record, len(self.homes)):
+            yield self.homes[h], n
 
     def moved(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Message:
         """Return the message with native blocks elsewhere: `moves` maps (home, block position) to the new ones."""
         homes: dict[Home, int] = {}
 
         def item(value: JSON) -> JSON:
-            h = value.get("h", 0) if is_reference(value) else len(self.homes)
-            if not _natural(h) or h >= len(self.homes):
+            if (found := _reference(value, len(self.homes))) is None:
                 return value
-            home, n = moves.get((self.homes[h], value["n"]), (self.homes[h], value["n"]))
+            n, h = found
+            home, n = moves.get((self.homes[h], n), (self.homes[h], n))
             return {**value, "n": n, "h": homes.setdefault(home, len(homes))}
 
         record = {**self.record, "b": [item(value) for value in self.record["b"]]}
@@ -398,16 +397,13 @@ def _with_homes(message: Message, homes: dict[Home, int]) -> JSON:
         return message.record
 
     def renumbered(item: JSON) -> JSON:
-        h = item.get("h", 0)
-        if not _natural(h) or h >= len(message.homes):
-            # It refers to nothing, and must not come to refer to what another message has.
-            return {**item, "h": None}
-        number = homes.setdefault(message.homes[h], len(homes))
+        if (found := _reference(item, len(message.homes))) is None:
+            return item
+        number = homes.setdefault(message.homes[found[1]], len(homes))
         rest = {k: v for k, v in item.items() if k != "h"}
         return {**rest, "h": number} if number else rest
 
-    record = message.record
-    return {**record, "b": [renumbered(i) if isinstance(i, dict) and "n" in i else i for i in record["b"]]}
+    return {**message.record, "b": [renumbered(item) for item in message.record["b"]]}
 
 
 def is_reference(item: JSON) -> bool:
@@ -415,13 +411,19 @@ def is_reference(item: JSON) -> bool:
     return (isinstance(item, int) and not isinstance(item, bool)) or (isinstance(item, dict) and "n" in item)
 
 
-def _references(record: JSON) -> Iterator[tuple[int, int]]:
+def _references(record: JSON, homes: int) -> Iterator[tuple[int, int]]:
     items = record.get("b") if isinstance(record, dict) else None
     for item in items if isinstance(items, list) else ():
-        if isinstance(item, dict) and "n" in item:
-            n, h = item["n"], item.get("h", 0)
-            if _natural(n) and _natural(h):
-                yield n, h
+        if found := _reference(item, homes):
+            yield found
+
+
+def _reference(item: JSON, homes: int) -> tuple[int, int] | None:
+    """Return (block position, home position) of a native block elsewhere, None for all else."""
+    if not isinstance(item, dict) or "n" not in item:
+        return None
+    n, h = item["n"], item.get("h", 0)
+    return (n, h) if _natural(n) and _natural(h) and h < homes else None
 
 
 def _ids_json(ids: Iterable[MessageId]) -> dict[str, list[int]]:
@@ -593,8 +595,19 @@ def _change(
 
 
 def _message(message_id: MessageId, record: JSON, homes: Sequence[Home]) -> Message:
-    used = tuple(homes) if any(True for _ in _references(record)) else ()
-    return Message(message_id, record, used, len(dump(record).encode()))
+    used = tuple(homes) if any(True for _ in _references(record, len(homes))) else ()
+    return Message(message_id, _without_forged(record, len(homes)), used, len(dump(record).encode()))
+
+
+def _without_forged(record: JSON, homes: int) -> JSON:
+    """Return a record whose references all have a home: no other comes to have one when it is carried on."""
+
+    def item(value: JSON) -> JSON:
+        forged = isinstance(value, dict) and "n" in value and _reference(value, homes) is None
+        return {**value, "h": None} if forged else value
+
+    items = record.get("b") if isinstance(record, dict) else None
+    return {**record, "b": [item(i) for i in items]} if isinstance(items, list) else record
 
 
 def _foreign(home: Home, payload: Sequence[ContentBlock], time: int) -> Change:

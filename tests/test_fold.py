@@ -1,0 +1,933 @@
+"""What the steps of a conversation add up to, compared with a plain list, and what it takes to read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock
+
+from llama_index_bedrock_sessions import blocks
+from llama_index_bedrock_sessions.fold import COVERED_AGE, OVERHEAD, SAFE_AGE, Composed, Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions.journal import (
+    BUDGET,
+    MARK,
+    Home,
+    Inherited,
+    Kind,
+    MessageId,
+    Opening,
+    Step,
+    carried_json,
+    dump,
+    envelope,
+    new_id,
+    opening_json,
+    parse_id,
+    read_step,
+)
+from llama_index_bedrock_sessions.sessions import default_invocation
+
+from .strategies import picture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llama_index_bedrock_sessions.blocks import ContentBlock
+
+NOW = 1_767_323_045_678
+DAY = 24 * 3600 * 1000
+NOTHING = Opening(0, {}, {}, frozenset(), (), None)
+
+
+def session(number: int) -> str:
+    """The id of a session."""
+    return f"00000000-0000-4000-8000-{number:012}"
+
+
+A, B, C, D = (session(n) for n in range(4))
+
+
+def says(*contents: str, **facts: Any) -> Draft:
+    """A change that adds texts, and whatever else it says."""
+    return Draft(blocks.encode([ChatMessage(content) for content in contents]), **facts)
+
+
+def place(of: str) -> tuple[str, str]:
+    """A session and its default invocation."""
+    return of, default_invocation(of)
+
+
+class Service:
+    """The steps of some sessions, as lists and gets show them."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, dict[str, tuple[Listed, Sequence[ContentBlock]]]] = {}
+        self.read: dict[Home, Step] = {}
+        self.created: dict[str, int] = {}
+        self.gets = 0
+        self.rounds = 0
+
+    def put(self, home: Home, payload: Sequence[ContentBlock], time: int = NOW) -> None:
+        self.steps.setdefault(home.session, {})[home.step] = Listed(home, time), payload
+
+    def listed(self, of: str) -> list[Listed]:
+        return [listed for listed, _ in self.steps.get(of, {}).values()]
+
+    def get(self, home: Home) -> Step | None:
+        found = self.steps.get(home.session, {}).get(home.step)
+        if found is None:
+            return None
+        if home not in self.read:
+            self.read[home] = read_step(home, found[1], found[0].time)
+        return self.read[home]
+
+    def refresh(self, fold: Fold, *, parents: bool = False) -> Fold:
+        """Read all that is new, as `conversation.py` does; count what that takes."""
+        self.gets = self.rounds = 0
+        for head in fold.heads:
+            fold.saw_list(head, self.listed(head))
+        for parent in {p for h in fold.heads for o in fold.openings[h] for p in o.parents} if parents else ():
+            fold.saw_list(parent, self.listed(parent))
+        while True:
+            for wanted in fold.rounds():
+                self.rounds += bool(wanted)
+                assert self.rounds < 20
+                for home in wanted:
+                    self.gets += 1
+                    step = self.get(home)
+                    if step is None:
+                        fold.lost(home)
+                    else:
+                        fold.absorb(step)
+            unlisted = fold.unlisted_parents()
+            if not unlisted:
+                return fold
+            for parent in unlisted:
+                fold.saw_list(parent, self.listed(parent))
+
+    def cold(self, *heads: str) -> Fold:
+        """What somebody knows who has just read all."""
+        return self.refresh(Fold(heads))
+
+    def append(self, fold: Fold, draft: Draft | None, now: int = NOW) -> Composed:
+        """Store a change in the head."""
+        composed = fold.compose(place(fold.heads[0]), draft, Placed(), now)
+        self.put(composed.step.home, composed.payload, now)
+        fold.stored(composed)
+        return composed
+
+    def open(self, fold: Fold, following: str, draft: Draft | None = None, now: int = NOW) -> Composed:
+        """Store the opening of a session that continues what was read."""
+        created = {head: self.created[head] for head in fold.heads}
+        self.created.setdefault(following, now)
+        *groups, last = fold.perishable(created, now)
+        copies = []
+        for group in groups:
+            composed, inherited = fold.copy(place(following), group, now)
+            self.put(composed.step.home, composed.payload, now)
+            copies.append(inherited)
+        opening = dataclasses.replace(fold.opening(created, now), segments=tuple(copies))
+        copied = [segment for group in groups for segment in group]
+        composed = fold.compose(place(following), draft, Placed(), now, opening=opening, forced=last, copied=copied)
+        self.put(composed.step.home, composed.payload, now)
+        return composed
+
+    def started(self, *contents: str) -> Fold:
+        """Open the first session with an opening, and a step for each text."""
+        self.open(Fold([]), A)
+        fold = self.cold(A)
+        for content in contents:
+            self.append(fold, says(content))
+        return fold
+
+
+def shown(fold: Fold) -> list[str]:
+    """The texts that are there, in order."""
+    return [str(message.record["b"][0]) for message in fold.alive()]
+
+
+def ids_of(fold: Fold) -> list[MessageId]:
+    """The ids of what is there, in order."""
+    return [message.id for message in fold.alive()]
+
+
+def knows(fold: Fold) -> Any:
+    """All that a reader can be asked."""
+    archived = [fold.is_archived(m) for m in ids_of(fold)]
+    return list(zip(ids_of(fold), shown(fold), archived, strict=True)), fold.state(), fold.hidden()
+
+
+# Against a plain list
+
+
+@dataclasses.dataclass
+class Said:
+    """A change as the plain list knows it."""
+
+    key: tuple[int, str]
+    contents: list[str]
+    is_set: bool = False
+
+
+class Conversations(RuleBasedStateMachine):
+    """Several writers who list when they like, and a list that is always right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.service = Service()
+        self.now = NOW
+        self.head = A
+        self.changes: dict[str, Said] = {}
+        self.removed: set[MessageId] = set()
+        self.archived: set[MessageId] = set()
+        self.state: dict[str, tuple[tuple[int, str], list[Any]]] = {}
+        self.hide: tuple[tuple[int, str], bool] = (-1, ""), False
+        self.count = 0
+
+    @initialize(skews=st.lists(st.integers(-900, 900), min_size=3, max_size=3))
+    def begin(self, skews: list[int]) -> None:
+        self.service.open(Fold([]), A, now=self.now)
+        self.skews = skews
+        self.writers = [self.service.cold(A) for _ in skews]
+
+    def write(self, number: int, draft: Draft, contents: Sequence[str] = ()) -> None:
+        fold = self.writers[number]
+        composed = self.service.append(fold, draft, self.now + self.skews[number])
+        self.note(composed.step.home.step, draft, contents)
+
+    def note(self, change: str, draft: Draft, contents: Sequence[str]) -> None:
+        parsed = parse_id(change)
+        assert parsed
+        key = (parsed.ms, change)
+        self.changes[change] = Said(key, list(contents), draft.is_set)
+        self.removed |= draft.removed
+        self.archived |= draft.archived
+        for name, value in draft.state.items():
+            self.state[name] = max(self.state.get(name, ((-1, ""), [])), (key, value), key=lambda x: x[0])
+        if draft.hide is not None:
+            self.hide = max(self.hide, (key, draft.hide))
+        self.now += 7
+
+    def texts(self, sizes: Sequence[int]) -> list[str]:
+        self.count += 1
+        return [f"{self.count}.{n} ".ljust(size, "x") for n, size in enumerate(sizes)]
+
+    writers_of = st.integers(0, 2)
+    sizes = st.lists(st.sampled_from([8, 8, 30, 500, 3000]), min_size=1, max_size=3)
+
+    @rule(writer=writers_of, sizes=sizes, times=st.integers(1, 6))
+    def append(self, writer: int, sizes: list[int], times: int) -> None:
+        for _ in range(times):
+            contents = self.texts(sizes)
+            self.write(writer, says(*contents), contents)
+
+    @rule(writer=writers_of, sizes=sizes, chosen=st.randoms(use_true_random=False))
+    def remove_and_append(self, writer: int, sizes: list[int], chosen: Any) -> None:
+        known = ids_of(self.writers[writer])
+        gone = frozenset(chosen.sample(known, min(len(known), 2)))
+        contents = self.texts(sizes)
+        self.write(writer, says(*contents, removed=gone), contents)
+
+    @rule(writer=writers_of, sizes=sizes)
+    def replace(self, writer: int, sizes: list[int]) -> None:
+        contents = self.texts(sizes)
+        self.write(writer, says(*contents, removed=frozenset(ids_of(self.writers[writer])), is_set=True), contents)
+
+    @rule(writer=writers_of, number=st.integers(0, 3))
+    def archive(self, writer: int, number: int) -> None:
+        self.write(writer, Draft(archived=frozenset(ids_of(self.writers[writer])[:number]), by="somebody"))
+
+    @rule(writer=writers_of, name=st.sampled_from("abc"), value=st.lists(st.integers(), max_size=1))
+    def keep_state(self, writer: int, name: str, value: list[int]) -> None:
+        self.write(writer, Draft(state={name: value}))
+
+    @rule(writer=writers_of, hide=st.booleans())
+    def hide_or_restore(self, writer: int, hide: bool) -> None:
+        self.write(writer, Draft(hide=hide))
+
+    @rule(time=st.integers(-2000, 2000), number=st.uuids(version=4).map(str))
+    def another_tool(self, time: int, number: str) -> None:
+        (content,) = self.texts([20])
+        at = self.now + time
+        self.service.put(Home(*place(self.head), number), [{"text": content}], at)
+        self.changes[number] = Said((at, number), [content])
+
+    @rule(writer=writers_of)
+    def list_anew(self, writer: int) -> None:
+        # Stragglers are found by who lists the parents, as a cold reader does and whoever continues.
+        fold = self.service.refresh(self.writers[writer], parents=True)
+        if fold.heads == [self.head]:
+            assert knows(fold) == self.expected()
+
+    @rule(writer=writers_of)
+    def move_on(self, writer: int) -> None:
+        if self.writers[writer].heads != [self.head]:
+            self.writers[writer] = self.service.cold(self.head)
+
+    @rule(writer=writers_of, sizes=st.none() | sizes, days=st.sampled_from([0, 0, 1, 8, 12]), warm=st.booleans())
+    def continue_elsewhere(self, writer: int, sizes: list[int] | None, days: int, warm: bool) -> None:
+        fold = self.writers[writer] if warm and self.writers[writer].heads == [self.head] else Fold([self.head])
+        self.now += days * DAY
+        self.service.refresh(fold, parents=True)
+        contents = self.texts(sizes) if sizes else []
+        draft = says(*contents) if sizes else None
+        following = session(len(self.service.created))
+        composed = self.service.open(fold, following, draft, self.now)
+        if draft:
+            self.note(composed.step.home.step, draft, contents)
+        before, self.head = self.head, following
+        self.writers[writer] = self.service.cold(following)
+        # What is older than nine days may be gone: everything alive has been carried.
+        for old, created in self.service.created.items():
+            if self.now - created > SAFE_AGE:
+                self.service.steps.pop(old, None)
+        for number, other in enumerate(self.writers):
+            # Who still writes to the session before leaves a straggler; to one before that, nobody can.
+            if other.heads not in ([following], [before]) or before not in self.service.steps:
+                self.writers[number] = self.service.cold(following)
+
+    def expected(self) -> Any:
+        last_set = max((c.key for c in self.changes.values() if c.is_set), default=(-1, ""))
+        alive = [
+            ((change, position), content, (change, position) in self.archived)
+            for change, said in sorted(self.changes.items(), key=lambda x: x[1].key)
+            if not said.is_set or said.key >= last_set
+            for position, content in enumerate(said.contents)
+            if (change, position) not in self.removed
+        ]
+        state = {name: value[0] for name, (_, value) in sorted(self.state.items()) if value}
+        return alive, state, self.hide[1]
+
+    @invariant()
+    def a_cold_reader_knows_all(self) -> None:
+        if self.service.created:
+            assert knows(self.service.cold(self.head)) == self.expected()
+            assert self.service.rounds <= 4
+
+
+TestConversations = Conversations.TestCase
+TestConversations.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+# What reading takes
+
+
+def test_one_writers_messages_are_read_in_few_gets() -> None:
+    """Of n equal messages a cold reader gets about log2(n) steps, at most 12 of 1,000, in at most two rounds."""
+    service = Service()
+    fold = service.started()
+    for n in range(1, 1001):
+        service.append(fold, says(f"{n:01000}"))
+        if n < 40 or n % 97 == 0 or n > 995:
+            assert len(shown(service.cold(A))) == n
+            assert service.gets <= min(math.log2(n) + 5, 12)
+            assert service.rounds <= 2
+    assert shown(service.cold(A)) == [f"{n:01000}" for n in range(1, 1001)]
+
+
+def test_a_warm_reader_gets_only_what_is_new() -> None:
+    """After a list that shows nothing new there is nothing to get, and one new step is one get."""
+    service = Service()
+    writer = service.started(*"abcdefg")
+    reader = service.cold(A)
+    service.refresh(reader)
+    assert service.gets == 0
+    service.append(writer, says("h"))
+    service.refresh(reader)
+    assert (service.gets, shown(reader)) == (1, [*"abcdefgh"])
+
+
+def test_what_several_writers_left_is_gathered_by_one_who_has_read() -> None:
+    """Writers who never list cost a get each step at worst; the next who has read carries what they left."""
+    service = Service()
+    writers = [service.started(), service.cold(A)]
+    for n in range(40):
+        service.append(writers[n % 2], says(f"{n:0500}"), NOW + n)
+    service.cold(A)
+    before = service.gets
+    service.refresh(writers[0])
+    for n in range(3):
+        service.append(writers[0], says(f"{n:09000}"), NOW + 100)
+    service.cold(A)
+    assert service.gets < before
+    assert service.gets <= 6
+    assert service.rounds <= 3
+
+
+def test_state_that_is_replaced_is_read_in_few_gets() -> None:
+    """State written again and again costs a reader no more gets than messages: what was replaced weighs nothing."""
+    service = Service()
+    fold = service.started()
+    for n in range(200):
+        service.append(fold, Draft(state={"memory": [f"{n}" * 5000]}))
+    assert service.cold(A).state() == {"memory": "199" * 5000}
+    assert service.gets <= math.log2(200) + 5
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(
+        st.sampled_from([10, 1000, 20_000, 100_000, 200_000, 260_000, 400_000, 600_000]), min_size=1, max_size=14
+    )
+)
+def test_what_a_step_carries_is_bounded(sizes: list[int]) -> None:
+    """A step carries at most 512 KB, no segment over half of that, and its hint counts what directly precedes it."""
+    service = Service()
+    fold = service.started()
+    order = [listed.home.step for listed in service.listed(A)]
+    for n, size in enumerate(sizes):
+        composed = service.append(fold, says(f"{n}".rjust(size, "x")), NOW + n)
+        carried = [(came_in, change) for came_in, change in composed.step.contents[1:] if change]
+        assert len(dump(carried_json(carried))) <= BUDGET
+        assert all(sum(fold._size(c) for c in segment.changes) <= BUDGET // 2 for segment in composed.taken)
+        hint = parse_id(composed.step.home.step)
+        directly = [came_in in {c for c, _ in carried} for came_in in reversed(order)]
+        assert hint
+        assert hint.hint == [*directly, False].index(False)
+        order.append(composed.step.home.step)
+    assert shown(service.cold(A)) == [f"{n}".rjust(size, "x") for n, size in enumerate(sizes)]
+
+
+def test_a_hint_stops_at_1023() -> None:
+    """A step may carry more than its id can say: a hint is only a hint."""
+    fold = Fold([A])
+    small = Home(*place(A), new_id(NOW, Kind.CHANGE))
+    steps = [new_id(NOW + n, Kind.CHANGE) for n in range(1, 1100)]
+    fold.saw_list(A, [Listed(small._replace(step=step), 0) for step in steps])
+    packed = {"carried": [{"id": step, "by": "x"} for step in steps]}
+    home = Home(*place(A), new_id(NOW + 2000, Kind.CHANGE))
+    fold.saw_list(A, [Listed(home, 0)])
+    fold.absorb(read_step(home, [envelope({"change": {"by": "x"}}, packed)], 0))
+    composed = fold.compose(place(A), says("x" * 200_000), Placed(), NOW)
+    assert len(composed.step.contents) == 1101
+    parsed = parse_id(composed.step.home.step)
+    assert parsed
+    assert parsed.hint == 1023
+
+
+def test_a_wrong_hint_costs_a_get_and_loses_nothing() -> None:
+    """A step between those a hint counts, which its writer had not seen, is read all the same."""
+    service = Service()
+    writer = service.started(*"abc")
+    late = service.cold(A)
+    service.append(writer, says("d"), NOW + 100)
+    service.append(late, says("e"), NOW + 50)
+    service.append(writer, says("f" * 900), NOW + 200)
+    assert shown(service.cold(A)) == [*"abced", "f" * 900]
+
+
+# One rule after the other
+
+
+def test_removed_messages_stay_removed_whoever_still_carries_them() -> None:
+    """A writer who has not seen a removal carries the message on; no reader shows it."""
+    service = Service()
+    one, other = service.started("a", "b"), service.cold(A)
+    service.append(one, Draft(removed=frozenset({ids_of(one)[0]})))
+    service.append(other, says("c" * 2000))
+    assert shown(service.cold(A)) == ["b", "c" * 2000]
+    assert shown(service.refresh(one)) == ["b", "c" * 2000]
+
+
+def test_a_removal_may_be_read_before_what_it_removes() -> None:
+    """In whatever order steps are read, the union is the same."""
+    service = Service()
+    service.started("a", "b")
+    one = service.cold(A)
+    service.append(one, says("c", removed=frozenset({ids_of(one)[0]})))
+    steps = [step for listed in service.listed(A) if (step := service.get(listed.home))]
+    for order in (steps, steps[::-1]):
+        fold = Fold([A])
+        fold.saw_list(A, service.listed(A))
+        for step in order:
+            fold.absorb(step)
+        assert shown(fold) == ["b", "c"]
+        assert fold.changes() == one.changes()
+
+
+def test_of_several_sets_the_greatest_counts_and_what_none_has_seen_stays() -> None:
+    """What smaller sets added is dead; a message that no set had seen is not."""
+    service = Service()
+    one = service.started("a")
+    other, third = service.cold(A), service.cold(A)
+    service.append(third, says("unseen"), NOW + 5)
+    service.append(one, says("one", removed=frozenset(ids_of(one)), is_set=True), NOW + 10)
+    service.append(other, says("two", removed=frozenset(ids_of(other)), is_set=True), NOW + 20)
+    assert shown(service.cold(A)) == ["unseen", "two"]
+    assert shown(service.refresh(one)) == ["unseen", "two"]
+    service.append(one, says("c" * 3000), NOW + 30)
+    assert "one" not in str(service.listed(A)) + str(knows(service.cold(A)))
+
+
+def test_state_is_kept_by_name_and_may_be_deleted() -> None:
+    """The greatest change counts for each name, in whatever order they are read."""
+    service = Service()
+    one = service.started()
+    other = service.cold(A)
+    service.append(one, Draft(state={"a": [1], "b": [2]}), NOW + 20)
+    service.append(other, Draft(state={"a": [3], "c": [4]}), NOW + 10)
+    assert service.cold(A).state() == service.refresh(other).state() == {"a": 1, "b": 2, "c": 4}
+    service.append(one, Draft(state={"a": []}), NOW + 30)
+    assert service.refresh(other).state() == {"b": 2, "c": 4}
+
+
+def test_a_change_keeps_its_id_in_another_step() -> None:
+    """A change sent again under another step id, in the same session or the next, is there once."""
+    service = Service()
+    fold = service.started("a")
+    draft = says("b")
+    first = service.append(fold, draft)
+    assert draft.id == first.step.home.step
+    service.append(fold, draft, NOW + 1000)
+    assert shown(fold) == shown(service.cold(A)) == ["a", "b"]
+    service.open(service.cold(A), B, draft, NOW + 2000)
+    assert ids_of(service.cold(B)) == ids_of(fold)
+
+
+def test_a_writer_orders_after_what_it_has_read() -> None:
+    """A clock that is behind does not matter: a change comes after every change its writer had read."""
+    service = Service()
+    ahead = service.started()
+    service.append(ahead, says("a"), NOW + 10**6)
+    behind = service.cold(A)
+    service.append(behind, says("b"), NOW)
+    assert shown(service.cold(A)) == ["a", "b"]
+
+
+def test_a_step_in_which_nothing_is_said_changes_nothing() -> None:
+    """An empty change, and none, are steps like others."""
+    service = Service()
+    fold = service.started("a")
+    service.append(fold, None)
+    service.append(fold, Draft())
+    assert shown(service.cold(A)) == ["a"]
+    assert [c.id for c in service.cold(A).changes()] == [ids_of(fold)[0][0]]
+
+
+def test_a_damaged_step_is_not_carried() -> None:
+    """It stays where it is, as it is, and what it was to say can be had from a step that carries it."""
+    service = Service()
+    fold = service.started("a")
+    copy = service.append(fold, says("b" * 900))
+    home = Home(*place(A), new_id(fold.clock + 1, Kind.CHANGE))
+    service.put(home, [{"text": f'{{"{MARK}":1,"change":7}}'}])
+    reader = service.cold(A)
+    placeholder = "[unreadable message: a damaged step]"
+    assert shown(reader) == ["a", "b" * 900, placeholder]
+    later = service.append(reader, says("c" * 9000))
+    assert {came_in for came_in, _ in later.step.contents} >= {copy.step.home.step}
+    assert home.step not in {came_in for came_in, _ in later.step.contents}
+    assert shown(service.cold(A)) == ["a", "b" * 900, placeholder, "c" * 9000]
+    service.created[A] = NOW
+    service.open(service.cold(A), B)
+    assert shown(service.cold(B)) == ["a", "b" * 900, placeholder, "c" * 9000]
+
+
+def test_a_carried_copy_that_is_damaged_leaves_the_change_to_its_step() -> None:
+    """What cannot be read of what a step carries is read where it was written."""
+    service = Service()
+    fold = service.started("a")
+    home = Home(*place(A), new_id(fold.clock + 1, Kind.CHANGE, hint=1))
+    service.put(home, [envelope({"change": {"by": "x"}}, {"carried": [{"id": 7}]})])
+    assert shown(service.cold(A)) == ["a"]
+
+
+# Reading what is not there
+
+
+def test_a_step_that_is_listed_and_not_there_is_looked_for_again() -> None:
+    """What is not there yet ends the reading, not the looking: the next read asks again."""
+    service = Service()
+    writer = service.started("a")
+    composed = service.append(writer, says("b" * 50_000))
+    found = service.steps[A].pop(composed.step.home.step)
+    reader = Fold([A])
+    reader.saw_list(A, [found[0]])
+    service.refresh(reader)
+    assert shown(reader) == ["a"]
+    assert composed.step.home.step not in reader.opening({A: NOW}, NOW).parents[A]
+    service.steps[A][composed.step.home.step] = found
+    assert shown(service.refresh(reader)) == ["a", "b" * 50_000]
+    assert composed.step.home.step in reader.opening({A: NOW}, NOW).parents[A]
+
+
+def test_an_opening_that_is_not_there_ends_the_reading() -> None:
+    """A listed opening that cannot be got is asked for once a read, and the session is not open."""
+    service = Service()
+    home = Home(*place(A), new_id(NOW, Kind.OPENING))
+    fold = Fold([A])
+    fold.saw_list(A, [Listed(home, NOW)])
+    service.refresh(fold)
+    assert service.gets == 1
+    assert not fold.is_open(A)
+    service.refresh(fold)
+    assert service.gets == 1
+
+
+def test_what_an_opening_names_and_is_gone_is_asked_for_once() -> None:
+    """A segment whose session was deleted by hand is lost, and costs nothing from then on."""
+    service = Service()
+    service.created[A] = NOW
+    fold = service.started("a" * 50_000, "b" * 60_000)
+    service.open(fold, B, says("c"))
+    del service.steps[A]
+    reader = service.cold(B)
+    assert shown(reader) == ["c"]
+    service.refresh(reader)
+    assert service.gets == 0
+
+
+# Openings
+
+
+def continued(service: Service, following: str, draft: Draft | None = None, now: int = NOW, head: str = A) -> Fold:
+    """Read a head to its end, continue it in another session, and read that."""
+    service.open(service.refresh(Fold([head])), following, draft, now)
+    return service.cold(following)
+
+
+def test_what_is_alive_is_inherited_and_nothing_else() -> None:
+    """Messages, archived marks, state and sets are as they were; what was removed is not there."""
+    service = Service()
+    fold = service.started("a", "b" * 30_000, "c", "d" * 40_000)
+    service.append(fold, Draft(archived=frozenset(ids_of(fold)[1:3]), state={"x": [1], "y": [2]}))
+    service.append(fold, Draft(removed=frozenset({ids_of(fold)[3]}), state={"y": []}, hide=True))
+    service.append(fold, Draft(invocations={A: "night"}, origin={"from": "x"}))
+    before = knows(fold)
+    for generation, (head, following) in enumerate([(A, B), (B, C), (C, D)]):
+        fold = continued(service, following, now=NOW + generation, head=head)
+        assert knows(fold) == before
+        assert fold.generation() == generation + 1
+        assert set(fold.covers()) == {A, B, C, D} - {D, following} - {s for s in (C, D) if s >= following}
+    assert any(c.invocations == {A: "night"} for c in fold.changes())
+    assert any(c.origin == {"from": "x"} for c in fold.changes())
+
+
+def test_a_set_that_was_left_behind_still_outweighs_a_smaller_one() -> None:
+    """The greatest set is remembered by openings even where nothing of it is alive."""
+    service = Service()
+    fold = service.started("a")
+    slow = service.cold(A)
+    service.append(fold, says("set", removed=frozenset(ids_of(fold)), is_set=True), NOW + 50)
+    gone = frozenset(ids_of(fold))
+    service.append(fold, Draft(removed=gone), NOW + 60)
+    reader = continued(service, B, says("b"), NOW + 100)
+    service.append(slow, says("smaller", removed=frozenset(ids_of(slow)), is_set=True), NOW + 20)
+    assert shown(reader) == shown(service.cold(B)) == ["b"]
+    assert shown(continued(service, C, says("c"), NOW + 200, head=B)) == ["b", "c"]
+
+
+def test_a_message_that_an_opening_carries_stays_archived_where_the_archiving_is_left() -> None:
+    """Marks are handed down with the messages, whether those are carried or stay where they are."""
+    service = Service()
+    fold = service.started("small", "large" * 30_000)
+    archive = says("n" * 100_000, archived=frozenset(ids_of(fold)))
+    service.append(fold, archive)
+    composed = service.open(fold, B, says("next"))
+    assert archive.id not in {came_in for came_in, _ in composed.step.contents}
+    reader = service.cold(B)
+    assert [reader.is_archived(m) for m in ids_of(reader)] == [True, True, False, False]
+
+
+def test_stragglers_are_read_for_their_own_change_only() -> None:
+    """A step that arrives in a session after it was continued adds and removes; what it carries does not count."""
+    service = Service()
+    fold = service.started("a", "b")
+    straggler = service.cold(A)
+    service.append(fold, Draft(removed=frozenset({ids_of(fold)[0]})))
+    reader = continued(service, B, says("c"), NOW + 1000)
+    late = service.append(straggler, says("late" * 500, removed=frozenset({ids_of(straggler)[1]})), NOW + 2000)
+    assert len(late.step.contents) == 3
+    reader = service.cold(B)
+    assert shown(reader) == ["c", "late" * 500]
+    # In the next generation it is inherited as its own change alone.
+    following = continued(service, C, None, NOW + 3000, head=B)
+    assert shown(following) == ["c", "late" * 500]
+    own = [s for o in following.openings[C] for s in o.segments if s.own]
+    assert all(s.home == late.step.home for s in own)
+
+
+def test_a_straggler_too_large_to_carry_is_inherited_as_its_own_change() -> None:
+    """What an opening names of a straggler is marked `own`, generation after generation."""
+    service = Service()
+    service.started("a")
+    straggler = service.cold(A)
+    continued(service, B, says("c"), NOW + 1000)
+    late = service.append(straggler, says("late" * 100_000), NOW + 2000)
+    for head, following in ((B, C), (C, D)):
+        reader = continued(service, following, None, NOW + 3000, head=head)
+        assert shown(reader) == ["a", "c", "late" * 100_000]
+        (own,) = [s for o in reader.openings[following] for s in o.segments if s.own]
+        assert own.home == late.step.home
+
+
+def test_an_opening_among_the_stragglers_adds_its_own_change() -> None:
+    """Who opens a session that another has opened before adds what it had to say; without a change, nothing."""
+    for draft, expected in ((says("other"), ["a", "b", "other"]), (None, ["a", "b"])):
+        service = Service()
+        service.started("a")
+        service.created[A] = NOW
+        two = service.cold(A)
+        reader = continued(service, B, says("b"), NOW + 1000)
+        stale = service.cold(B)
+        service.open(two, B, draft, NOW + 2000)
+        assert shown(service.refresh(reader)) == shown(service.cold(B)) == expected
+        # Whoever has not seen the second opening continues; it is a straggler then.
+        service.open(stale, C, None, NOW + 3000)
+        assert shown(service.cold(C)) == expected
+        assert shown(continued(service, D, None, NOW + 4000, head=C)) == expected
+
+
+def test_two_openings_of_a_session_are_a_union() -> None:
+    """Two writers who open one session at once lose nothing, even if one had seen less than the other."""
+    service = Service()
+    first = service.started("a", "b" * 70_000)
+    service.append(first, says("c" * 80_000))
+    less = Fold([A])
+    less.saw_list(A, service.listed(A)[:-1])
+    for home in [listed.home for listed in service.listed(A)[:-1]]:
+        step = service.get(home)
+        assert step
+        less.absorb(step)
+    service.open(less, B, says("x"), NOW + 1000)
+    warm = service.cold(B)
+    service.open(first, B, says("y"), NOW + 2000)
+    expected = ["a", "b" * 70_000, "c" * 80_000, "x", "y"]
+    assert shown(service.cold(B)) == shown(service.refresh(warm)) == expected
+    assert shown(continued(service, C, None, NOW + 3000, head=B)) == expected
+
+
+def test_two_heads_are_a_union_and_are_joined_again() -> None:
+    """Two sessions that continue the same one are both read, and the next covers both."""
+    service = Service()
+    service.started("a" * 60_000, "b" * 70_000)
+    one, two = service.cold(A), service.cold(A)
+    service.open(one, B, says("in B", removed=frozenset({ids_of(one)[0]})), NOW + 1000)
+    service.open(two, C, says("in C", archived=frozenset({ids_of(two)[1]})), NOW + 2000)
+    both = service.cold(B, C)
+    assert shown(both) == ["b" * 70_000, "in B", "in C"]
+    assert both.is_archived(ids_of(both)[0])
+    assert set(both.opening(service.created, NOW).parents) == {B, C}
+    service.open(both, D, says("joined"), NOW + 3000)
+    joined = service.cold(D)
+    assert shown(joined) == ["b" * 70_000, "in B", "in C", "joined"]
+    assert set(joined.covers()) == {A, B, C}
+    assert joined.is_archived(ids_of(joined)[0])
+
+
+@pytest.mark.parametrize("parents_first", [False, True])
+def test_a_step_one_head_inherits_and_another_has_not_seen_is_read_once(parents_first: bool) -> None:
+    """It is a segment to one and a straggler to the other: what it removes counts, what is dead in it does not."""
+    service = Service()
+    fold = service.started("a", "b")
+    less = service.cold(A)
+    late = service.append(fold, says("gone", "late" * 30_000, removed=frozenset({ids_of(fold)[1]})), NOW + 500)
+    service.append(fold, Draft(removed=frozenset({(late.step.home.step, 0)})), NOW + 600)
+    service.open(fold, B, None, NOW + 1000)
+    service.open(service.cold(B), C, says("in C"), NOW + 2000)
+    service.open(less, D, says("in D"), NOW + 3000)
+    both = Fold([C, D])
+    if parents_first:
+        both.saw_list(A, service.listed(A))
+    service.refresh(both)
+    assert shown(both) == ["a", "late" * 30_000, "in C", "in D"]
+    service.open(both, session(9), None, NOW + 4000)
+    assert shown(service.cold(session(9))) == ["a", "late" * 30_000, "in C", "in D"]
+
+
+def test_of_two_openings_the_one_that_inherits_all_of_a_step_counts() -> None:
+    """Where one opening names only the own change of a step, and another all of it, nothing of it is lost."""
+    step = Home(*place(A), new_id(NOW, Kind.CHANGE))
+    carried = new_id(NOW - 5, Kind.CHANGE)
+    body = {"change": {"add": [{"r": "user", "b": ["own"]}]}}
+    service = Service()
+    service.put(step, [envelope(body, {"carried": [{"id": carried, "add": [{"r": "user", "b": ["carried"]}]}]})])
+    for own in (True, False), (False, True):
+        for late in (False, True):
+            service.steps.pop(B, None)
+            reader = Fold([B])
+            for n, flag in enumerate(own):
+                opening = dataclasses.replace(NOTHING, covers={A: NOW}, segments=(Inherited(step, {}, {}, own=flag),))
+                home = Home(*place(B), new_id(NOW + n, Kind.OPENING))
+                service.put(home, [envelope({}, {"opening": opening_json(opening)})])
+                if late:
+                    service.refresh(reader)
+            service.refresh(reader)
+            assert shown(reader) == ["carried", "own"]
+            service.created = {A: NOW, B: NOW}
+            service.open(reader, C, None, NOW + 10)
+            assert shown(service.cold(C)) == ["carried", "own"]
+
+
+def test_what_is_old_or_mostly_dead_is_carried_whatever_its_size() -> None:
+    """Sessions older than nine days are not needed any more once they are continued."""
+    service = Service()
+    fold = service.started(*(f"{n}" * 100_000 for n in range(6)))
+    composed = service.open(fold, B, None, NOW + SAFE_AGE)
+    assert composed.step.opening
+    assert composed.step.opening.segments
+    del service.steps[B]
+    composed = service.open(fold, B, None, NOW + SAFE_AGE + 1)
+    assert composed.step.opening
+    assert {s.home.session for s in composed.step.opening.segments} == {B}
+    del service.steps[A]
+    reader = service.cold(B)
+    assert shown(reader) == shown(fold)
+    assert service.gets == 2
+    # Most of what is in B is removed: the next session takes the rest.
+    service.append(reader, Draft(removed=frozenset(ids_of(reader)[1:])))
+    reader = continued(service, C, None, NOW + SAFE_AGE + 2, head=B)
+    del service.steps[B]
+    assert shown(service.cold(C)) == shown(reader) == shown(fold)[:1]
+
+
+def test_native_blocks_in_old_sessions_are_referred_to_where_they_were_copied() -> None:
+    """Images about to leave retention are copied; the messages that show them refer to the copies, the others stay."""
+    service = Service()
+    fold = service.started("text")
+    image = ChatMessage(role="user", blocks=[ImageBlock(image=picture(), detail="low"), ImageBlock(image=picture())])
+    old = service.append(fold, Draft(blocks.encode([image, ChatMessage("beside")]))).step.home
+    assert fold.old_natives(service.created, NOW + SAFE_AGE) == []
+    assert fold.old_natives(service.created, NOW + SAFE_AGE + 1) == [(old, 0), (old, 1)]
+    reader = continued(service, B, Draft(blocks.encode([image])), NOW + SAFE_AGE)
+    late = NOW + SAFE_AGE + 1
+    assert reader.old_natives(service.created, late) == [(old, 0), (old, 1)]
+    copy = Home(*place(C), new_id(late, Kind.ATTACHMENT))
+    reader.rehome({(old, 0): (copy, 1), (old, 1): (copy, 0)})
+    mine = [reference for message in reader.alive() for reference in message.references()]
+    assert mine[:2] == [(copy, 1), (copy, 0)]
+    assert {home.session for home, _ in mine[2:]} == {B}
+    service.open(reader, C, None, late)
+    del service.steps[A]
+    following = service.cold(C)
+    assert [reference for message in following.alive() for reference in message.references()] == mine
+    assert following.native_homes(following.alive())[copy] == {0, 1}
+
+
+def test_a_session_is_covered_for_31_days() -> None:
+    """Longer than the service keeps it, so that nobody takes it for a head; then it is forgotten."""
+    service = Service()
+    fold = service.started("a")
+    created = {A: NOW}
+    assert fold.opening(created, NOW + COVERED_AGE).covers == created
+    assert fold.opening(created, NOW + COVERED_AGE + 1).covers == {}
+
+
+def test_steps_taken_from_an_earlier_session_are_not_read_there_again() -> None:
+    """Once a step of the head carries an inherited segment, that segment is not fetched any more."""
+    service = Service()
+    service.started("a" * 3000, "b" * 4000)
+    reader = continued(service, B, says("c"), NOW + 1000)
+    assert shown(service.cold(B)) == ["a" * 3000, "b" * 4000, "c"]
+    before = service.gets
+    service.append(reader, says("d" * 9000), NOW + 2000)
+    assert before > 1
+    cold = service.cold(B)
+    assert shown(cold) == ["a" * 3000, "b" * 4000, "c", "d" * 9000]
+    assert cold._taken
+    assert service.gets <= 2
+
+
+def test_a_segment_may_be_an_attachment_of_the_session_itself() -> None:
+    """What an opening has no room for is copied into attachments before it, and is carried on from there."""
+    attachment = Home(*place(B), new_id(NOW, Kind.ATTACHMENT))
+    change = new_id(NOW - 9, Kind.CHANGE)
+    service = Service()
+    packed = {"carried": [{"id": change, "add": [{"r": "user", "b": ["old"]}, {"r": "user", "b": ["dead"]}]}]}
+    service.put(attachment, [envelope({"attachment": True}, packed)])
+    opening = dataclasses.replace(
+        NOTHING, segments=(Inherited(attachment, {1: frozenset({1})}, {1: frozenset({0})}, own=False),)
+    )
+    service.put(Home(*place(B), new_id(NOW + 1, Kind.OPENING)), [envelope({}, {"opening": opening_json(opening)})])
+    reader = service.cold(B)
+    assert shown(reader) == ["old"]
+    assert reader.is_archived((change, 0))
+    service.append(reader, says("n" * 900), NOW + 2)
+    reader = service.cold(B)
+    assert (shown(reader), service.gets) == (["old", "n" * 900], 2)
+    assert reader.is_archived((change, 0))
+
+
+def test_closings_are_seen_and_not_read() -> None:
+    """A closing step is known by its id: it is not fetched to read a conversation, and does no harm if it is."""
+    service = Service()
+    fold = service.started("a")
+    home = Home(*place(A), new_id(NOW + 10**6, Kind.CLOSING))
+    service.put(home, [envelope({"closing": {"reason": "ended"}}, {})])
+    reader = service.cold(A)
+    assert [listed.home for listed in reader.closings] == [home]
+    assert home.step not in reader.read
+    assert fold.closings == []
+    step = service.get(home)
+    assert step
+    reader.absorb(step)
+    assert shown(reader) == ["a"]
+
+
+def test_a_conversation_without_sessions_is_empty() -> None:
+    """Before its first session a conversation has nothing, and generation 0 follows."""
+    fold = Service().refresh(Fold([]))
+    assert (shown(fold), fold.state(), fold.hidden(), fold.generation(), fold.covers()) == ([], {}, False, -1, {})
+    assert fold.opening({}, NOW) == NOTHING
+    assert Fold([A]).generation() == 0
+
+
+# What is fetched for images
+
+
+def test_only_images_in_sessions_of_ours_are_fetched() -> None:
+    """A forged reference to another conversation's session is not followed; one to a session before the head is."""
+    service = Service()
+    fold = service.started()
+    image = ChatMessage(role="user", blocks=[ImageBlock(image=picture())])
+    composed = service.append(fold, Draft(blocks.encode([image, image])))
+    assert fold.native_homes(fold.alive()) == {composed.step.home: {0, 1}}
+    reader = continued(service, B, None, NOW + 1000)
+    assert reader.native_homes(reader.alive()) == {composed.step.home: {0, 1}}
+    forged = {"add": [{"r": "user", "b": [{"n": 0}]}], "homes": [[*place(D), composed.step.home.step]]}
+    service.put(Home(*place(B), new_id(NOW + 2000, Kind.CHANGE)), [envelope({"change": forged}, {})])
+    reader = service.cold(B)
+    assert len(reader.alive()) == 3
+    assert reader.native_homes(reader.alive()) == {composed.step.home: {0, 1}}
+
+
+def test_a_named_step_of_another_session_is_not_fetched() -> None:
+    """Steps of this session are found by its list: what is named and not listed is not asked for."""
+    service = Service()
+    fold = service.started("a")
+    secret = Home(*place(D), new_id(NOW, Kind.CHANGE))
+    service.put(secret, [envelope({"change": {"add": [{"r": "user", "b": ["secret"]}]}}, {})])
+    forged = Home(*place(A), new_id(fold.clock + 1, Kind.CHANGE))
+    service.put(forged, [envelope({"change": {"by": "x"}}, {"named": [list(secret)]})])
+    assert shown(service.cold(A)) == ["a"]
+
+
+def test_the_weight_of_a_draft_counts_all_it_says() -> None:
+    """Messages in bytes of UTF-8, and state, removals and the rest as they are written."""
+    assert Draft().size() == len("{}")
+    assert says("é" * 1000).size() > 2000
+    assert Draft(state={"x": ["y" * 1000]}).size() > 1000
+    image = ChatMessage(role="user", blocks=[ImageBlock(image=picture())])
+    assert Draft(blocks.encode([image])).size() < OVERHEAD
+
+
+def sources(fold: Fold) -> Iterable[str]:
+    """Every change that is in some segment."""
+    return (change for segment in fold.segments() for change in segment.changes)
+
+
+def test_every_change_is_in_one_segment() -> None:
+    """Segments are disjoint and hold all that is known, found anew or kept up as steps are stored."""
+    service = Service()
+    fold = service.started(*(f"{n}" * (n % 7 + 1) * 50 for n in range(40)))
+    kept = list(fold.segments())
+    assert sorted(sources(fold)) == sorted(fold.known)
+    cold = service.cold(A)
+    assert sorted(sources(cold)) == sorted(cold.known) == sorted(fold.known)
+    assert {s.home for s in cold.segments()} == {s.home for s in kept}
