@@ -12,7 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llama_index_bedrock_sessions"
-DISTRIBUTIONS = {"llama_index": "llama-index-core", "PIL": "pillow", "pydantic_core": "pydantic"}
+DISTRIBUTIONS = {
+    "llama_index": "llama-index-core",
+    "llama_index_instrumentation": "llama-index-instrumentation",
+    "workflows": "llama-index-workflows",
+    "PIL": "pillow",
+    "pydantic_core": "pydantic",
+}
 """Import names that differ from the name to install; pydantic pins the one release of pydantic_core it works with."""
 OPTIONAL = {"llama_index.llms.bedrock_converse"}
 """Imported only where the user asked for it and is told what to install."""
