@@ -335,20 +335,17 @@ def test_twenty_days_after_the_last_write_all_is_there(service: Service) -> None
     assert texts(store) == texts(service.store()) == expected
 
 
-@pytest.mark.parametrize(
-    "days", [29, pytest.param(45, marks=pytest.mark.xfail(strict=True, reason="images are carried as references"))]
-)
-def test_pictures_survive_daily_writes(service: Service, days: int) -> None:
-    """A picture is there, byte for byte, after a month and a half of daily writes in ever new sessions."""
+def test_pictures_survive_daily_writes(service: Service) -> None:
+    """A picture is there, byte for byte, after 29 and 45 days of daily writes in ever new sessions."""
     store = service.store()
     store.add_message(KEY, picture(text="the dashboard"))
-    for number in range(days):
+    for number in range(1, 46):
         service.later(DAY)
         (store if number % 2 else service.store()).add_message(KEY, user(f"day {number}"))
-    for reader in (store, service.store()):
-        first, *rest = reader.get_messages(KEY)
-        assert first == picture(text="the dashboard")
-        assert [message.content for message in rest] == [f"day {number}" for number in range(days)]
+        for reader in (store, service.store()) if number in {29, 45} else ():
+            first, *rest = reader.get_messages(KEY)
+            assert first == picture(text="the dashboard")
+            assert [message.content for message in rest] == [f"day {day}" for day in range(1, number + 1)]
 
 
 def test_pictures_survive_continuing_and_cold_reads(service: Service) -> None:
@@ -882,7 +879,7 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=20, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
