@@ -7,8 +7,9 @@ import pytest
 from tests.benchmarks import __main__ as benchmarks
 
 
-def test_the_benchmarks_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_benchmarks_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest profile prints its table and the command that prints it again."""
+    monkeypatch.setenv("COLUMNS", "120")
     benchmarks.main(["--quick"])
     output = capsys.readouterr().out
     assert "warm append at 10" in output
