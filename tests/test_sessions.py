@@ -680,13 +680,16 @@ def test_an_error_is_raised_when_everything_has_ended(pool: Pool) -> None:
 
     def work(item: int) -> int:
         ended.append(item)
-        if item % 3 == 1:
+        if item in wrong:
             raise ValueError(item)
         return item
 
-    with pytest.raises(ValueError, match=r"^1$"):
-        pool.map(work, range(9))
-    assert sorted(ended) == list(range(9))
+    # The caller does the first itself.
+    for wrong in ({0, 3, 6}, {1, 4, 7}):
+        ended.clear()
+        with pytest.raises(ValueError, match=rf"^{min(wrong)}$"):
+            pool.map(work, range(9))
+        assert sorted(ended) == list(range(9))
 
 
 def test_work_that_has_begun_is_waited_for() -> None:
@@ -702,11 +705,17 @@ def test_work_that_has_begun_is_waited_for() -> None:
         else:
             begun.set()
             assert go.wait(30)
+        if item == "fails":
+            raise ValueError(item)
         return item
 
     try:
         assert pool.map(work, ["first", "second"]) == ["first", "second"]
-        assert sorted(ran) == ["first", "second"]
+        begun.clear()
+        go.clear()
+        with pytest.raises(ValueError, match="fails"):
+            pool.map(work, ["first", "fails"])
+        assert sorted(ran) == ["fails", "first", "first", "second"]
     finally:
         pool.close()
 
