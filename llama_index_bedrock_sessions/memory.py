@@ -213,7 +213,7 @@ class BedrockSessionsMemory(Memory):
     - with `autosave=True` an agent's turn that never ends is not lost: see `from_defaults`.
     """
 
-    sql_store: BedrockSessionsMemoryStore = Field(exclude=True)
+    sql_store: BedrockSessionsMemoryStore = Field(exclude=True)  # pyright: ignore[reportIncompatibleVariableOverride]
     autosave: bool = Field(default=False, description="Keep what tools returned while a turn is still running.")
 
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)

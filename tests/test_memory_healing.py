@@ -46,7 +46,8 @@ def result(call: str, text: str = "42") -> ChatMessage:
 
 def converse(messages: Sequence[ChatMessage]) -> Sequence[dict[str, Any]]:
     """Convert as the Bedrock LLM package does before it calls the API."""
-    return messages_to_converse_messages(messages)[0]
+    converted: Sequence[dict[str, Any]] = messages_to_converse_messages(messages)[0]
+    return converted
 
 
 def breaks_the_rule(messages: Sequence[dict[str, Any]]) -> list[str]:
