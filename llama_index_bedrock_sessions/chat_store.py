@@ -28,7 +28,8 @@ from pydantic import (
     model_serializer,
 )
 
-from llama_index_bedrock_sessions.conversation import Conversation, Settings, in_pool
+from llama_index_bedrock_sessions.chain import Settings
+from llama_index_bedrock_sessions.conversation import Conversation, in_pool
 from llama_index_bedrock_sessions.directory import MetadataDirectory, refuse_reserved
 from llama_index_bedrock_sessions.errors import ConfigurationError, InvalidKeyError
 from llama_index_bedrock_sessions.sessions import Pool, Sessions, after_fork

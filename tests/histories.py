@@ -20,7 +20,7 @@ from typing import Any
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from llama_index.core.llms import ChatMessage
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, conversation
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, chain
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import BedrockSessionsError
 from llama_index_bedrock_sessions.sessions import Clock
@@ -155,7 +155,7 @@ class History:
         tokens = [f"m{self.tokens + n}" for n in range(count)]
         self.tokens += count
         chat = process.store.conversation(KEY)
-        seen = {str(blocks_text(m.record)) for m in chat._fold.alive()} if chat._fold else set()
+        seen = {str(blocks_text(m.record)) for m in chat._chain.fold.alive()} if chat._chain.fold else set()
         op = Op(number, kind, tokens, self.now(), seen)
         self.ops.append(op)
         process.op, process.gate, process.done = op, Gate(), False
@@ -336,7 +336,7 @@ class History:
             self.anomalies.append(("readers disagree", f"{first.result} became {last}"))
         half_erased = any(op.kind == "erase" and not op.ok for op in self.ops)
         for number in living:
-            if self.processes[number].store.conversation(KEY)._fold is not None:
+            if self.processes[number].store.conversation(KEY)._chain.fold is not None:
                 self.start(number, "read")
                 op = self.ops[-1]
                 self.finish(number)
@@ -367,12 +367,12 @@ def blocks_text(record: Any) -> str:
 @contextlib.contextmanager
 def short_sessions(steps: int) -> Iterator[None]:
     """Have conversations continue after some steps, so that short histories cross many sessions."""
-    before = conversation.CONTINUE_AT
-    conversation.CONTINUE_AT = steps
+    before = chain.CONTINUE_AT
+    chain.CONTINUE_AT = steps
     try:
         yield
     finally:
-        conversation.CONTINUE_AT = before
+        chain.CONTINUE_AT = before
 
 
 def random_history(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions import conversation, directory, fold, sessions
+from llama_index_bedrock_sessions import chain, directory, fold, sessions
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.histories import DAY, HOUR, MINUTE, random_history
 
@@ -92,7 +92,7 @@ def _only_the_newest_session(patch: pytest.MonkeyPatch) -> None:
 
 
 def _sessions_are_not_closed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(conversation.Conversation, "_seal", lambda *_: None)
+    patch.setattr(chain.Chain, "_seal", lambda *_: None)
 
 
 def _removals_are_not_carried(patch: pytest.MonkeyPatch) -> None:

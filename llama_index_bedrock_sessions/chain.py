@@ -1,0 +1,596 @@
+"""The sessions of one conversation: read to their end, written in the newest, continued in the next.
+
+Here are the rules by which a conversation outlives its sessions; what a step says is in `journal.py`, what the steps
+add up to in `fold.py`, how the service is called in `sessions.py`. Not locked: its conversation holds the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from llama_index_bedrock_sessions import blocks, directory
+from llama_index_bedrock_sessions.blocks import ContentBlock
+from llama_index_bedrock_sessions.directory import MetadataDirectory
+from llama_index_bedrock_sessions.errors import (
+    ConversationEnded,
+    ForeignSessionError,
+    NewerFormatError,
+    StepTooLargeError,
+    UnavailableError,
+)
+from llama_index_bedrock_sessions.fold import Composed, Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions.journal import (
+    VERSION,
+    Home,
+    Kind,
+    Place,
+    Step,
+    dump,
+    envelope,
+    new_id,
+    parse_id,
+    read_step,
+)
+from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo, Sessions, Summary, default_invocation
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+STEP_LIMIT = 50_000_000
+"""Bytes of one step: 50 MB (Bedrock user guide), taken as what goes over the wire, the smallest reading of it."""
+STEPS_PER_SESSION = 1000
+"""Bedrock user guide, quotas."""
+IMAGES_PER_STEP = 20
+"""Bedrock user guide, quotas."""
+CONTINUE_AT = 250
+"""Steps from which a session is continued in another: botocore takes 55 ms to parse a list of 1,000."""
+LIST_AFTER = 16
+"""Appends without a list after which a writer lists again, so that several writers gather what the others left."""
+ATTEMPTS = 8
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+
+Resolve = Callable[[Fold], Draft | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the sessions of a conversation are created with."""
+
+    namespace: str
+    session_metadata: Mapping[str, str]
+    tags: Mapping[str, str]
+    encryption_key_arn: str | None
+    refresh_interval: float = 0.0
+    skip_newer: bool = False
+
+
+class Chain:
+    """The sessions of one conversation, and what is known of them (`fold`, None if nothing)."""
+
+    def __init__(self, key: str, sessions: Sessions, where: MetadataDirectory, settings: Settings) -> None:
+        self.key = key
+        self.sessions = sessions
+        self.settings = settings
+        self.fold: Fold | None = None
+        self.natives: dict[Home, list[ContentBlock]] = {}
+        """The content blocks of steps that hold pictures and attachments of what is alive."""
+        self._directory = where
+        self._clock = 0
+        self._created: dict[str, int] = {}
+        self._closed: set[str] = set()
+        self._tags: dict[str, dict[str, str]] = {}
+        self._unlisted = 0
+        self._validated = 0.0
+
+    # What it takes to be up to date
+
+    def known(self) -> Fold:
+        """Return the fold as it was last read; read it if it never was."""
+        if self.fold is None:
+            return self.refresh()
+        return self.fold
+
+    def refresh(self) -> Fold:
+        """Return the fold as it is in the service now."""
+        if self.fold is not None and time.monotonic() - self._validated < self.settings.refresh_interval:
+            return self.fold
+        for _ in range(ATTEMPTS):
+            try:
+                if self.fold is not None and self.fold.heads and self._is_current(self.fold):
+                    break
+                self._find()
+                break
+            except Gone:
+                self._forget_fold()
+        else:
+            raise UnavailableError("The sessions of this conversation keep changing; try again.")
+        self._validated, self._unlisted = time.monotonic(), 0
+        return self.known()
+
+    def _is_current(self, fold: Fold) -> bool:
+        """List the heads; return whether nobody can have continued them."""
+        now = self.sessions.clock.now()
+        old = [head for head in fold.heads if now - self._created[head] > 50 * MINUTE]
+        results = self.sessions.pool.map(
+            lambda job: job(),
+            [functools.partial(self._list, head) for head in fold.heads]
+            + [functools.partial(self._is_active, head) for head in old],
+        )
+        for head, steps in zip(fold.heads, results, strict=False):
+            fold.saw_list(head, steps)  # type: ignore[arg-type]
+        self._read(fold)
+        full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
+        return not full and not fold.closings and all(results[len(fold.heads) :])
+
+    def _is_active(self, session: str) -> bool:
+        return self.sessions.get(session).status == "ACTIVE"
+
+    def _list(self, session: str) -> list[Listed]:
+        return [Listed(home, at) for home, at in self.sessions.steps(session)]
+
+    def _find(self) -> None:
+        """Look in the directory for the open sessions that nothing covers, and read them. Raises Gone."""
+        before = self.fold
+        since = min((self._created[h] for h in before.heads), default=0) - 2 * HOUR if before else 0
+        folds: dict[str, Fold] = {}
+        covered: set[str] = set()
+        for summary in self._directory.find(self.key, since):
+            self._created[summary.session] = summary.created
+            if summary.session in covered:
+                continue
+            fold = Fold([summary.session], self._clock)
+            fold.saw_list(summary.session, self._list(summary.session))
+            self._get(fold, next(fold.rounds()), [])
+            if fold.is_open(summary.session):
+                folds[summary.session] = fold
+                covered |= set(fold.covers())
+        heads = sorted((s for s in folds if s not in covered), key=lambda s: (self._created[s], s))
+        fold = folds[heads[0]] if len(heads) == 1 else Fold(heads, self._clock)
+        for head in heads:
+            fold.saw_list(head, folds[head].listed[head].values())
+            self._created.update(folds[head].covers())
+        for step in [s for head in heads for s in folds[head].read.values()]:
+            if len(heads) > 1:
+                fold.absorb(step)
+        if before is not None and before.heads == fold.heads:
+            for head in heads:
+                before.saw_list(head, fold.listed[head].values())
+            fold = before
+        self._read(fold)
+        self._switch(fold)
+
+    def _read(self, fold: Fold) -> None:
+        """Read all that the lists say, the parents' lists too, and the native blocks of what is alive."""
+        while True:
+            for homes in fold.rounds():
+                self._get(fold, homes, fold.unlisted_parents())
+            parents = fold.unlisted_parents()
+            if not parents:
+                break
+            self._get(fold, [], parents)
+        self._clock = max(self._clock, fold.clock)
+        needed = fold.native_homes(fold.alive())
+        self.natives = {home: payload for home, payload in self.natives.items() if home in needed}
+        for home, found in self.sessions.fetch(home for home in needed if home not in self.natives):
+            self.natives[home] = found[0] if found else []
+
+    def _get(self, fold: Fold, homes: Iterable[Home], parents: Iterable[str]) -> None:
+        homes = list(homes)
+        known = {home.step: self.fold.read[home.step] for home in homes if self.fold and home.step in self.fold.read}
+        lists, wanted = list(parents), [home for home in homes if home.step not in known]
+        jobs: list[Callable[[], Any]] = [functools.partial(self._list_or_nothing, p) for p in lists]
+        jobs += [functools.partial(self._step_or_none, home) for home in wanted]
+        results = self.sessions.pool.map(lambda job: job(), jobs)
+        for parent, steps in zip(lists, results, strict=False):
+            fold.saw_list(parent, steps)
+        for step in known.values():
+            fold.absorb(step)
+        for home, found in zip(wanted, results[len(lists) :], strict=True):
+            self._absorb(fold, home, found)
+
+    def _list_or_nothing(self, session: str) -> list[Listed]:
+        try:
+            return self._list(session)
+        except Gone:
+            return []  # retention has taken it: what was alive in it has been carried
+
+    def _step_or_none(self, home: Home) -> tuple[list[ContentBlock], int] | None:
+        try:
+            return self.sessions.step(home)
+        except Gone:
+            return None
+
+    def _absorb(self, fold: Fold, home: Home, found: tuple[list[ContentBlock], int] | None) -> None:
+        if found is None:
+            if home.session in fold.heads:
+                self.sessions.get(home.session)  # Gone: the session was deleted while it was read
+            logger.warning("step %s of session %s is listed or named, but not there", home.step, home.session)
+            fold.lost(home)
+            return
+        payload, at = found
+        if any("image" in block for block in payload):
+            self.natives[home] = payload
+        fold.absorb(read_step(home, payload, at, skip_newer=self.settings.skip_newer))
+
+    def _switch(self, fold: Fold) -> None:
+        self.fold = fold
+        self._closed &= set(fold.heads)
+        self._tags = {session: tags for session, tags in self._tags.items() if session in fold.heads}
+
+    def _forget_fold(self) -> None:
+        if self.fold is not None:
+            self._clock = max(self._clock, self.fold.clock)
+        self.fold = None
+        self.natives = {}
+
+    # Appending
+
+    def append(self, resolve: Resolve, *, fresh: bool = False) -> None:
+        """Write what `resolve` makes of the fold, in this session or the next; `fresh`: it has just been listed."""
+        for _ in range(ATTEMPTS):
+            if self.fold is None or self._unlisted >= LIST_AFTER or not (self.fold.heads or fresh):
+                self.refresh()
+            fold, fresh = self.known(), False
+            self._refuse_other_keys(fold)
+            if self._must_continue(fold):
+                if self._continue(fold, resolve):
+                    return
+                continue
+            draft = resolve(fold)
+            if draft is None:
+                return
+            try:
+                self._write(fold, draft)
+            except (Gone, Refused) as refusal:
+                self._after_refusal(fold, refusal)
+                continue
+            self._unlisted += 1
+            return
+        raise UnavailableError("The conversation could not be continued in a session that takes writes; try again.")
+
+    def _must_continue(self, fold: Fold) -> bool:
+        if len(fold.heads) != 1 or fold.heads[0] in self._closed:
+            return True
+        head = fold.heads[0]
+        steps = fold.listed[head]
+        now = self.sessions.clock.now()
+        idle = now - fold.latest.get(head, now) > HOUR
+        return idle or len(steps) >= CONTINUE_AT or now - self._created[head] > DAY or bool(fold.closings)
+
+    def _write(self, fold: Fold, draft: Draft) -> None:
+        session = fold.heads[0]
+        place = (session, default_invocation(session))
+        placed = self._place(draft, place)
+        composed = fold.compose(place, draft, placed, self.sessions.clock.now())
+        self.sessions.put(composed.step.home, fold.clock, composed.payload)
+        fold.stored(composed)
+        self._keep_natives(composed.step.home, composed.payload)
+
+    def _keep_natives(self, home: Home, payload: list[ContentBlock]) -> None:
+        self._clock = max(self._clock, self.known().clock)
+        if any("image" in block for block in payload):
+            self.natives[home] = payload
+
+    def _after_refusal(self, fold: Fold, refusal: Gone | Refused) -> None:
+        """Find out what a refusal means: never from the error, always from the session's status."""
+        head = fold.heads[0]
+        try:
+            status = self.sessions.get(head).status
+        except Gone:
+            self._forget_fold()
+            return
+        if status != "ACTIVE":
+            # A session that is not ACTIVE and has refused a write takes none: no need to close it.
+            self._closed.add(head)
+            return
+        if isinstance(refusal, Gone):
+            with contextlib.suppress(Gone, Refused):  # the next put says what is wrong
+                self.sessions.create_invocation(head, default_invocation(head))
+            return
+        fold.saw_list(head, self._list(head))
+        if len(fold.listed[head]) < STEPS_PER_SESSION:
+            raise refusal.error() from refusal
+        self._closed.add(head)
+
+    # Continuing in another session
+
+    def _continue(self, fold: Fold, resolve: Resolve) -> bool:
+        """Write in a new session that continues every head (or in the first one); False: start again.
+
+        Nothing is written from memory: the heads are closed first and then read to their end.
+        """
+        try:
+            if fold.newer:
+                raise NewerFormatError(
+                    f"The conversation {self.key!r} holds steps of a newer format, which would be left behind: a "
+                    "session of it is full or closed, and only the newer release can continue it in another."
+                )
+            for head in fold.heads:
+                self._refuse_if_ended(fold, head)
+            # Somebody has begun to continue it: then there may be a session to go to already.
+            others = bool(fold.closings)
+            for head in fold.heads:
+                if head not in self._closed:
+                    self._seal(head, "continued", fold)
+            parents = {p for head in fold.heads for o in fold.openings[head] for p in o.parents}
+            for head in fold.heads:
+                fold.saw_list(head, self._list(head))
+            self._get(fold, [], parents)
+            self._read(fold)
+            return self._open_next(fold, resolve, look=others)
+        except Gone:
+            self._forget_fold()
+            return False
+
+    def _refuse_if_ended(self, fold: Fold, head: str) -> None:
+        for closing in fold.closings:
+            if closing.home.session == head:
+                found = self._step_or_none(closing.home)
+                step = read_step(closing.home, found[0], found[1], skip_newer=True) if found else None
+                if step and step.closing and step.closing.get("reason") == "ended":
+                    raise ConversationEnded(f"The conversation {self.key!r} was ended and takes no more messages.")
+
+    def _seal(self, session: str, reason: str, fold: Fold | None = None) -> None:
+        """Write a closing step and end the session, until that succeeds or the closing step is refused. Raises Gone."""
+        for _ in range(ATTEMPTS):
+            ms = max(self.sessions.clock.now(), (fold.clock if fold else self._clock) + 1)
+            home = Home(session, default_invocation(session), new_id(ms, Kind.CLOSING))
+            try:
+                self.sessions.put(home, ms, [envelope({"closing": {"reason": reason}}, {})])
+            except Refused:
+                if reason == "continued":
+                    return
+                # DeleteSession refuses what is still ACTIVE: a full session, say.
+                if self.sessions.end(session) or self.sessions.get(session).status != "ACTIVE":
+                    return
+            except Gone:
+                # The session is gone, which EndSession will say, or never had our invocation.
+                if self.sessions.end(session):
+                    return
+            else:
+                if self.sessions.end(session):
+                    return
+        raise UnavailableError(f"Session {session} cannot be ended; try again.")
+
+    def _open_next(self, fold: Fold, resolve: Resolve, *, look: bool) -> bool:
+        void: set[str] = set(fold.heads) | set(fold.covers())
+        mine: Summary | None = None
+        parents: dict[str, SessionInfo] = {}
+        for attempt in range(ATTEMPTS):
+            found = self._directory.find(self.key, self._since(fold)) if attempt or look else []
+            if mine and mine.session not in {s.session for s in found}:
+                found.append(mine)
+            candidates = []
+            for summary in sorted((s for s in found if s.session not in void), key=lambda s: (s.created, s.session)):
+                steps = self._list(summary.session)
+                if any(_is_opening(s.home.step) for s in steps):
+                    self._forget_fold()
+                    return False
+                candidates.append(summary)
+            if not candidates and not mine:
+                mine = self._create(fold)
+                continue
+            parents = {head: self.sessions.get(head) for head in fold.heads}
+            for summary in candidates:
+                if self._may_open(summary, mine, parents) and self._open(fold, summary, resolve):
+                    return True
+                void.add(summary.session)
+            mine = None
+            if any(self._has_opening(s.session) for s in candidates):
+                self._forget_fold()
+                return False
+        return False
+
+    def _since(self, fold: Fold) -> int:
+        return min((self._created[h] for h in fold.heads), default=0) - 2 * HOUR
+
+    def _has_opening(self, session: str) -> bool:
+        return any(_is_opening(s.home.step) for s in self._list_or_nothing(session))
+
+    def _create(self, fold: Fold) -> Summary:
+        """Create a session with what the application says, or what the session before it had."""
+        own, settings = dict(self.settings.session_metadata), self.settings
+        key_arn, tags = settings.encryption_key_arn, dict(settings.tags)
+        for head in fold.heads:
+            before = self._directory.info(head)
+            own = {**directory.own_metadata(before), **own}
+            key_arn = key_arn or before.encryption_key_arn
+            tags = {**self._tags_of(before), **tags}
+        metadata = directory.metadata(self.key, settings.namespace, VERSION, own.items())
+        summary = self.sessions.create(metadata, tags, key_arn)
+        self._created[summary.session] = summary.created
+        self._tags[summary.session] = tags
+        self._directory.add(
+            SessionInfo(summary.session, summary.status, summary.created, summary.created, metadata, key_arn)
+        )
+        return summary
+
+    def _tags_of(self, before: SessionInfo) -> dict[str, str]:
+        if before.session not in self._tags:
+            self._tags[before.session] = self.sessions.tags(before.arn) if before.arn else {}
+        return self._tags[before.session]
+
+    def _refuse_other_keys(self, fold: Fold) -> None:
+        wanted = self.settings.encryption_key_arn
+        for head in fold.heads if wanted else ():
+            have = self._directory.info(head).encryption_key_arn
+            if have != wanted:
+                raise ForeignSessionError(
+                    f"The conversation {self.key!r} is encrypted with {have or 'a key that AWS manages'}, not with "
+                    f"{wanted}. Nothing was written. Use its key, or copy the conversation to a new one."
+                )
+
+    def _may_open(self, candidate: Summary, mine: Summary | None, parents: Mapping[str, SessionInfo]) -> bool:
+        if mine and candidate.session == mine.session:
+            return True
+        info = self.sessions.get(candidate.session)
+        wanted = self.settings.encryption_key_arn
+        keys = {wanted} if wanted else {p.encryption_key_arn for p in parents.values()} or {None}
+        return info.status == "ACTIVE" and info.encryption_key_arn in keys
+
+    def _open(self, fold: Fold, summary: Summary, resolve: Resolve) -> bool:
+        """Write the opening step; False if the session does not take it."""
+        place = (summary.session, default_invocation(summary.session))
+        self._created[summary.session] = summary.created
+        try:
+            self.sessions.create_invocation(*place)
+            draft = resolve(fold)
+            placed = self._place(draft, place) if draft else Placed()
+            created = {head: self._created[head] for head in fold.heads}
+            self._copy_natives(fold, place, created)
+            composed = self._compose_opening(fold, draft, placed, place, created)
+            self.sessions.put(composed.step.home, fold.clock, composed.payload)
+        except (Gone, Refused) as refusal:
+            logger.info("session %s takes no opening: %s", summary.session, refusal)
+            return False
+        self._clock = max(self._clock, fold.clock)
+        self._adopt(composed.step, composed.payload)
+        return True
+
+    def _compose_opening(
+        self, fold: Fold, draft: Draft | None, placed: Placed, place: Place, created: Mapping[str, int]
+    ) -> Composed:
+        """Return the opening, with what is about to leave retention carried: what is too much, in attachments."""
+        now = self.sessions.clock.now()
+        *groups, last = fold.perishable(created, now)
+        copies = []
+        for group in groups:
+            composed, inherited = fold.copy(place, group, now)
+            self.sessions.put(composed.step.home, fold.clock, composed.payload)
+            copies.append(inherited)
+        opening = dataclasses.replace(fold.opening(created, now), segments=tuple(copies))
+        copied = [segment for group in groups for segment in group]
+        return fold.compose(place, draft, placed, now, opening=opening, forced=last, copied=copied)
+
+    def _copy_natives(self, fold: Fold, place: Place, created: Mapping[str, int]) -> None:
+        """Copy native blocks that are about to leave retention into attachments of the new session."""
+        old = [
+            (home, n)
+            for home, n in fold.old_natives(created, self.sessions.clock.now())
+            if n < len(self.natives.get(home, ()))
+        ]
+        moves: dict[tuple[Home, int], tuple[Home, int]] = {}
+        for part in _parts([self.natives[home][n] for home, n in old], 0):
+            if part:
+                attachment = self._attach(place, part)
+                moves |= {old[len(moves) + n]: (attachment, n) for n in range(len(part))}
+        if moves:
+            fold.rehome(moves)
+
+    def _adopt(self, opening: Step, payload: list[ContentBlock]) -> None:
+        """Start a new fold from an opening step of our own; what it names has been read."""
+        fold = Fold([opening.home.session], self._clock)
+        for parent in opening.opening.parents if opening.opening else ():
+            fold.saw_list(parent, ())
+        fold.saw_list(opening.home.session, [Listed(opening.home, self._clock)])
+        fold.absorb(opening)
+        if any("image" in block for block in payload):
+            self.natives[opening.home] = payload
+        self._read(fold)
+        self._switch(fold)
+        self._unlisted = 0
+
+    # Deleting
+
+    def erase(self) -> None:
+        """Delete every session of the key, oldest first, until none is listed."""
+        fold = self.refresh()
+        if fold.alive() and not self._must_continue(fold):
+            # Whoever continues the head meanwhile inherits an empty conversation.
+            with contextlib.suppress(Gone, Refused):
+                self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
+        for _ in range(ATTEMPTS):
+            found = self._directory.find(self.key)
+            if not found:
+                self._forget_fold()
+                return
+            for session in sorted(found, key=lambda s: (s.created, s.session)):
+                self._delete_session(session.session)
+        raise UnavailableError("Sessions of this conversation are still listed; call again to delete them.")
+
+    def _delete_session(self, session: str) -> None:
+        try:
+            self._seal(session, "deleted")
+            self.sessions.delete(session)
+        except (Gone, Refused):
+            # Refused: somebody wrote in between, or it is listed as it was; the next look shows it.
+            logger.info("session %s is not deleted yet", session)
+
+    # Content that takes more than a step
+
+    def _place(self, draft: Draft, place: Place) -> Placed:
+        """Write what does not fit into the draft's own step as attachments before it, and say what is where."""
+        parts = _parts(draft.messages.blocks, sum(json_size(dump(r)) for r in draft.messages.records))
+        if len(parts) <= 1:
+            return Placed()
+        homes: list[Home | None] = [None]
+        where: list[tuple[int, int]] = []
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            if not last:
+                homes.append(self._attach(place, part))
+            where += [(0 if last else len(homes) - 1, position) for position in range(len(part))]
+        return Placed(tuple(homes), tuple(where), tuple(parts[-1]))
+
+    def _attach(self, place: Place, natives: list[ContentBlock]) -> Home:
+        ms = max(self.sessions.clock.now(), self._clock + 1)
+        home = Home(*place, new_id(ms, Kind.ATTACHMENT))
+        payload = [*natives, envelope({"attachment": True}, {})]
+        self.sessions.put(home, ms, payload)
+        self.natives[home] = payload
+        return home
+
+
+def refuse_too_large(encoded: blocks.Encoded) -> None:
+    """Refuse messages of which something does not fit into a step. Raises StepTooLargeError."""
+    for block in encoded.blocks:
+        refuse_size(_wire_size(block))
+    refuse_size(sum(json_size(dump(record)) for record in encoded.records))
+
+
+def refuse_size(size: int) -> None:
+    """Refuse what does not fit into a step; `size` in bytes on the wire. Raises StepTooLargeError."""
+    if size > STEP_LIMIT - 1_000_000:
+        raise StepTooLargeError(
+            f"{size / 1e6:.1f} MB do not fit into one invocation step, which holds 50 MB (Bedrock's limit). "
+            "Nothing was stored. Store the content elsewhere and put its URL into the message."
+        )
+
+
+def _is_opening(step: str) -> bool:
+    parsed = parse_id(step)
+    return parsed is not None and parsed.kind is Kind.OPENING
+
+
+def json_size(text: str) -> int:
+    """Return the bytes of a text in botocore's JSON, which escapes all that is not ASCII."""
+    return len(json.dumps(text))
+
+
+def _wire_size(block: ContentBlock) -> int:
+    if "text" in block:
+        return json_size(block["text"])
+    return len(block["image"]["source"]["bytes"]) * 4 // 3 + 100
+
+
+def _parts(natives: list[ContentBlock], records: int) -> list[list[ContentBlock]]:
+    """Split native blocks into steps within the limits of bytes and images; usually one."""
+    limit = STEP_LIMIT - 2_000_000
+    parts: list[list[ContentBlock]] = [[]]
+    size, images = 0, 0
+    for block in natives:
+        weight, image = _wire_size(block), "image" in block
+        if parts[-1] and (size + weight > limit or (image and images == IMAGES_PER_STEP)):
+            parts.append([])
+            size, images = 0, 0
+        parts[-1].append(block)
+        size, images = size + weight, images + image
+    if size + records > limit and parts[-1]:
+        parts.append([])
+    return parts
