@@ -37,7 +37,7 @@ def imported(folder: Path) -> set[str]:
                 continue
             found |= {name.split(".")[0] for name in names if name not in OPTIONAL}
     found -= set(sys.stdlib_module_names) | {PACKAGE, "tests"}
-    return {(DISTRIBUTIONS.get(name) or name).lower() for name in found}
+    return {(DISTRIBUTIONS.get(name) or name).lower().replace("_", "-") for name in found}
 
 
 def runtime_nodes(tree: ast.AST) -> list[ast.AST]:
