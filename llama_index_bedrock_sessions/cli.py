@@ -83,6 +83,62 @@ def demo(*, database: Path | None, forget: bool, region: str | None, profile: st
         _LocalDemo(database.with_suffix(".png"), database).run()
 
 
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The port; 0, the default, takes a free one.")
+@click.option(
+    "--database",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The SQLite file that keeps the sessions; created if it is missing. Default: in memory.",
+)
+@click.option("--region", default="us-east-1", show_default=True, help="The region the service stands for.")
+@click.option(
+    "--behaviour",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A JSON file of settings for what AWS leaves open.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    metavar="OPERATION:NTH:FAULT",
+    multiple=True,
+    help="Let the nth call of an operation fail, such as PutInvocationStep:2:lost_reply. May be repeated.",
+)
+@click.option("--latency", type=click.FloatRange(0, 3600), default=0.0, metavar="SECONDS", help="Added to every call.")
+@click.option("--control", is_flag=True, help="Let clients set faults, clock and behaviour beneath /__control__.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every request to standard error: never its content.")
+def emulate(
+    *,
+    port: int,
+    database: Path | None,
+    region: str,
+    behaviour: Path | None,
+    faults: tuple[str, ...],
+    latency: float,
+    control: bool,
+    verbose: bool,
+) -> None:
+    """Serve Amazon Bedrock sessions on 127.0.0.1, for any program that uses an AWS SDK.
+
+    It prints the one environment variable to set, and runs until it is interrupted.
+    """
+    from llama_index_bedrock_sessions.emulator import Behaviour, Emulator, EmulatorError, run
+
+    def started(url: str) -> None:
+        click.echo(f"export AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME={url}")
+        click.echo(f"Ready: Amazon Bedrock sessions of {region}, {database or 'in memory'}. Interrupt to stop.")
+
+    log = (lambda line: click.echo(line, err=True)) if verbose else None
+    try:
+        settings = Behaviour.load(behaviour) if behaviour else Behaviour()
+        with Emulator(database, behaviour=settings, region_name=region) as emulator:
+            emulator.faults.latency = latency
+            for fault in faults:
+                emulator.faults.add_written(fault)
+            run(emulator, port, started=started, log=log, control=control)
+    except (EmulatorError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
 class _Demo:
     """What the three demos share: two days, each in a process of its own, and how they are shown."""
 

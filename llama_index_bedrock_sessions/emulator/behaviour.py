@@ -1,16 +1,20 @@
 """What the service does where AWS has not said: one named switch per unknown, as data.
 
 A program that is correct under every setting does not depend on a guess. `Behaviour.choices()` lists the settings,
-so that a test suite can run over them; `Behaviour.from_dict` loads what was found out against a real account.
+so that a test suite can run over them; `Behaviour.load` reads what was found out against a real account.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
 _Refusal = Literal["ConflictException", "ValidationException"]
@@ -172,14 +176,41 @@ class Behaviour:
 
         Raises `BehaviourError` for a name or a value that is not known.
         """
-        unknown = sorted(set(settings) - {field.name for field in fields(cls)})
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(settings) - set(known))
         if unknown:
-            raise BehaviourError(f"unknown behaviour settings: {', '.join(unknown)}")
+            close = get_close_matches(unknown[0], known, n=1)
+            meant = f" Did you mean {close[0]}?" if close else f" There are {', '.join(known)}."
+            raise BehaviourError(f"unknown behaviour settings: {', '.join(unknown)}.{meant}")
         return cls(**settings)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Behaviour:
+        """Read a profile: a file with a JSON object of settings; those not named keep their default.
+
+        Raises `BehaviourError`, which names the file, if it is not that, and OSError if it cannot be read.
+        """
+        try:
+            settings = json.loads(Path(path).read_text("utf-8"), object_pairs_hook=_no_name_twice)
+        except (ValueError, RecursionError) as error:
+            raise BehaviourError(f"{path}: not JSON in UTF-8: {error}") from None
+        if not isinstance(settings, dict):
+            raise BehaviourError(f"{path}: not a JSON object of settings, but {type(settings).__name__}")
+        try:
+            return cls.from_dict(settings)
+        except BehaviourError as error:
+            raise BehaviourError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict[str, str | int | bool | None]:
         """Return every setting by name; `from_dict` takes it back."""
         return asdict(self)
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        raise ValueError("a name is there twice")
+    return settings
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .database import Database
 
+_LAST = (datetime(9001, 1, 1, tzinfo=timezone.utc) - EPOCH) // timedelta(microseconds=1)
 _READ = "SELECT clock_offset, clock_stopped FROM service"
 
 
@@ -44,11 +45,13 @@ class Clock:
             return EPOCH + timedelta(microseconds=read_clock(connection))
 
     def advance(self, seconds: float) -> None:
-        """Let time pass. Raises ValueError for a negative number: time does not go back."""
+        """Let time pass. Raises ValueError for a negative number (time does not go back) and beyond the year 9000."""
         if seconds < 0:
             raise ValueError(f"time does not go back: {seconds}")
         passed = round(seconds * 1_000_000)
         with self._database.writing() as connection:
+            if read_clock(connection) + passed > _LAST:
+                raise ValueError(f"time ends with the year 9000: {seconds}")
             connection.execute(
                 "UPDATE service SET clock_offset = clock_offset + ?, clock_stopped = clock_stopped + ?",
                 (passed, passed),

@@ -19,6 +19,7 @@ from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, 
 from .behaviour import Behaviour
 from .calls import Call, Calls
 from .clock import Clock
+from .control import Control
 from .database import Database, UnusablePathError
 from .faults import UNSEEN, Faults
 from .server import Server
@@ -132,13 +133,14 @@ class Emulator:
         client.meta.events.register_first(f"before-send.{_SERVICE}", transport)
         return cast("AgentsforBedrockRuntimeClient", client)
 
-    def serve(self, port: int = 0, *, log: Callable[[str], None] | None = None) -> Server:
+    def serve(self, port: int = 0, *, log: Callable[[str], None] | None = None, control: bool = False) -> Server:
         """Serve this emulator over HTTP on 127.0.0.1 until the returned `Server` is closed; it is a context manager.
 
-        `port`: 0 takes a free one. `log`: called with a line for every request. Any boto3 program uses it once
-        `AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME` is set to the server's `url`. Raises OSError if the port is taken.
+        `port`: 0 takes a free one. `log`: called with a line for every request. `control`: whether clients may set
+        faults, the clock and the behaviour beneath `/__control__`, see `emulator.control`. Any boto3 program uses it
+        once `AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME` is set to the server's `url`. Raises OSError if the port is taken.
         """
-        return Server(self.exchange, port, log)
+        return Server(Control(self).exchange if control else self.exchange, port, log)
 
     def exchange(self, request: Request) -> Exchange:
         """Serve a request, with whatever fault is due; for transports. Raises `AnswerError` on a bug in here."""

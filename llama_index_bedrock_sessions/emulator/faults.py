@@ -24,6 +24,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from .wire import OPERATIONS
+
 #: Every fault `Faults.add` takes.
 FAULTS = frozenset(
     {
@@ -69,6 +71,10 @@ class _Rule:
         return self.seen >= self.nth and (self.times is None or self.seen < self.nth + self.times)
 
 
+def _counts(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+
 class Faults:
     """The faults an emulator is to show. Thread-safe.
 
@@ -88,12 +94,32 @@ class Faults:
         botocore repeats count like all others. `times`: None for ever. `seconds`: the delay of `slow`.
         Where several faults fall on one call, the one added first happens. Raises ValueError.
         """
-        if fault not in FAULTS:
+        if not isinstance(fault, str) or fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}: there are {', '.join(sorted(FAULTS))}")
-        if nth < 1 or (times is not None and times < 1) or seconds < 0:
-            raise ValueError("nth and times count from 1, seconds from 0")
+        if operation not in (None, "*", *OPERATIONS):
+            raise ValueError(f"unknown operation {operation!r}: there are *, {', '.join(OPERATIONS)}")
+        if not _counts(nth) or not (times is None or _counts(times)):
+            raise ValueError(f"nth={nth!r}, times={times!r}: both count from 1")
+        if isinstance(seconds, bool) or not (
+            isinstance(seconds, (int, float)) and 0 <= seconds <= threading.TIMEOUT_MAX
+        ):
+            raise ValueError(f"seconds={seconds!r}: a number from 0 is accepted")
         with self._lock:
             self._rules.append(_Rule(None if operation == "*" else operation, nth, fault, times, seconds))
+
+    def add_written(self, text: str) -> None:
+        """Add what is written as on a command line: OPERATION:NTH:FAULT, such as "PutInvocationStep:2:lost_reply".
+
+        `*` is any operation, and `slow=1.5` an answer that is 1.5 seconds late. Raises ValueError.
+        """
+        operation, nth, fault = [*text.split(":"), "", ""][:3]
+        fault, _, seconds = fault.partition("=")
+        if text.count(":") != 2 or not (nth.isascii() and nth.isdigit()) or (seconds and fault != "slow"):
+            raise ValueError(f"{text!r}: OPERATION:NTH:FAULT is accepted, such as PutInvocationStep:2:lost_reply")
+        try:
+            self.add(operation, int(nth), fault, seconds=float(seconds or 0.05))
+        except ValueError as error:
+            raise ValueError(f"{text!r}: {error}") from None
 
     def clear(self) -> None:
         """Forget all faults, what has fired, and the latency."""

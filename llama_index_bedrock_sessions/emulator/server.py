@@ -76,17 +76,18 @@ def run(
     *,
     started: Callable[[str], None],
     log: Callable[[str], None] | None = None,
+    control: bool = False,
 ) -> None:
     """Serve until SIGINT or SIGTERM, for a command: `run(emulator, port, started=print)`.
 
-    `started` is called with the URL once requests are taken, `log` with a line for every request. Call it in the main
-    thread. Raises OSError if the port is taken.
+    `started` is called with the URL once requests are taken, `log` with a line for every request; `control` as for
+    `Emulator.serve`. Call it in the main thread. Raises OSError if the port is taken.
     """
     stop = threading.Event()
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.signal(kind, lambda *_: stop.set()) for kind in kinds}
     try:
-        with emulator.serve(port, log=log) as server:
+        with emulator.serve(port, log=log, control=control) as server:
             started(server.url)
             while not stop.wait(0.5):  # in slices, for Windows delivers signals only between them
                 pass
