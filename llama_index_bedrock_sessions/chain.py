@@ -86,6 +86,8 @@ class Chain:
         self._closed: set[str] = set()
         self._tags: dict[str, dict[str, str]] = {}
         self._unlisted = 0
+        self._unopened = False
+        """Whether the last look found sessions of the key that nobody has opened."""
         self._validated = 0.0
 
     # What it takes to be up to date
@@ -115,18 +117,23 @@ class Chain:
 
     def _is_current(self, fold: Fold) -> bool:
         """List the heads; return whether nobody can have continued them."""
-        now = self.sessions.clock.now()
-        old = [head for head in fold.heads if now - self._created[head] > 50 * MINUTE]
-        results = self.sessions.pool.map(
-            lambda job: job(),
-            [functools.partial(self._list, head) for head in fold.heads]
-            + [functools.partial(self._is_active, head) for head in old],
-        )
+        asked = self._old(fold.heads)
+        jobs: list[Callable[[], Any]] = [functools.partial(self._list, head) for head in fold.heads]
+        jobs += [functools.partial(self._is_active, head) for head in asked]
+        results = self.sessions.pool.map(lambda job: job(), jobs)
         for head, steps in zip(fold.heads, results, strict=False):
-            fold.saw_list(head, steps)  # type: ignore[arg-type]
+            fold.saw_list(head, steps)
         self._read(fold)
         full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
-        return not full and not fold.closings and all(results[len(fold.heads) :])
+        if full or fold.closings or not all(results[len(fold.heads) :]):
+            return False
+        # The replies may have told that it is later than it seemed.
+        return all(self._is_active(head) for head in self._old(fold.heads) if head not in asked)
+
+    def _old(self, heads: Iterable[str]) -> list[str]:
+        """Return the sessions that may have expired: those that were created more than 50 minutes ago."""
+        now = self.sessions.clock.now()
+        return [head for head in heads if now - self._created[head] > 50 * MINUTE]
 
     def _is_active(self, session: str) -> bool:
         return self.sessions.get(session).status == "ACTIVE"
@@ -140,6 +147,7 @@ class Chain:
         since = min((self._created[h] for h in before.heads), default=0) - 2 * HOUR if before else 0
         folds: dict[str, Fold] = {}
         covered: set[str] = set()
+        self._unopened = False
         for summary in self._directory.find(self.key, since):
             self._created[summary.session] = summary.created
             if summary.session in covered:
@@ -150,6 +158,8 @@ class Chain:
             if fold.is_open(summary.session):
                 folds[summary.session] = fold
                 covered |= set(fold.covers())
+            else:
+                self._unopened = True
         heads = sorted((s for s in folds if s not in covered), key=lambda s: (self._created[s], s))
         fold = folds[heads[0]] if len(heads) == 1 else Fold(heads, self._clock)
         for head in heads:
@@ -313,8 +323,6 @@ class Chain:
                 )
             for head in fold.heads:
                 self._refuse_if_ended(fold, head)
-            # Somebody has begun to continue it: then there may be a session to go to already.
-            others = bool(fold.closings)
             for head in fold.heads:
                 if head not in self._closed:
                     self._seal(head, "continued", fold)
@@ -323,7 +331,7 @@ class Chain:
                 fold.saw_list(head, self._list(head))
             self._get(fold, [], parents)
             self._read(fold)
-            return self._open_next(fold, resolve, look=others)
+            return self._open_next(fold, resolve)
         except Gone:
             self._forget_fold()
             return False
@@ -358,21 +366,21 @@ class Chain:
                     return
         raise UnavailableError(f"Session {session} cannot be ended; try again.")
 
-    def _open_next(self, fold: Fold, resolve: Resolve, *, look: bool) -> bool:
+    def _open_next(self, fold: Fold, resolve: Resolve) -> bool:
         void: set[str] = set(fold.heads) | set(fold.covers())
         mine: Summary | None = None
         parents: dict[str, SessionInfo] = {}
         for attempt in range(ATTEMPTS):
-            found = self._directory.find(self.key, self._since(fold)) if attempt or look else []
+            # The first session of a key: the look that found nothing to take has just been taken.
+            look = attempt or fold.heads or self._unopened
+            found = self._directory.find(self.key, self._since(fold)) if look else []
             if mine and mine.session not in {s.session for s in found}:
                 found.append(mine)
-            candidates = []
-            for summary in sorted((s for s in found if s.session not in void), key=lambda s: (s.created, s.session)):
-                steps = self._list(summary.session)
-                if any(_is_opening(s.home.step) for s in steps):
-                    self._forget_fold()
-                    return False
-                candidates.append(summary)
+            candidates = sorted((s for s in found if s.session not in void), key=lambda s: (s.created, s.session))
+            # Not of the one just created: should somebody have opened it, two openings of a session are one fold.
+            if any(self._has_opening(s.session) for s in candidates if not mine or s.session != mine.session):
+                self._forget_fold()
+                return False
             if not candidates and not mine:
                 mine = self._create(fold)
                 continue
@@ -391,7 +399,7 @@ class Chain:
         return min((self._created[h] for h in fold.heads), default=0) - 2 * HOUR
 
     def _has_opening(self, session: str) -> bool:
-        return any(_is_opening(s.home.step) for s in self._list_or_nothing(session))
+        return any(_is_opening(s.home.step) for s in self._list(session))
 
     def _create(self, fold: Fold) -> Summary:
         """Create a session with what the application says, or what the session before it had."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -25,12 +26,13 @@ from pydantic import (
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_validator,
     model_serializer,
 )
 
 from llama_index_bedrock_sessions.chain import Settings
 from llama_index_bedrock_sessions.conversation import Conversation, in_pool
-from llama_index_bedrock_sessions.directory import MetadataDirectory, refuse_reserved
+from llama_index_bedrock_sessions.directory import MetadataDirectory, refuse_metadata, refuse_tags
 from llama_index_bedrock_sessions.errors import ConfigurationError, InvalidKeyError
 from llama_index_bedrock_sessions.sessions import Pool, Sessions, after_fork
 
@@ -59,7 +61,7 @@ class BedrockSessionsChatStore(BaseChatStore):
 
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     region_name: str | None = Field(default=None, description="AWS region; boto3's usual default if left out.")
     profile_name: str | None = Field(
@@ -127,8 +129,6 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Make the parts of the store; no call is made."""
         super().model_post_init(context)
         self._refuse_contradictions()
-        if self.database not in (None, _IN_MEMORY):
-            self.database = os.path.abspath(self.database)  # noqa: PTH100 - resolve() would follow links
         self._sessions = Sessions(self._make_client, Pool(self.max_concurrency))
         self._where = MetadataDirectory(self._sessions, self.namespace, self.scan_limit)
         self._open = _Open()
@@ -148,6 +148,11 @@ class BedrockSessionsChatStore(BaseChatStore):
         `ConfigurationError` if it is something else.
         """
         return cls(database=_IN_MEMORY if path is None else os.fspath(path), **arguments)
+
+    @field_validator("database")
+    @classmethod
+    def _absolute(cls, database: str | None) -> str | None:
+        return database if database in (None, _IN_MEMORY) else os.path.abspath(database)  # noqa: PTH100 - follows no link
 
     # Conversations
 
@@ -173,10 +178,13 @@ class BedrockSessionsChatStore(BaseChatStore):
         return found
 
     def _new_conversation(self, key: str) -> Conversation:
+        session_metadata, tags = _of_key(self.session_metadata, key), _of_key(self.tags, key)
+        refuse_metadata(session_metadata)
+        refuse_tags(tags)
         settings = Settings(
             namespace=self.namespace,
-            session_metadata=_of_key(self.session_metadata, key),
-            tags=_of_key(self.tags, key),
+            session_metadata=session_metadata,
+            tags=tags,
             encryption_key_arn=_of_key(self.encryption_key_arn, key),
             refresh_interval=self.refresh_interval,
             skip_newer=self.skip_newer,
@@ -254,15 +262,37 @@ class BedrockSessionsChatStore(BaseChatStore):
         for name in ("encryption_key_arn", "tags", "session_metadata"):
             if callable(getattr(self, name)):
                 data.pop(name, None)
-        return {**data, "class_name": self.class_name(), "instance": self._id, "account": self._account()}
+        return {**data, **self._place(), "class_name": self.class_name(), "instance": self._id}
+
+    def _place(self) -> dict[str, str | None]:
+        """Return where this store looks: two stores look in the same place if all of it is equal. No secrets."""
+        region, endpoint = self.region_name, self.endpoint_url
+        if self.client is not None:
+            meta = getattr(self.client, "meta", None)
+            region, endpoint = getattr(meta, "region_name", None), getattr(meta, "endpoint_url", None)
+        elif self.database is None and region is None:
+            # What boto3 would take now: in another process it may be another.
+            with contextlib.suppress(Exception):
+                region = self._session().region_name
+        return {
+            "region_name": region,
+            "profile_name": self.profile_name,
+            "endpoint_url": endpoint,
+            "database": self.database,
+            "namespace": self.namespace,
+            "directory": self.directory,
+            "account": self._account(),
+        }
 
     def _account(self) -> str | None:
-        """Return what tells accounts apart, where it is not in the other arguments: never a secret."""
-        if self.client is not None or self.botocore_session is not None:
+        """Return what of the way to AWS a dict cannot hold, None if nothing: never a secret."""
+        if self.client is not None:
             return "client"
+        if self.botocore_session is not None:
+            return "botocore_session"
         if self.aws_access_key_id is not None:
             return hashlib.sha256(self.aws_access_key_id.encode()).hexdigest()[:16]
-        return None
+        return None if self.botocore_config is None else "botocore_config"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return what `from_dict` needs, as JSON values, without secrets."""
@@ -281,22 +311,29 @@ class BedrockSessionsChatStore(BaseChatStore):
         live = _live.get(str(data.get("instance")))
         if live is not None:
             return live
-        wanted = (data.get("account"), *(data.get(name) for name in _PLACE))
-        same = [s for s in list(_live.values()) if wanted == (s._account(), *(getattr(s, name) for name in _PLACE))]  # noqa: SLF001
-        if same and data.get("database") != _IN_MEMORY and (data.get("account") != "client" or len(same) == 1):
+        same = [s for s in list(_live.values()) if all(data.get(k) == v for k, v in s._place().items())]  # noqa: SLF001
+        unsure = data.get("account") in ("client", "botocore_session") and len(same) > 1
+        if same and not unsure and data.get("database") != _IN_MEMORY:
             return same[0]
         missing = [name for name in ("encryption_key_arn", "tags", "session_metadata") if name not in data]
         if data.get("account") is not None or missing or data.get("database") == _IN_MEMORY:
-            place = {name: data.get(name) for name in _PLACE if data.get(name) is not None}
+            place = {name: data[name] for name in _PLACE if data.get(name) is not None}
             raise ConfigurationError(
-                "This chat store was made with what a dict cannot hold (a client, credentials, a function of the key, "
-                f"or memory). Construct the same BedrockSessionsChatStore first, with {place}, and load it again."
+                "This chat store was made with what a dict cannot hold (a client, credentials, a configuration of "
+                "botocore, a function of the key, or memory). Construct the same BedrockSessionsChatStore first, with "
+                f"{place}, and load it again."
             )
         return cls(**{name: value for name, value in data.items() if name in cls.model_fields})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the dict does: no secrets, and an error instead of an empty store."""
         return (type(self).from_dict, (self.to_dict(),))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> BedrockSessionsChatStore:  # noqa: ARG002
+        """Return the store itself, or with `update` another one that is made of the same arguments and these."""
+        if not update:
+            return self
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
 
     def __copy__(self) -> BedrockSessionsChatStore:
         """Return the store itself: it stands for what is in the service."""
@@ -315,9 +352,14 @@ class BedrockSessionsChatStore(BaseChatStore):
             raise ConfigurationError(f"The embedded service takes no {', '.join(given)}: leave it out, or `database`.")
         if self.client is not None and len(given) > 1:
             raise ConfigurationError(f"client= is complete as it is: leave out {', '.join(given[:-1])}.")
-        for name in ("session_metadata", "tags"):
-            if not callable(getattr(self, name)):
-                refuse_reserved(getattr(self, name))
+        if (self.aws_access_key_id is None) is not (self.aws_secret_access_key is None):
+            raise ConfigurationError("aws_access_key_id and aws_secret_access_key go together: one of them is missing.")
+        if self.aws_session_token is not None and self.aws_access_key_id is None:
+            raise ConfigurationError("aws_session_token goes with aws_access_key_id and aws_secret_access_key.")
+        if not callable(self.session_metadata):
+            refuse_metadata(self.session_metadata)
+        if not callable(self.tags):
+            refuse_tags(self.tags)
 
     def _make_client(self) -> Any:
         if self.client is not None:
@@ -333,7 +375,10 @@ class BedrockSessionsChatStore(BaseChatStore):
             config = config.merge(self.botocore_config)
         if self.database is not None:
             return _embedded(self.database, config)
-        session = boto3.Session(
+        return self._session().client("bedrock-agent-runtime", config=config, endpoint_url=self.endpoint_url)
+
+    def _session(self) -> boto3.Session:
+        return boto3.Session(
             profile_name=self.profile_name,
             region_name=self.region_name,
             aws_access_key_id=self.aws_access_key_id,
@@ -341,7 +386,6 @@ class BedrockSessionsChatStore(BaseChatStore):
             aws_session_token=self.aws_session_token,
             botocore_session=self.botocore_session,
         )
-        return session.client("bedrock-agent-runtime", config=config, endpoint_url=self.endpoint_url)
 
 
 class _Open:

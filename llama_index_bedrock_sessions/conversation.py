@@ -35,6 +35,7 @@ from llama_index_bedrock_sessions.blocks import ContentBlock
 from llama_index_bedrock_sessions.chain import Chain, Settings, json_size, refuse_size, refuse_too_large
 from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
+    InvalidMessageError,
     InvalidStateError,
 )
 from llama_index_bedrock_sessions.fold import Draft, Fold
@@ -137,8 +138,8 @@ class Conversation:
 
     def configure(self, **given: Any) -> None:
         """Change what the sessions it will create get: `session_metadata`, `tags`, `encryption_key_arn`."""
-        for name in ("session_metadata", "tags"):
-            directory.refuse_reserved(given.get(name, {}))
+        directory.refuse_metadata(given.get("session_metadata", {}))
+        directory.refuse_tags(given.get("tags", {}))
         self._settings = self._chain.settings = dataclasses.replace(self._settings, **given)
 
     def forget(self) -> None:
@@ -167,7 +168,11 @@ class Conversation:
             return len(self._of_status(self._chain.refresh(), status))
 
     def history(self) -> list[Entry]:
-        """Return what was changed, oldest first: frozen, and JSON by `as_dict()`."""
+        """Return what was changed, oldest first: frozen, and JSON by `as_dict()`.
+
+        What was removed in a session before the last one is told by what is missing: a change of which nothing is left
+        is not carried from session to session.
+        """
         with self._lock:
             fold = self._chain.refresh()
             descriptions = {i: d for c in fold.changes() for i, d in c.invocations.items()}
@@ -279,19 +284,23 @@ class Conversation:
     def _difference(self, fold: Fold, wanted: list[ChatMessage], encoded: blocks.Encoded) -> Draft | None:
         """Return the least that makes `wanted` of what is there: nothing, removals and additions, or a set."""
         alive = fold.alive()
-        present = [None if fold.is_archived(m.id) else self._decode(m) for m in alive]
-        kept, gone = 0, []
-        for message, content in zip(alive, present, strict=True):
-            if kept < len(wanted) and content is not None and content == wanted[kept]:
+        kept = 0
+        gone: list[MessageId] = []
+        gone_contents: list[ChatMessage] = []
+        for message in alive:
+            content = None if fold.is_archived(message.id) else self._decode(message)
+            if kept < len(wanted) and content == wanted[kept]:
                 kept += 1
-            else:
-                gone.append(message)
+                continue
+            gone.append(message.id)
+            if content is not None:
+                gone_contents.append(content)
         if kept == len(wanted) and not gone:
             return None
-        moved = any(_contains(wanted[kept:], present[alive.index(m)]) for m in gone)
-        if wanted and (kept == 0 or moved):
+        if wanted and (kept == 0 or _have_one_in_common(gone_contents, wanted[kept:])):
+            # What stays would have to move, or nothing stays: of two such writers, one shall win.
             return Draft(encoded, removed=frozenset(m.id for m in alive), is_set=True)
-        return Draft(_tail(encoded, kept), removed=frozenset(m.id for m in gone))
+        return Draft(_tail(encoded, kept), removed=frozenset(gone))
 
     def remove(self, index: int) -> ChatMessage | None:
         """Remove the message at a position of the list this task was last given, and return it; None if there is none.
@@ -415,8 +424,10 @@ class Conversation:
                 self._chain.refresh()
                 self._chain.append(lambda _: draft, fresh=True)
 
-    def _encode(self, messages: Sequence[ChatMessage]) -> blocks.Encoded:
-        encoded = blocks.encode(messages, _read_file, max_images=1 << 30)
+    def _encode(self, messages: Iterable[ChatMessage]) -> blocks.Encoded:
+        if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, ChatMessage)):
+            raise InvalidMessageError(f"a list of messages is wanted, not {type(messages).__name__}")
+        encoded = blocks.encode(list(messages), _read_file, max_images=1 << 30)
         refuse_too_large(encoded)
         return encoded
 
@@ -549,7 +560,7 @@ def _entry(change: Change, descriptions: Mapping[str, str]) -> Entry:
         time=_iso(change.time),
         session=session,
         invocation=invocation,
-        added=tuple(_text_id((change.id, position)) for position in sorted(change.messages)),
+        added=tuple(_text_id((change.id, position)) for position in range(change.count)),
         removed=tuple(_text_id(m) for m in sorted(change.removed)),
         archived=tuple(_text_id(m) for m in sorted(change.archived)),
         replaced_all=change.is_set,
@@ -568,8 +579,12 @@ def _iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _contains(messages: Sequence[ChatMessage], one: ChatMessage | None) -> bool:
-    return one is not None and any(m == one for m in messages)
+def _have_one_in_common(some: Iterable[ChatMessage], others: Iterable[ChatMessage]) -> bool:
+    # Messages have no hash: only those of one text are compared.
+    by_text: dict[str | None, list[ChatMessage]] = {}
+    for message in others:
+        by_text.setdefault(message.content, []).append(message)
+    return any(message == other for message in some for other in by_text.get(message.content, ()))
 
 
 def _tail(encoded: blocks.Encoded, skip: int) -> blocks.Encoded:

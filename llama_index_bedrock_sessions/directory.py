@@ -109,20 +109,31 @@ class MetadataDirectory:
             self._learnt.update(found)
 
 
-def refuse_reserved(own: Mapping[str, str]) -> None:
-    """Refuse metadata or tags that a session cannot have.
+def refuse_metadata(own: Mapping[str, str]) -> None:
+    """Refuse metadata of the application that a session cannot have.
 
     Raises:
         ConfigurationError: not strings, names of ours, or more than 47 entries (of the service's 50 we take three).
 
     """
-    if not isinstance(own, Mapping) or not all(isinstance(text, str) for item in own.items() for text in item):
-        raise ConfigurationError("session_metadata and tags map strings to strings.")
+    _refuse_other_than_strings("session_metadata", own)
     taken = sorted({KEY, NAMESPACE, FORMAT} & set(own))
     if taken:
         raise ConfigurationError(f"The name {taken[0]} in session_metadata is used by this library: take another.")
     if len(own) > 47:
         raise ConfigurationError(f"session_metadata holds 47 entries of the application at most, not {len(own)}.")
+
+
+def refuse_tags(tags: Mapping[str, str]) -> None:
+    """Refuse tags that a session cannot have. Raises ConfigurationError: not strings, or more than 200."""
+    _refuse_other_than_strings("tags", tags)
+    if len(tags) > 200:
+        raise ConfigurationError(f"A session takes 200 tags at most, not {len(tags)}.")
+
+
+def _refuse_other_than_strings(name: str, given: object) -> None:
+    if not isinstance(given, Mapping) or not all(isinstance(text, str) for item in given.items() for text in item):
+        raise ConfigurationError(f"{name} maps strings to strings, or is a function of the key that returns such.")
 
 
 def metadata(key: str, namespace: str, version: int, own: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -95,6 +95,7 @@ class Draft:
             origin=self.origin,
             by=self.by,
             written=written,
+            count=len(messages),
         )
 
 

@@ -28,7 +28,8 @@ A change
         time         ms, only for a change read from a foreign step
         in           (carried) where it was written: the position in `places`, [session, invocation]
         add          its messages, records of `blocks.py`; message ids are (change id, position)
-        at           the positions in `add`, where some are left out
+        at           the positions of those in `add`, where some are left out
+        of           (carried) how many it had, where some are left out
         homes        where the native blocks are that records refer to: [[session, invocation, step], ...];
                      a record's member `h` is the position here (0 if left out), null is the step itself
         remove       {change id: [positions]}: these messages are gone
@@ -92,6 +93,8 @@ DECOMPRESSED = 64 * 1024 * 1024
 """Bytes a `zip` may unpack to: far more than a writer ever packs, far less than a compressed bomb."""
 YEAR_2100 = 4_102_444_800_000
 HINT_MAX = 1023
+MANY = 1_000_000
+"""More messages of one change than anybody writes."""
 _YEARS = (-62_135_596_800_000, 253_402_300_799_999)
 """The ms that a foreign step can have as its time: the years 1 to 9999."""
 _NESTING = 450
@@ -192,7 +195,10 @@ Place = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """What one step says. `time` is in ms; `state` maps a name to [value], or [] if deleted; `written` is where."""
+    """What one step says. `time` is in ms; `state` maps a name to [value], or [] if deleted; `written` is where.
+
+    `count` is how many messages it had: `messages` are those that are left.
+    """
 
     id: str
     time: int
@@ -206,6 +212,7 @@ class Change:
     origin: JSON = None
     by: str | None = None
     written: Place | None = None
+    count: int = 0
     foreign: bool = False
     damaged: bool = False
 
@@ -235,6 +242,7 @@ class Change:
             origin=self.origin or other.origin,
             by=self.by or other.by,
             written=self.written or other.written,
+            count=max(self.count, other.count),
         )
 
 
@@ -324,6 +332,8 @@ def _carried_json(change: Change, step: str, places: dict[Place, int]) -> dict[s
             body["at"] = positions
         if homes:
             body["homes"] = [list(home) for home in homes]
+    if change.count > len(change.messages):
+        body["of"] = change.count
     body.update(facts_json(change))
     return body
 
@@ -576,6 +586,9 @@ def _change(
         position: _message((change_id, position), convert(record), homes)
         for position, record in zip(positions, records, strict=True)
     }
+    of = _integer(body.get("of", 0))
+    if of > MANY:
+        raise _Damaged("of")
     hide = body.get("hide")
     return Change(
         id=change_id,
@@ -590,6 +603,7 @@ def _change(
         origin=body.get("origin"),
         by=_string(body["by"]) if "by" in body else None,
         written=own[:2] if own else None,
+        count=max([of, *(position + 1 for position in positions)]),
         foreign=parse_id(change_id) is None,
     )
 
@@ -618,7 +632,9 @@ def _foreign(home: Home, payload: Sequence[ContentBlock], time: int) -> Change:
     record = {"r": "user", "b": items}
     message = _message((home.step, 0), record, (home,))
     parsed = parse_id(home.step)
-    return Change(home.step, parsed.ms if parsed else time, {0: message}, written=home[:2], foreign=parsed is None)
+    return Change(
+        home.step, parsed.ms if parsed else time, {0: message}, written=home[:2], count=1, foreign=parsed is None
+    )
 
 
 def _placeholder(step: str, ms: int, what: str) -> Change:

@@ -19,6 +19,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
@@ -49,6 +50,7 @@ logger = logging.getLogger("llama_index_bedrock_sessions")
 
 PAGE = 1000
 """Entries asked of a list: `maxResults` is 1..1000 (service model)."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _CREDENTIALS = {"UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException", "ExpiredToken"} | {
     "InvalidClientTokenId",
     "IncompleteSignature",
@@ -406,7 +408,8 @@ class Sessions:
 
     def _ms(self, reply: Mapping[str, Any], member: str) -> int:
         moment = reply.get(member)
-        return round(moment.timestamp() * 1000) if moment is not None else self.clock.now()
+        # Rounded down, like our own ids: a step is not later than one that was written after it.
+        return (moment - _EPOCH) // timedelta(milliseconds=1) if moment is not None else self.clock.now()
 
 
 def default_invocation(session: str) -> str:

@@ -126,7 +126,6 @@ def test_too_many_sessions_are_refused(service: Service, caplog: pytest.LogCaptu
     assert "201 sessions" in caplog.text
 
 
-@pytest.mark.xfail(strict=True, reason="creates a session before it looks for one nobody opened")
 def test_a_session_nobody_opened_is_taken(service: Service) -> None:
     """A session of the key that a crash left without an opening is used, not left beside a second one."""
     session = service.boto3.create_session(
@@ -137,7 +136,6 @@ def test_a_session_nobody_opened_is_taken(service: Service) -> None:
     assert texts(service.store()) == ["hello"]
 
 
-@pytest.mark.xfail(strict=True, reason="creates a session before it looks for one nobody opened")
 def test_a_lost_reply_to_create_leaves_no_second_session(service: Service) -> None:
     """A session whose creation got no answer is found and used by the next attempt."""
     store = service.store()
