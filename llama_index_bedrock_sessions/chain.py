@@ -27,6 +27,7 @@ from llama_index_bedrock_sessions.errors import (
 )
 from llama_index_bedrock_sessions.fold import Composed, Draft, Fold, Listed, Placed
 from llama_index_bedrock_sessions.journal import (
+    BUDGET,
     VERSION,
     Home,
     Kind,
@@ -98,9 +99,9 @@ class Chain:
             return self.refresh()
         return self.fold
 
-    def refresh(self) -> Fold:
-        """Return the fold as it is in the service now."""
-        if self.fold is not None and time.monotonic() - self._validated < self.settings.refresh_interval:
+    def refresh(self, *, force: bool = False) -> Fold:
+        """Return the fold as it is in the service now, or (unless `force`) was within the refresh interval."""
+        if not force and self.fold is not None and time.monotonic() - self._validated < self.settings.refresh_interval:
             return self.fold
         for _ in range(ATTEMPTS):
             try:
@@ -121,6 +122,7 @@ class Chain:
         jobs: list[Callable[[], Any]] = [functools.partial(self._list, head) for head in fold.heads]
         jobs += [functools.partial(self._is_active, head) for head in asked]
         results = self.sessions.pool.map(lambda job: job(), jobs)
+        fold.horizon = self._horizon()
         for head, steps in zip(fold.heads, results, strict=False):
             fold.saw_list(head, steps)
         self._read(fold)
@@ -138,6 +140,17 @@ class Chain:
     def _is_active(self, session: str) -> bool:
         return self.sessions.get(session).status == "ACTIVE"
 
+    def _horizon(self) -> int:
+        """Return the time in ms that no honest id is later than, however wrong a writer's clock."""
+        return self.sessions.clock.now() + HOUR
+
+    def _is_ours(self, fold: Fold, session: str) -> bool:
+        """Whether a session that a stored step names is one of this conversation: anybody may name any session."""
+        if session in fold.heads or self._directory.owns(session, self.key):
+            return True
+        logger.info("session %s, which a step names, is gone or not one of this conversation", session)
+        return False
+
     def _list(self, session: str) -> list[Listed]:
         return [Listed(home, at) for home, at in self.sessions.steps(session)]
 
@@ -152,8 +165,10 @@ class Chain:
             self._created[summary.session] = summary.created
             if summary.session in covered:
                 continue
+            steps = self._list(summary.session)
             fold = Fold([summary.session], self._clock)
-            fold.saw_list(summary.session, self._list(summary.session))
+            fold.horizon = self._horizon()
+            fold.saw_list(summary.session, steps)
             self._get(fold, next(fold.rounds()), [])
             if fold.is_open(summary.session):
                 folds[summary.session] = fold
@@ -162,6 +177,7 @@ class Chain:
                 self._unopened = True
         heads = sorted((s for s in folds if s not in covered), key=lambda s: (self._created[s], s))
         fold = folds[heads[0]] if len(heads) == 1 else Fold(heads, self._clock)
+        fold.horizon = self._horizon()
         for head in heads:
             fold.saw_list(head, folds[head].listed[head].values())
             self._created.update(folds[head].covers())
@@ -185,7 +201,7 @@ class Chain:
                 break
             self._get(fold, [], parents)
         self._clock = max(self._clock, fold.clock)
-        needed = fold.native_homes(fold.alive())
+        needed = [home for home in fold.native_homes(fold.alive()) if self._is_ours(fold, home.session)]
         self.natives = {home: payload for home, payload in self.natives.items() if home in needed}
         for home, found in self.sessions.fetch(home for home in needed if home not in self.natives):
             self.natives[home] = found[0] if found else []
@@ -194,8 +210,11 @@ class Chain:
         homes = list(homes)
         known = {home.step: self.fold.read[home.step] for home in homes if self.fold and home.step in self.fold.read}
         lists, wanted = list(parents), [home for home in homes if home.step not in known]
-        jobs: list[Callable[[], Any]] = [functools.partial(self._list_or_nothing, p) for p in lists]
-        jobs += [functools.partial(self._step_or_none, home) for home in wanted]
+        ours = {s: self._is_ours(fold, s) for s in {*lists, *(home.session for home in wanted)}}
+        jobs: list[Callable[[], Any]] = [
+            functools.partial(self._list_or_nothing, p) if ours[p] else list for p in lists
+        ]
+        jobs += [functools.partial(self._step_or_none, home) if ours[home.session] else _none for home in wanted]
         results = self.sessions.pool.map(lambda job: job(), jobs)
         for parent, steps in zip(lists, results, strict=False):
             fold.saw_list(parent, steps)
@@ -207,7 +226,7 @@ class Chain:
     def _list_or_nothing(self, session: str) -> list[Listed]:
         try:
             return self._list(session)
-        except Gone:
+        except (Gone, Refused):
             return []  # retention has taken it: what was alive in it has been carried
 
     def _step_or_none(self, home: Home) -> tuple[list[ContentBlock], int] | None:
@@ -316,11 +335,7 @@ class Chain:
         Nothing is written from memory: the heads are closed first and then read to their end.
         """
         try:
-            if fold.newer:
-                raise NewerFormatError(
-                    f"The conversation {self.key!r} holds steps of a newer format, which would be left behind: a "
-                    "session of it is full or closed, and only the newer release can continue it in another."
-                )
+            self._refuse_if_newer(fold)
             for head in fold.heads:
                 self._refuse_if_ended(fold, head)
             for head in fold.heads:
@@ -329,18 +344,26 @@ class Chain:
             parents = {p for head in fold.heads for o in fold.openings[head] for p in o.parents}
             for head in fold.heads:
                 fold.saw_list(head, self._list(head))
+                self._refuse_if_ended(fold, head)
             self._get(fold, [], parents)
             self._read(fold)
+            self._refuse_if_newer(fold)
             return self._open_next(fold, resolve)
         except Gone:
             self._forget_fold()
             return False
 
+    def _refuse_if_newer(self, fold: Fold) -> None:
+        if fold.newer:
+            raise NewerFormatError(
+                f"The conversation {self.key!r} holds steps of a newer format, which would be left behind: a "
+                "session of it is full or closed, and only the newer release can continue it in another."
+            )
+
     def _refuse_if_ended(self, fold: Fold, head: str) -> None:
         for closing in fold.closings:
             if closing.home.session == head:
-                found = self._step_or_none(closing.home)
-                step = read_step(closing.home, found[0], found[1], skip_newer=True) if found else None
+                step = self._read_one(closing.home)
                 if step and step.closing and step.closing.get("reason") == "ended":
                     raise ConversationEnded(f"The conversation {self.key!r} was ended and takes no more messages.")
 
@@ -359,7 +382,7 @@ class Chain:
                     return
             except Gone:
                 # The session is gone, which EndSession will say, or never had our invocation.
-                if self.sessions.end(session):
+                if self.sessions.end(session) or self.sessions.get(session).status != "ACTIVE":
                     return
             else:
                 if self.sessions.end(session):
@@ -385,8 +408,9 @@ class Chain:
                 mine = self._create(fold)
                 continue
             parents = {head: self.sessions.get(head) for head in fold.heads}
+            present = [s.session for s in found]
             for summary in candidates:
-                if self._may_open(summary, mine, parents) and self._open(fold, summary, resolve):
+                if self._may_open(summary, mine, parents) and self._open(fold, summary, resolve, present):
                     return True
                 void.add(summary.session)
             mine = None
@@ -415,7 +439,9 @@ class Chain:
         self._created[summary.session] = summary.created
         self._tags[summary.session] = tags
         self._directory.add(
-            SessionInfo(summary.session, summary.status, summary.created, summary.created, metadata, key_arn)
+            SessionInfo(
+                summary.session, summary.status, summary.created, summary.created, metadata, key_arn, summary.arn
+            )
         )
         return summary
 
@@ -442,42 +468,65 @@ class Chain:
         keys = {wanted} if wanted else {p.encryption_key_arn for p in parents.values()} or {None}
         return info.status == "ACTIVE" and info.encryption_key_arn in keys
 
-    def _open(self, fold: Fold, summary: Summary, resolve: Resolve) -> bool:
+    def _open(self, fold: Fold, summary: Summary, resolve: Resolve, present: Iterable[str]) -> bool:
         """Write the opening step; False if the session does not take it."""
         place = (summary.session, default_invocation(summary.session))
         self._created[summary.session] = summary.created
+        undo: Callable[[], None] = _none
         try:
             self.sessions.create_invocation(*place)
             draft = resolve(fold)
             placed = self._place(draft, place) if draft else Placed()
             created = {head: self._created[head] for head in fold.heads}
-            self._copy_natives(fold, place, created)
-            composed = self._compose_opening(fold, draft, placed, place, created)
+            undo = self._copy_natives(fold, place, created)
+            composed = self._compose_opening(fold, draft, placed, place, created, present=present)
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
         except (Gone, Refused) as refusal:
+            undo()
             logger.info("session %s takes no opening: %s", summary.session, refusal)
+            self._raise_if_own_fault(summary.session, refusal)
             return False
+        except BaseException:
+            undo()  # what was copied is in a session that may never be opened
+            raise
         self._clock = max(self._clock, fold.clock)
         self._adopt(composed.step, composed.payload)
         return True
 
+    def _raise_if_own_fault(self, session: str, refusal: Gone | Refused) -> None:
+        """Raise a refusal that no other session would cure: this one is ACTIVE, unopened, and has room."""
+        if isinstance(refusal, Gone) or self.sessions.get(session).status != "ACTIVE":
+            return
+        steps = self._list(session)
+        if len(steps) < STEPS_PER_SESSION and not any(_is_opening(s.home.step) for s in steps):
+            raise refusal.error() from refusal
+
     def _compose_opening(
-        self, fold: Fold, draft: Draft | None, placed: Placed, place: Place, created: Mapping[str, int]
+        self,
+        fold: Fold,
+        draft: Draft | None,
+        placed: Placed,
+        place: Place,
+        created: Mapping[str, int],
+        *,
+        present: Iterable[str],
     ) -> Composed:
         """Return the opening, with what is about to leave retention carried: what is too much, in attachments."""
         now = self.sessions.clock.now()
         *groups, last = fold.perishable(created, now)
+        if draft and sum(fold.size(segment) for segment in last) + draft.size() > BUDGET:
+            groups, last = [*groups, last], []
         copies = []
-        for group in groups:
+        for group in filter(None, groups):
             composed, inherited = fold.copy(place, group, now)
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
             copies.append(inherited)
-        opening = dataclasses.replace(fold.opening(created, now), segments=tuple(copies))
+        opening = dataclasses.replace(fold.opening(created, now, present), segments=tuple(copies))
         copied = [segment for group in groups for segment in group]
         return fold.compose(place, draft, placed, now, opening=opening, forced=last, copied=copied)
 
-    def _copy_natives(self, fold: Fold, place: Place, created: Mapping[str, int]) -> None:
-        """Copy native blocks that are about to leave retention into attachments of the new session."""
+    def _copy_natives(self, fold: Fold, place: Place, created: Mapping[str, int]) -> Callable[[], None]:
+        """Copy native blocks that are about to leave retention into attachments of the new session; return an undo."""
         old = [
             (home, n)
             for home, n in fold.old_natives(created, self.sessions.clock.now())
@@ -488,12 +537,12 @@ class Chain:
             if part:
                 attachment = self._attach(place, part)
                 moves |= {old[len(moves) + n]: (attachment, n) for n in range(len(part))}
-        if moves:
-            fold.rehome(moves)
+        return fold.rehome(moves) if moves else _none
 
     def _adopt(self, opening: Step, payload: list[ContentBlock]) -> None:
         """Start a new fold from an opening step of our own; what it names has been read."""
         fold = Fold([opening.home.session], self._clock)
+        fold.horizon = self._horizon()
         for parent in opening.opening.parents if opening.opening else ():
             fold.saw_list(parent, ())
         fold.saw_list(opening.home.session, [Listed(opening.home, self._clock)])
@@ -513,14 +562,32 @@ class Chain:
             # Whoever continues the head meanwhile inherits an empty conversation.
             with contextlib.suppress(Gone, Refused):
                 self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
-        for _ in range(ATTEMPTS):
-            found = self._directory.find(self.key)
-            if not found:
+        doomed = {*fold.heads, *fold.covers()}
+        for attempt in range(ATTEMPTS):
+            found = {s.session: s.created for s in self._directory.find(self.key)}
+            if attempt == 0:
+                doomed |= set(found)
+            else:
+                doomed |= {session for session in found if session not in doomed and self._continues(session, doomed)}
+            # A session may be listed late: what is known of it is that it has not been deleted.
+            left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owns(s, self.key))]
+            if not left:
                 self._forget_fold()
                 return
-            for session in sorted(found, key=lambda s: (s.created, s.session)):
-                self._delete_session(session.session)
+            for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
+                self._delete_session(session)
         raise UnavailableError("Sessions of this conversation are still listed; call again to delete them.")
+
+    def _continues(self, session: str, doomed: set[str]) -> bool:
+        """Whether a session that was not there when the deletion began continues one that was, or is not open yet."""
+        steps = self._list_or_nothing(session)
+        openings = [step for s in steps if _is_opening(s.home.step) and (step := self._read_one(s.home))]
+        covered = {s for step in openings if step.opening for s in step.opening.covers}
+        return not openings or not covered.isdisjoint(doomed)
+
+    def _read_one(self, home: Home) -> Step | None:
+        found = self._step_or_none(home)
+        return read_step(home, *found, skip_newer=True) if found else None
 
     def _delete_session(self, session: str) -> None:
         try:
@@ -602,3 +669,7 @@ def _parts(natives: list[ContentBlock], records: int) -> list[list[ContentBlock]
     if size + records > limit and parts[-1]:
         parts.append([])
     return parts
+
+
+def _none() -> None:
+    """Do nothing, and return nothing: a job that is not done, an undo that has nothing to undo."""

@@ -287,11 +287,11 @@ class BedrockSessionsChatStore(BaseChatStore):
     def _account(self) -> str | None:
         """Return what of the way to AWS a dict cannot hold, None if nothing: never a secret."""
         if self.client is not None:
-            return "client"
+            return f"client of {_key_of(self.client)}"
         if self.botocore_session is not None:
             return "botocore_session"
         if self.aws_access_key_id is not None:
-            return hashlib.sha256(self.aws_access_key_id.encode()).hexdigest()[:16]
+            return _hidden(self.aws_access_key_id)
         return None if self.botocore_config is None else "botocore_config"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
@@ -311,8 +311,8 @@ class BedrockSessionsChatStore(BaseChatStore):
         live = _live.get(str(data.get("instance")))
         if live is not None:
             return live
-        same = [s for s in list(_live.values()) if all(data.get(k) == v for k, v in s._place().items())]  # noqa: SLF001
-        unsure = data.get("account") in ("client", "botocore_session") and len(same) > 1
+        same = [s for s in list(_live.values()) if _is_alike(data, s.model_dump())]
+        unsure = data.get("account") == "botocore_session" and len(same) > 1
         if same and not unsure and data.get("database") != _IN_MEMORY:
             return same[0]
         missing = [name for name in ("encryption_key_arn", "tags", "session_metadata") if name not in data]
@@ -416,6 +416,21 @@ def _embedded(database: str, config: Config) -> Any:
         return Emulator(None if database == _IN_MEMORY else database, retention=False).client(config=config)
     except EmulatorError as error:
         raise ConfigurationError(str(error)) from error
+
+
+def _is_alike(data: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
+    return all(data.get(name) == value for name, value in live.items() if name != "instance")
+
+
+def _key_of(client: Any) -> str:
+    """Return what tells the accounts of two clients apart: there is no public way to ask a client without a call."""
+    signer = getattr(client, "_request_signer", None)
+    key = getattr(getattr(signer, "_credentials", None), "access_key", None)
+    return _hidden(key) if isinstance(key, str) else "unknown credentials"
+
+
+def _hidden(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _of_key(value: Any, key: str) -> Any:

@@ -138,9 +138,12 @@ class Conversation:
 
     def configure(self, **given: Any) -> None:
         """Change what the sessions it will create get: `session_metadata`, `tags`, `encryption_key_arn`."""
+        if not given:
+            return
         directory.refuse_metadata(given.get("session_metadata", {}))
         directory.refuse_tags(given.get("tags", {}))
-        self._settings = self._chain.settings = dataclasses.replace(self._settings, **given)
+        with self._lock:
+            self._settings = self._chain.settings = dataclasses.replace(self._settings, **given)
 
     def forget(self) -> None:
         """Drop all that is cached: a forked child starts anew."""
@@ -277,7 +280,7 @@ class Conversation:
             return draft
 
         with self._lock:
-            self._chain.refresh()
+            self._chain.refresh(force=True)
             self._chain.append(resolve, fresh=True)
             self._saw([m.id for m in self._active(self._chain.known())])
 
@@ -308,7 +311,7 @@ class Conversation:
         A task (or a thread) that was given none yet means the list as it is now.
         """
         with self._lock:
-            active = {m.id: m for m in self._active(self._chain.refresh())}
+            active = {m.id: m for m in self._active(self._chain.refresh(force=True))}
             view = self._views.get(_who(), list(active))
             try:
                 target = view[index]
@@ -319,7 +322,7 @@ class Conversation:
     def remove_last(self) -> ChatMessage | None:
         """Remove the message that is last now, and return it; None if there is none."""
         with self._lock:
-            active = self._active(self._chain.refresh())
+            active = self._active(self._chain.refresh(force=True))
             return self._remove(active[-1] if active else None)
 
     def _remove(self, message: Message | None) -> ChatMessage | None:
@@ -362,7 +365,7 @@ class Conversation:
         None if the key is unknown.
         """
         with self._lock:
-            fold = self._chain.refresh()
+            fold = self._chain.refresh(force=True)
             removed = [self._decode(m) for m in self._active(fold)]
             if not self._of_status(fold, status):
                 return [] if fold.heads else None
@@ -384,7 +387,7 @@ class Conversation:
         Every session that exists when this begins, or that continues one of them, is ended and deleted, oldest first.
         """
         with self._lock:
-            fold = self._chain.refresh()
+            fold = self._chain.refresh(force=True)
             removed = [self._decode(m) for m in self._active(fold)] if fold.heads else None
             self._chain.erase()
             self._saw([])
@@ -421,7 +424,7 @@ class Conversation:
         draft = Draft(state=named)
         with self._lock:
             if named:
-                self._chain.refresh()
+                self._chain.refresh(force=True)
                 self._chain.append(lambda _: draft, fresh=True)
 
     def _encode(self, messages: Iterable[ChatMessage]) -> blocks.Encoded:
@@ -499,7 +502,11 @@ class State(MutableMapping[str, JSON]):
 
     def pop(self, name: str, *default: JSON) -> JSON:
         """Delete a name, and return the value it had; the default, if one is given, where there is none."""
-        value = self.copy().pop(name, *default)
+        values = self.copy()
+        there = name in values
+        value = values.pop(name, *default)
+        if not there:
+            return value
         self._conversation._name({}, [name])  # noqa: SLF001 - one object in two parts
         return value
 
@@ -521,11 +528,12 @@ class State(MutableMapping[str, JSON]):
 def _state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[str, list[JSON]]:
     """Return named state as a change says it: {name: [value]}, or {name: []} where it is deleted."""
     named: dict[str, list[JSON]] = {name: [] for name in forget}
+    for name in (*named, *values):
+        if not isinstance(name, str):
+            raise InvalidStateError(f"The name of a state is a string, not {type(name).__name__}.")
     for name, value in values.items():
         walk = Walk()
         plain = walk.plain(value)
-        if not isinstance(name, str):
-            raise InvalidStateError(f"The name of a state is a string, not {type(name).__name__}.")
         if walk.notes:
             raise InvalidStateError(f"The state {name!r} is not a JSON value: {'; '.join(walk.notes)}.")
         named[name] = [to_json(plain)]
@@ -576,7 +584,12 @@ def _text_id(message: MessageId) -> str:
 
 
 def _iso(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    # A step of another tool may bear a time that Python has no form for.
+    return (
+        datetime.fromtimestamp(min(max(ms, -62135596800000), 253402300799000) / 1000, timezone.utc)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def _have_one_in_common(some: Iterable[ChatMessage], others: Iterable[ChatMessage]) -> bool:

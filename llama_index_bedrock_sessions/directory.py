@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from llama_index_bedrock_sessions.errors import AccessDeniedError, ConfigurationError, DirectoryTooLarge
-from llama_index_bedrock_sessions.sessions import Gone, SessionInfo, Sessions, Summary
+from llama_index_bedrock_sessions.sessions import Gone, SessionInfo, Sessions, Summary, after_fork
 
 KEY = "llama-index-key"
 NAMESPACE = "llama-index-namespace"
@@ -34,8 +34,14 @@ class MetadataDirectory:
         self._sessions = sessions
         self._namespace = namespace
         self._limit = limit
-        self._lock = threading.Lock()
         self._learnt: dict[str, SessionInfo | None] = {}
+        self.forget()
+        after_fork(self)
+
+    def forget(self) -> None:
+        """Make the locks anew: in a forked child they may be held by threads that do not exist."""
+        self._lock = threading.Lock()
+        self._scanning = threading.Lock()
 
     def find(self, key: str, since: int = 0) -> list[Summary]:
         """Return the sessions of a key, newest first; of those not seen before only ones created after `since` (ms).
@@ -44,12 +50,11 @@ class MetadataDirectory:
             DirectoryTooLarge: there are more sessions than one should scan.
 
         """
-        return [s for s in self._scan(since) if self._owner(s.session) == key]
+        return [summary for summary, owner in self._scan(since) if owner == key]
 
     def keys(self) -> list[str]:
         """Return every key of the namespace, sorted."""
-        found = (self._owner(s.session) for s in self._scan(0))
-        return sorted({key for key in found if key is not None})
+        return sorted({key for _, key in self._scan(0) if key is not None})
 
     def info(self, session: str) -> SessionInfo:
         """Return what the service says of a session, from memory where it does not change. Raises Gone."""
@@ -65,24 +70,35 @@ class MetadataDirectory:
         with self._lock:
             self._learnt[info.session] = info
 
-    def _owner(self, session: str) -> str | None:
-        info = self._learnt.get(session)
+    def owns(self, session: str, key: str) -> bool:
+        """Return whether a session is there and is one of a key in this namespace."""
+        try:
+            return self._key_of(self.info(session)) == key
+        except Gone:
+            return False
+
+    def _key_of(self, info: SessionInfo | None) -> str | None:
         if info is None or info.metadata.get(NAMESPACE) != self._namespace:
             return None
         return info.metadata.get(KEY)
 
-    def _scan(self, since: int) -> list[Summary]:
-        listed = sorted(self._sessions.list_sessions(), key=lambda s: (s.created, s.session), reverse=True)
-        with self._lock:
-            unseen = [s.session for s in listed if s.session not in self._learnt and s.created >= since]
-        self._look(unseen)
-        with self._lock:
-            # A session that is listed late is only looked at once more.
+    def _scan(self, since: int) -> list[tuple[Summary, str | None]]:
+        """Return all sessions, newest first, each with its key if it is one of this namespace."""
+        # One scan at a time: who waits for another finds that it has looked already.
+        with self._scanning:
+            with self._lock:
+                before = dict(self._learnt)
+            listed = sorted(self._sessions.list_sessions(), key=lambda s: (s.created, s.session), reverse=True)
+            found = self._look([s.session for s in listed if s.session not in before and s.created >= since])
             known = {s.session for s in listed}
-            self._learnt = {session: info for session, info in self._learnt.items() if session in known}
-        return listed
+            with self._lock:
+                self._learnt.update(found)
+                for session in before.keys() - known:
+                    # Deleted; one that is only listed late is looked at once more.
+                    self._learnt.pop(session, None)
+                return [(s, self._key_of(self._learnt.get(s.session))) for s in listed]
 
-    def _look(self, unseen: list[str]) -> None:
+    def _look(self, unseen: list[str]) -> dict[str, SessionInfo | None]:
         if len(unseen) > self._limit:
             raise DirectoryTooLarge(
                 f"{len(unseen):,} sessions would have to be looked through to find one conversation (limit "
@@ -92,21 +108,21 @@ class MetadataDirectory:
             logger.warning("looking through %d sessions to find a conversation", len(unseen))
         denied: list[AccessDeniedError] = []
 
-        def look(session: str) -> tuple[str, SessionInfo | None]:
+        def look(session: str) -> tuple[str, SessionInfo | None] | None:
             try:
                 return session, self._sessions.get(session)
             except Gone:
                 return session, None
             except AccessDeniedError as error:
+                logger.warning("session %s may not be looked at: it is taken for somebody else's", session)
                 denied.append(error)
-                return session, None
+                return None
 
         found = self._sessions.pool.map(look, unseen)
         if denied and len(denied) == len(unseen):
             # One session somebody else may keep to himself; all of them means the policy lacks bedrock:GetSession.
             raise denied[0]
-        with self._lock:
-            self._learnt.update(found)
+        return dict(entry for entry in found if entry is not None)
 
 
 def refuse_metadata(own: Mapping[str, str]) -> None:

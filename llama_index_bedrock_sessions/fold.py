@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.journal import (
     BUDGET,
     HINT_MAX,
+    YEAR_2100,
     Change,
     Home,
     Inherited,
@@ -42,7 +43,7 @@ OVERHEAD = 80
 SAFE_AGE = 9 * 24 * 3600 * 1000
 """ms after which a session's content is carried into the next one, so that all that is alive has 20 days to live."""
 COVERED_AGE = 31 * 24 * 3600 * 1000
-"""ms a session is remembered for after its creation: longer than the service keeps it."""
+"""ms a session is remembered for after its creation, even where it is not listed: longer than the service keeps it."""
 
 Key = tuple[int, str]
 _NEVER: Key = (-1, "")
@@ -128,6 +129,8 @@ class Fold:
     def __init__(self, heads: Iterable[str], clock: int = 0) -> None:
         self.heads = list(heads)
         self.clock = clock
+        self.horizon = YEAR_2100
+        """Ids of a later time (ms) do not move the clock."""
         self.known: dict[str, Change] = {}
         self.listed: dict[str, dict[str, Listed]] = {head: {} for head in self.heads}
         self.openings: dict[str, list[Opening]] = {head: [] for head in self.heads}
@@ -172,11 +175,16 @@ class Fold:
             parsed = parse_id(step.home.step)
             if parsed is None:
                 continue
-            self.clock = max(self.clock, parsed.ms)
+            self._tick(parsed.ms)
             if _has_content(step.home.step):
                 bisect.insort(ids, step.home.step)
             elif parsed.kind is Kind.CLOSING and session in self.openings:
                 self.closings.append(step)
+
+    def _tick(self, ms: int) -> None:
+        # Nobody writes ids of the future: one that is there is forged, and shall not spoil the order for all others.
+        if ms <= self.horizon:
+            self.clock = max(self.clock, ms)
 
     def unlisted_parents(self) -> list[str]:
         """Return the sessions before the heads that have not been listed: they may hold steps no opening has seen."""
@@ -344,7 +352,7 @@ class Fold:
         if before is None:
             bisect.insort(self._order, change.key)
         if not change.foreign:
-            self.clock = max(self.clock, change.time)
+            self._tick(change.time)
         self._dead |= change.removed
         self._archived |= change.archived
         for name, value in change.state.items():
@@ -588,13 +596,17 @@ class Fold:
 
     # What an opening says
 
-    def opening(self, created: Mapping[str, int], now: int) -> Opening:
-        """Return the opening of the session that continues the heads; `created` are their creation times in ms."""
+    def opening(self, created: Mapping[str, int], now: int, present: Iterable[str] = ()) -> Opening:
+        """Return the opening of the session that continues the heads; `created` are their creation times in ms.
+
+        It covers the heads, and what they cover for as long as that may still be found: it is `present`, or young.
+        """
+        still = {*self.heads, *present}
         covers = {**self.covers(), **{head: created[head] for head in self.heads}}
         removed = (m for c in self._local for m in self.known[c].removed)
         return Opening(
             generation=self.generation() + 1,
-            covers={session: ms for session, ms in covers.items() if now - ms <= COVERED_AGE},
+            covers={s: ms for s, ms in covers.items() if s in still or now - ms <= COVERED_AGE},
             parents={head: frozenset(i for i in self.listed[head] if i in self._covered) for head in self.heads},
             removed=frozenset(removed),
             segments=(),
@@ -649,8 +661,15 @@ class Fold:
         found = (reference for message in self.alive() for reference in message.references())
         return [(home, n) for home, n in dict.fromkeys(found) if self._is_old(home, created, now)]
 
-    def rehome(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> None:
-        """Take note that native blocks were copied: the messages refer to the copies from now on."""
+    def rehome(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Callable[[], None]:
+        """Take note that native blocks were copied: messages refer to the copies, until the result is called."""
+        before = dict(self.known)
+
+        def undo() -> None:
+            self.known = before
+            self._moved.clear()
+            self._alive = None
+
         for message in self.alive():
             if any(reference in moves for reference in message.references()):
                 change = self.known[message.id[0]]
@@ -658,6 +677,7 @@ class Fold:
                 self.known[change.id] = dataclasses.replace(change, messages=messages)
                 self._moved.add(change.id)
         self._alive = None
+        return undo
 
 
 def _has_content(step_id: str) -> bool:

@@ -91,6 +91,8 @@ BUDGET = 512 * 1024
 """Bytes of changes a step carries at most."""
 DECOMPRESSED = 64 * 1024 * 1024
 """Bytes a `zip` may unpack to: far more than a writer ever packs, far less than a compressed bomb."""
+CONTAINERS = 2_000_000
+"""JSON objects and lists a `zip` may hold: parsed, each takes a thousand times the bytes it takes packed."""
 YEAR_2100 = 4_102_444_800_000
 HINT_MAX = 1023
 MANY = 1_000_000
@@ -516,7 +518,7 @@ def _unzip(text: JSON) -> Mapping[str, JSON]:
         raw = inflate.decompress(base64.b64decode(_string(text), validate=True), DECOMPRESSED)
     except (ValueError, zlib.error) as error:
         raise _Damaged("zip") from error
-    if not inflate.eof:
+    if not inflate.eof or raw.count(b"{") + raw.count(b"[") > CONTAINERS:
         raise _Damaged("zip is cut short, or too large")
     return _object(_loads(raw))
 

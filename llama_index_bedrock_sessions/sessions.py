@@ -24,6 +24,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import botocore.exceptions as aws
+from botocore.parsers import ResponseParserError
 
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -68,6 +69,10 @@ class Refused(RequestRefusedError):  # noqa: N818 - an answer of the service
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
+        self._message = message
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:
+        return type(self), (self.code, self._message)
 
     def error(self) -> RequestRefusedError:
         """Return it as an error for the caller."""
@@ -92,6 +97,7 @@ class Summary(NamedTuple):
     session: str
     status: str
     created: int
+    arn: str | None = None
 
 
 class Pool:
@@ -168,7 +174,8 @@ def _forget_all() -> None:
         thing.forget()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 class Clock:
@@ -242,6 +249,9 @@ class Sessions:
         except aws.ClientError as error:
             self._saw(error.response, sent)
             raise _client_error(error, writes=writes) from error
+        except ResponseParserError as error:
+            what = f"Bedrock's answer to {operation} cannot be read: {error}"
+            raise UnavailableError(what, may_have_happened=writes) from error
         except aws.BotoCoreError as error:
             raise _translated(error, writes=writes) from error
         self._saw(reply, sent)
@@ -276,7 +286,12 @@ class Sessions:
             reply = self._call("create_session", "sessionId", writes=True, **arguments)
         except (Refused, Gone) as refusal:
             raise RequestRefusedError(f"Bedrock refused to create a session: {refusal}") from refusal
-        return Summary(reply["sessionId"], reply.get("sessionStatus", "ACTIVE"), self._ms(reply, "createdAt"))
+        return Summary(
+            reply["sessionId"],
+            reply.get("sessionStatus", "ACTIVE"),
+            self._ms(reply, "createdAt"),
+            reply.get("sessionArn"),
+        )
 
     def get(self, session: str) -> SessionInfo:
         """Return what the service says of a session. Raises Gone."""

@@ -695,7 +695,7 @@ def test_half_a_pair_of_keys_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "operation",
-    ["ListSessions", "CreateSession", "GetSession", "CreateInvocation", "PutInvocationStep", "ListInvocationSteps"],
+    ["ListSessions", "CreateSession", "GetSession", "CreateInvocation", "PutInvocationStep"],
 )
 def test_denied_access_is_named_and_harms_nothing(service: Service, operation: str) -> None:
     """Where IAM refuses an operation the error names it, and all is well once it is allowed."""
