@@ -380,7 +380,7 @@ def summing(store: BaseChatStore) -> ChatSummaryMemoryBuffer:
 @pytest.mark.parametrize("on_delete", ["erase", "clear"])
 def test_a_summary_stands_first(service: Service, on_delete: str) -> None:
     """ChatSummaryMemoryBuffer reads, deletes and sets at every read: the summary is first, all else in order."""
-    reference = summing(SimpleChatStore())
+    reference, shown = summing(SimpleChatStore()), list[ChatMessage]()
     for number in range(6):
         memory = summing(service.store(on_delete=on_delete))
         for message in (user(f"question {number} has five words"), says(f"answer {number} has five words")):

@@ -22,6 +22,7 @@ from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPT, NOTEBOOK = EXAMPLES / "quickstart.py", EXAMPLES / "quickstart.ipynb"
+NOTEBOOKS = ("quickstart", "agent_memory")
 
 
 def run(folder: Path, *command: str) -> str:
@@ -34,12 +35,13 @@ def run(folder: Path, *command: str) -> str:
     return result.stdout
 
 
-def make_notebook() -> nbformat.NotebookNode:
-    """Make a notebook from the script, without outputs; its cell ids are their numbers."""
-    notebook = jupytext.read(SCRIPT)
+def make_notebook(script: Path = SCRIPT) -> nbformat.NotebookNode:
+    """Make a notebook from a script, without outputs; its cell ids are their numbers."""
+    notebook = jupytext.read(script)
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
+        cell["source"] = cell["source"].strip()  # a script has two empty lines before a function, a cell has none
     return notebook
 
 
@@ -63,6 +65,9 @@ def sources(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
 def test_every_example_is_tested() -> None:
     """No example stands in the folder that nothing here runs."""
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "agent_memory.py",
+        "agent_memory.ipynb",
+        "fastapi_app.py",
         "quickstart.py",
         "quickstart.ipynb",
         "raw_boto3.py",
@@ -117,8 +122,9 @@ def test_raw_boto3_says_what_it_needs(tmp_path: Path, arguments: tuple[str, ...]
 
 
 if __name__ == "__main__":
-    made = execute(make_notebook(), EXAMPLES)
-    made.metadata.pop("language_info", None)  # the version of Python that made it
-    for cell in made.cells:
-        cell.metadata.pop("execution", None)  # when each cell ran: nothing a reader needs
-    nbformat.write(made, NOTEBOOK)
+    for name in NOTEBOOKS:
+        made = execute(make_notebook(EXAMPLES / f"{name}.py"), EXAMPLES)
+        made.metadata.pop("language_info", None)  # the version of Python that made it
+        for cell in made.cells:
+            cell.metadata.pop("execution", None)  # when each cell ran: nothing a reader needs
+        nbformat.write(made, EXAMPLES / f"{name}.ipynb")

@@ -1,0 +1,87 @@
+"""The examples of memory: the notebook with its pictures, and the web service, over HTTP and across a restart."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import jupytext
+import nbformat
+import pytest
+
+from tests.test_examples import EXAMPLES, execute, make_notebook, sources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOTEBOOK = EXAMPLES / "agent_memory.ipynb"
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[tuple[str, list[list[str]]]]:
+    """Give what each code cell prints, and the kinds of what it shows; what it logs is left out."""
+    cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return [
+        (
+            "".join(output.text for output in cell if output.get("name") == "stdout"),
+            [sorted(output.data) for output in cell if output.output_type == "display_data"],
+        )
+        for cell in cells
+    ]
+
+
+def test_the_notebook_is_the_scripts_twin() -> None:
+    """Cell by cell, the notebook of memory holds the text and the code of its script."""
+    assert sources(nbformat.read(NOTEBOOK, as_version=4)) == sources(jupytext.read(NOTEBOOK.with_suffix(".py")))
+
+
+def test_the_notebook_keeps_its_outputs(tmp_path: Path) -> None:
+    """Executed now, the notebook says and shows what is kept in it, two pictures among that; no cell fails."""
+    kept = outputs(nbformat.read(NOTEBOOK, as_version=4))
+    assert outputs(execute(make_notebook(NOTEBOOK.with_suffix(".py")), tmp_path)) == kept
+    assert [shown for _, cell in kept for shown in cell] == [["image/png", "text/plain"]] * 2
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[httpx.Client]:
+    """Run the service as its docstring says, on a free port, with its file in a folder."""
+    command = [sys.executable, "-m", "uvicorn", "fastapi_app:app", "--app-dir", str(EXAMPLES), "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, encoding="utf-8") as process:
+        try:
+            assert process.stderr is not None
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if found := re.search(r"running on (http://\S+)", line):
+                    break
+            else:
+                pytest.fail("".join(said))
+            with httpx.Client(base_url=found[1], timeout=60) as client:
+                yield client
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def test_the_service_remembers_each_user_across_a_restart(tmp_path: Path) -> None:
+    """Two users talk, the service is restarted, and each goes on where he was; one is deleted, the other stays."""
+
+    def ask(client: httpx.Client, user: str, text: str) -> str:
+        return str(client.post(f"/users/{user}/messages", json={"text": text}).raise_for_status().json()["text"])
+
+    with served(tmp_path) as client:
+        assert "connections were in use" in ask(client, "alice", "INC-4711: checkout is slow")
+        assert ask(client, "bob", "Hello!") == "How can I help you today?"
+        assert client.patch("/users/alice/preferences", json={"theme": "dark"}).json() == {"theme": "dark"}
+    with served(tmp_path) as client:
+        assert "INC-4711, as we left it" in ask(client, "alice", "What do we know?")
+        assert ask(client, "bob", "What do we know?") == "How can I help you today?"
+        assert client.get("/users/alice/preferences").json() == {"theme": "dark"}
+        assert [m["role"] for m in client.get("/users/bob/messages").json()] == ["user", "assistant"] * 2
+        assert client.delete("/users/bob").json() == {"messages": 4}
+        assert client.get("/users/bob/messages").json() == []
+        assert len(client.get("/users/alice/messages").json()) == 8
