@@ -347,12 +347,15 @@ def test_a_memory_finds_the_very_store(service: Service) -> None:
 
 
 def test_a_memory_finds_a_store_of_the_same_place(tmp_path: Path) -> None:
-    """If the store is gone, one that was made for the same place since is taken."""
+    """If the store is gone, one that was made alike since is taken; one that would write otherwise is not."""
     path = tmp_path / "chats.db"
     data = dumped(BedrockSessionsChatStore.local(path, tags=lambda key: {"for": key}))
     gc.collect()
-    store = BedrockSessionsChatStore.local(path)
-    assert ChatMemoryBuffer.from_dict(data).chat_store is store
+    untagged = BedrockSessionsChatStore.local(path)
+    with pytest.raises(ConfigurationError, match="Construct"):
+        ChatMemoryBuffer.from_dict(data)
+    store = BedrockSessionsChatStore.local(path, tags=lambda key: {"for": key})
+    assert ChatMemoryBuffer.from_dict(data).chat_store is store is not untagged
 
 
 AWS: dict[str, Any] = {
