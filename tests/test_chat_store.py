@@ -353,7 +353,7 @@ def test_a_memory_finds_a_store_of_the_same_place(tmp_path: Path) -> None:
     gc.collect()
     untagged = BedrockSessionsChatStore.local(path)
     with pytest.raises(ConfigurationError, match="Construct"):
-        ChatMemoryBuffer.from_dict(data)
+        ChatMemoryBuffer.from_dict(dict(data))
     store = BedrockSessionsChatStore.local(path, tags=lambda key: {"for": key})
     assert ChatMemoryBuffer.from_dict(data).chat_store is store is not untagged
 
