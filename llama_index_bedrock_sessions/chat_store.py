@@ -8,6 +8,7 @@ import difflib
 import functools
 import hashlib
 import os
+import sys
 import threading
 import uuid
 import weakref
@@ -130,7 +131,9 @@ class BedrockSessionsChatStore(BaseChatStore):
         super().model_post_init(context)
         self._refuse_contradictions()
         self._sessions = Sessions(self._make_client, Pool(self.max_concurrency))
-        self._where = MetadataDirectory(self._sessions, self.namespace, self.scan_limit)
+        # In a file on this machine a scan is cheap, and sessions are never deleted.
+        limit = self.scan_limit if self.database is None else sys.maxsize
+        self._where = MetadataDirectory(self._sessions, self.namespace, limit)
         self._open = _Open()
         _live[self._id] = self
 
