@@ -331,10 +331,14 @@ class BedrockSessionsMemory(Memory):
         await self._manage_queue()
 
     async def _manage_queue(self) -> None:
-        await self._restore_blocks()
         token = _as_known.set(True)
         try:
-            await super()._manage_queue()
+            known = await self.sql_store.get_messages(self.session_id)
+            if sum(map(self._estimate_token_count, known)) > self.token_limit * self.chat_history_token_ratio:
+                # Only now it matters what others have archived meanwhile: blocks are given each message once.
+                await self.conversation.acount()
+                await self._restore_blocks()
+                await super()._manage_queue()
         finally:
             _as_known.reset(token)
         await self._save_blocks()
@@ -388,6 +392,9 @@ class BedrockSessionsMemory(Memory):
         if turn is None:
             return messages, []
         if not begins or turn.get("after") != await self.conversation.alast_id(fresh=False):
+            return messages, [TURN]
+        if await _unfinished():
+            # The agent goes on in the context of the turn that failed, which brings it along.
             return messages, [TURN]
         unfinished = [blocks.decode(record, lambda _: None) for record in turn["messages"]]
         logger.warning("the last turn of %r never ended: %d messages of it are kept", self.session_id, len(unfinished))

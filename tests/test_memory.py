@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ToolCallBlock
-from llama_index.core.llms import MockLLM
+from llama_index.core.llms import MockFunctionCallingLLM, MockLLM
 from llama_index.core.memory import (
     BaseMemory,
     BaseMemoryBlock,
@@ -348,7 +348,6 @@ def test_a_turn_is_over_with_its_answer(service: Service) -> None:
 
 def _caller(tool: str) -> Any:
     """Return a model that calls a tool once in each turn, then answers."""
-    from llama_index.core.llms import MockFunctionCallingLLM
 
     def answer(messages: list[ChatMessage], **_: Any) -> ChatMessage:
         if messages[-1].role == MessageRole.TOOL:
@@ -692,6 +691,19 @@ def test_facts_outlive_a_reset_and_are_read_with_no_call_of_their_own(service: S
     assert calls == {"ListInvocationSteps": 1, "total": 1}
 
 
+def test_messages_are_learnt_from_once(service: Service) -> None:
+    """A process that has not seen what another archived neither archives it again nor overwrites what that learnt."""
+    first = memory(service.store(), memory_blocks=[Counting(name="words")], **SMALL)
+    late = memory(service.store(), memory_blocks=[Counting(name="words")], **SMALL)
+    first.put_messages([user("I like tea a lot, really"), said("something to say about it")])
+    late.get()
+    learn(first)
+    learnt = first.conversation.state[BLOCK + "words"]
+    late.put(user("and now something long enough for an archive that need not be"))
+    assert late.conversation.state[BLOCK + "words"] == learnt
+    assert learnt["words"]["tea"] == 2
+
+
 class Counting(BaseMemoryBlock[str]):
     """A block with state of several kinds, configuration, and things that JSON cannot say."""
 
@@ -765,8 +777,6 @@ def crashing(messages: list[ChatMessage], tools: Any = (), **_: Any) -> ChatMess
 
 
 async def crash(memory: BaseMemory) -> None:
-    from llama_index.core.llms import MockFunctionCallingLLM
-
     llm = MockFunctionCallingLLM(response_generator=crashing, is_chat_model=True)
     with pytest.raises(CrashError):
         await FunctionAgent(llm=llm, tools=[query_metrics, search_logs]).run(REPORT, memory=memory)
@@ -793,6 +803,24 @@ def test_autosave_offers_what_tools_returned_to_the_next_turn(service: Service) 
     roles = [m.role.value for m in memory(service.store()).get()]
     assert roles == ["user", "assistant", "tool", "assistant", "tool", "user", "assistant"]
     assert "connections were in use" in str(mine.get()[-1].content)
+    assert mine.conversation.state.copy() == {}
+
+
+def test_a_context_that_is_used_again_brings_its_unfinished_turn_itself(service: Service) -> None:
+    """On the Context of the turn that failed, LlamaIndex goes on with what it had: nothing of it is stored twice."""
+    mine = memory(service.store(), autosave=True)
+    one = agent()
+
+    async def flow() -> None:
+        context = Context(one)
+        one.llm = MockFunctionCallingLLM(response_generator=crashing, is_chat_model=True)
+        with pytest.raises(CrashError):
+            await one.run(REPORT, memory=mine, ctx=context)
+        one.llm = scripted_model()
+        await one.run("And now?", ctx=context)
+
+    asyncio.run(flow())
+    assert [m.role.value for m in mine.get_all()] == ["user", "user", *["assistant", "tool"] * 2, "assistant"]
     assert mine.conversation.state.copy() == {}
 
 
