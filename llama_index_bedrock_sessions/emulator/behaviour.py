@@ -89,7 +89,7 @@ class Behaviour:
     """Most entries of a page whatever maxResults says, 1 to 1000. Unknown; 1000 serves what was asked for."""
 
     pages: Literal["full", "short", "empty"] = "full"
-    """Whether a page with a nextToken holds all it could. Nothing is promised.
+    """Whether a page with a nextToken holds all it could. Unknown: nothing is promised.
 
     "short": half of it; "empty": every other page is empty and has a nextToken.
     """
@@ -101,7 +101,10 @@ class Behaviour:
     """Calls of ListSessions that do not show a new session yet. Unknown."""
 
     late_lists: Literal["exactly", "up to"] = "exactly"
-    """Whether the two settings above hold exactly, or each entry is late by its own number of calls up to that."""
+    """Whether the two settings above hold exactly, or each entry is late by its own number of calls up to that.
+
+    Unknown.
+    """
 
     step_quota_error: Literal["ServiceQuotaExceededException", "ValidationException"] = "ServiceQuotaExceededException"
     """The answer to one step more than a session takes. The limit is documented, the error unknown."""
