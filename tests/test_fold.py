@@ -278,14 +278,15 @@ class Conversations(RuleBasedStateMachine):
         contents = self.texts(sizes) if sizes else []
         draft = says(*contents) if sizes else None
         following = session(len(self.service.created))
-        composed = self.service.open(fold, following, draft, self.now)
+        opened = self.now
+        composed = self.service.open(fold, following, draft, opened)
         if draft:
             self.note(composed.step.home.step, draft, contents)
         before, self.head = self.head, following
         self.writers[writer] = self.service.cold(following)
-        # What is older than nine days may be gone: everything alive has been carried.
+        # What was older than nine days then may be gone: everything alive has been carried.
         for old, created in self.service.created.items():
-            if self.now - created > SAFE_AGE:
+            if opened - created > SAFE_AGE:
                 self.service.steps.pop(old, None)
         for number, other in enumerate(self.writers):
             # Who still writes to the session before leaves a straggler; to one before that, nobody can.
