@@ -812,12 +812,16 @@ def test_native_blocks_in_old_sessions_are_referred_to_where_they_were_copied() 
 
 
 def test_a_session_is_covered_for_31_days() -> None:
-    """Longer than the service keeps it, so that nobody takes it for a head; then it is forgotten."""
+    """A head always; one before it longer than the service keeps it, and for as long as it is there: none is a head."""
     service = Service()
     fold = service.started("a")
-    created = {A: NOW}
-    assert fold.opening(created, NOW + COVERED_AGE).covers == created
-    assert fold.opening(created, NOW + COVERED_AGE + 1).covers == {}
+    assert fold.opening({A: NOW}, NOW + COVERED_AGE + 1).covers == {A: NOW}
+    service.open(fold, B, None, NOW + 1)
+    following = service.cold(B)
+    late = NOW + COVERED_AGE
+    assert following.opening(service.created, late).covers == service.created
+    assert following.opening(service.created, late + 1).covers == {B: NOW + 1}
+    assert following.opening(service.created, late + 1, [A, B]).covers == service.created
 
 
 def test_steps_taken_from_an_earlier_session_are_not_read_there_again() -> None:
