@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llama_index_bedrock_sessions"
 DISTRIBUTIONS = {
+    "vcr": "vcrpy",
     "llama_index": "llama-index-core",
     "llama_index_instrumentation": "llama-index-instrumentation",
     "workflows": "llama-index-workflows",
