@@ -515,6 +515,8 @@ def _fields(block: BaseMemoryBlock[Any]) -> dict[str, JSON]:
         value = getattr(block, name)
         try:
             plain = adapter.dump_python(value, mode="json", warnings=False)
+            if isinstance(value, (set, frozenset)):
+                plain.sort(key=json.dumps)  # its order differs from process to process
             if adapter.validate_json(json.dumps(plain)) == value:
                 fields[name] = plain
         except Exception:  # noqa: BLE001, S112 - the serialisers of others raise what they like
