@@ -741,7 +741,8 @@ def test_what_was_restored_is_not_written_again(service: Service) -> None:
     learn(memory(service.store(), memory_blocks=[Counting(name="words")], **SMALL))
     mine = memory(service.store(), memory_blocks=[Counting(name="words")])
     mine.get()
-    mine.memory_blocks[0].seen = set(reversed([*mine.memory_blocks[0].seen]))  # type: ignore[attr-defined]
+    turned = list(mine.memory_blocks[0].seen)[::-1]  # type: ignore[attr-defined]
+    mine.memory_blocks[0].seen = set(turned)  # type: ignore[attr-defined]
     with service.counting() as calls:
         mine.put(user("x"))
     assert calls == {"PutInvocationStep": 1, "total": 1}
