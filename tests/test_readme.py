@@ -132,7 +132,7 @@ def test_every_policy_is_json() -> None:
 def test_every_command_exists() -> None:
     """Each `bedrock-sessions` command and option that the README names is in that command's help."""
     named = {tuple(found) for found in re.findall(r"bedrock-sessions (\w+)((?: --\w+)?)", README)}
-    assert {command for command, _ in named} == {"demo"}
+    assert {command for command, _ in named} == {"demo", "emulate"}
     for command, option in named:
         program = [sys.executable, "-m", "llama_index_bedrock_sessions.cli", command, "--help"]
         result = subprocess.run(program, capture_output=True, encoding="utf-8", check=True)
