@@ -39,6 +39,8 @@ from tests.cassettes.tape import (
 )
 
 ROOT = FOLDER.parent
+PUBLISHERS = ("https://docs.aws.amazon.com/", "https://awsapichanges.com/")
+"""AWS, and a site that shows each release of the service models."""
 
 
 def each(*folders: str) -> pytest.MarkDecorator:
@@ -314,7 +316,7 @@ def test_a_transcription_names_its_sources(path: Path) -> None:
     """Each documented request says where it is documented."""
     for one in Tape.load(path).interactions:
         assert one["sources"]
-        assert all(source.startswith("https://docs.aws.amazon.com/") for source in one["sources"])
+        assert all(source.startswith(PUBLISHERS) for source in one["sources"])
 
 
 def test_the_network_is_closed() -> None:
