@@ -17,8 +17,8 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallB
 NO_RESULT = "[There is no result: the turn was interrupted before this tool call had returned.]"
 """What stands for a result that was never stored."""
 _RESULTS = (MessageRole.TOOL, MessageRole.FUNCTION)
-_ID_NAMES = ("id", "toolUseId", "tool_call_id", "call_id")
-"""Where the LLM packages keep the id of a call in `additional_kwargs["tool_calls"]`."""
+_ID_NAMES = ("call_id", "toolUseId", "tool_call_id", "id")
+"""Where the LLM packages keep the id of a call in `additional_kwargs["tool_calls"]`; what results refer to is first."""
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
@@ -28,6 +28,18 @@ class Healed(NamedTuple):
 
     what: str
     call: str | None
+
+
+class _Call(NamedTuple):
+    """A tool call: its id, or None where the model gives none (Ollama), and the name of the tool."""
+
+    id: str | None
+    tool: str | None = None
+
+    @property
+    def key(self) -> str | None:
+        """What its result refers to: the id; LlamaIndex takes the tool's name where there is none."""
+        return self.id or self.tool
 
 
 def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
@@ -78,7 +90,8 @@ def heal(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Heale
 
 def _results(messages: Sequence[ChatMessage], position: int, placed: set[int]) -> tuple[list[int], list[str]]:
     """Return where the results of a message's calls are, and the ids of the calls that have none."""
-    wanted = Counter(_call_ids(messages[position]))
+    calls = _calls(messages[position])
+    wanted = Counter(call.key for call in calls)
     missing: list[str | None] = []
     found: list[int] = []
     for later in range(position + 1, len(messages)):
@@ -86,19 +99,39 @@ def _results(messages: Sequence[ChatMessage], position: int, placed: set[int]) -
             break
         message = messages[later]
         if message.role in _RESULTS:
-            call = _result_id(message)
-            if later not in placed and wanted[call] > 0:
+            key = _result_key(message)
+            if later not in placed and wanted[key] > 0:
                 found.append(later)
-                wanted[call] -= 1
+                wanted[key] -= 1
             wanted += Counter()  # forgets what is at zero
         else:
             # From here on, results of this id belong to the later call.
-            missing += [call for call in set(_call_ids(message)) for _ in range(wanted.pop(call, 0))]
+            missing += [key for key in {call.key for call in _calls(message)} for _ in range(wanted.pop(key, 0))]
     missing += wanted.elements()
-    return found, [call for call in _call_ids(messages[position]) if call is not None and _take(missing, call)]
+    unpaired = [call for call in calls if _take(missing, call.key)]
+    without_id = sum(call.id is None for call in unpaired)
+    found += _next_results(messages, position, placed.union(found), without_id)
+    return sorted(found), [call.id for call in unpaired if call.id is not None]
 
 
-def _take(items: list[str | None], item: str) -> bool:
+def _next_results(messages: Sequence[ChatMessage], position: int, taken: set[int], count: int) -> list[int]:
+    """Return where the results of `count` calls without an id are that do not say whose they are: what comes next."""
+    found: list[int] = []
+    direct = True
+    for later in range(position + 1, len(messages)):
+        if len(found) == count:
+            break
+        message = messages[later]
+        if message.role not in _RESULTS:
+            direct = False
+            if any(call.id is None for call in _calls(message)):
+                break
+        elif later not in taken and (direct or _result_key(message) is None):
+            found.append(later)
+    return found
+
+
+def _take(items: list[str | None], item: str | None) -> bool:
     if item not in items:
         return False
     items.remove(item)
@@ -107,22 +140,33 @@ def _take(items: list[str | None], item: str) -> bool:
 
 def has_calls(message: ChatMessage) -> bool:
     """Tell whether a message calls tools."""
-    return bool(_call_ids(message))
+    return bool(_calls(message))
 
 
-def _call_ids(message: ChatMessage) -> list[str | None]:
-    """Return the ids of a message's tool calls; None stands for one that has no id."""
+def _calls(message: ChatMessage) -> list[_Call]:
+    """Return a message's tool calls; one that is kept in a block and the older way too is one."""
     if message.role in _RESULTS:
         return []
-    ids = [block.tool_call_id or None for block in message.blocks if isinstance(block, ToolCallBlock)]
-    calls = message.additional_kwargs.get("tool_calls")
-    for call in calls if isinstance(calls, (list, tuple)) else ():
-        call_id = next((value for name in _ID_NAMES if (value := _member(call, name))), None)
-        if call_id not in ids:
-            ids.append(call_id)
-    if message.additional_kwargs.get("function_call") and not ids:
-        ids.append(None)
-    return ids
+    calls = [
+        _Call(block.tool_call_id or None, block.tool_name)
+        for block in message.blocks
+        if isinstance(block, ToolCallBlock)
+    ]
+    in_blocks = {call.id for call in calls}
+    older = message.additional_kwargs.get("tool_calls")
+    for call in older if isinstance(older, (list, tuple)) else ():
+        ids = [_text(call, name) for name in _ID_NAMES]
+        ids = [value for value in ids if value] or [None]
+        if in_blocks.isdisjoint(ids):
+            calls.append(_Call(ids[0], _text(call, "name") or _text(_member(call, "function"), "name")))
+    function = message.additional_kwargs.get("function_call")
+    if function and not calls:
+        calls.append(_Call(None, _text(function, "name")))
+    return calls
+
+
+def _result_key(message: ChatMessage) -> str | None:
+    return _result_id(message) or _text(message.additional_kwargs, "name")
 
 
 def _result_id(message: ChatMessage) -> str | None:
@@ -130,6 +174,10 @@ def _result_id(message: ChatMessage) -> str | None:
     return str(call) if call else None
 
 
-def _member(call: Any, name: str) -> str | None:
-    value = call.get(name) if isinstance(call, Mapping) else getattr(call, name, None)
-    return value if isinstance(value, str) else None
+def _text(call: Any, name: str) -> str | None:
+    value = _member(call, name)
+    return value if isinstance(value, str) and value else None
+
+
+def _member(call: Any, name: str) -> Any:
+    return call.get(name) if isinstance(call, Mapping) else getattr(call, name, None)

@@ -115,6 +115,41 @@ def test_what_is_whole_is_left_alone(messages: list[ChatMessage], caplog: pytest
     assert caplog.records == []
 
 
+def unnamed(*tools: str) -> ChatMessage:
+    """Call tools as Ollama does, without ids."""
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=[ToolCallBlock(tool_name=tool) for tool in tools])
+
+
+def older(*tool_calls: dict[str, Any]) -> ChatMessage:
+    return ChatMessage(role=MessageRole.ASSISTANT, content="", additional_kwargs={"tool_calls": list(tool_calls)})
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [user(), unnamed("look"), result("look"), said()],
+        [user(), unnamed("look"), result("look"), unnamed("look"), result("look", "43"), said()],
+        [user(), unnamed("look", "hear", "look"), result("look"), result("look", "43"), result("hear"), said()],
+        [user(), unnamed("look", "hear"), result("made-up-1"), result("made-up-2"), said()],
+        [user(), older({"function": {"name": "look"}}), result("look"), said()],
+        [user(), older({"id": "fc_1", "call_id": "call_1"}), result("call_1"), said()],
+        [user(), older({"id": "1"}, {"id": "1"}), result("1"), result("1", "43"), said()],
+    ],
+    ids=["by name", "again", "parallel", "in their order", "older", "OpenAI Responses", "one id twice"],
+)
+def test_calls_of_other_models_are_left_alone(messages: list[ChatMessage], caplog: pytest.LogCaptureFixture) -> None:
+    """Whole histories of models that give no ids, two kinds of ids, or one id twice, come back as they are."""
+    assert heal_tool_calls(messages) == messages
+    assert caplog.records == []
+
+
+def test_a_result_of_a_call_without_an_id_comes_back_to_it() -> None:
+    """A late result is moved to its call by the tool's name, or if it says nothing; one too many is left out."""
+    for late in (result("look"), ChatMessage(role=MessageRole.TOOL, content="42")):
+        messages = [user(), unnamed("look"), user("hello?"), late, late]
+        assert heal_tool_calls(messages) == [user(), unnamed("look"), late, user("hello?")]
+
+
 def test_a_missing_result_says_so() -> None:
     """The result put in place of a missing one stands right behind those there are, and says that there is none."""
     healed = heal_tool_calls([user(), calls("1", "2"), result("2"), user("and?")])
