@@ -48,7 +48,7 @@ from workflows.errors import WorkflowRuntimeError
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.conversation import Conversation
-from llama_index_bedrock_sessions.errors import ConfigurationError, ServiceError
+from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError
 from llama_index_bedrock_sessions.healing import Healed, has_calls, heal, tell
 from llama_index_bedrock_sessions.values import JSON
 
@@ -345,17 +345,29 @@ class BedrockSessionsMemory(Memory):
 
     # What blocks have learnt
 
-    async def _restore_blocks(self) -> None:
+    async def _restore_blocks(self, *, only_erased: bool = False) -> None:
+        """Give the blocks what is stored; what is stored no longer, they have not learnt."""
         if not self.memory_blocks:
             return
         state = await self.conversation.state.acopy(fresh=False)
         for block in self.memory_blocks:
-            stored = state.get(BLOCK + block.name)
-            if isinstance(stored, dict) and stored != self._learnt.get(block.name):
-                _set_fields(block, stored)
-                self._learnt[block.name] = stored
+            learnt = self._learnt.get(block.name, {})
+            stored = state.get(BLOCK + block.name, {})
+            if not isinstance(stored, dict) or stored == learnt or (stored and only_erased):
+                continue
+            configured = self._configured.get(block.name, {})
+            _set_fields(block, {**{name: configured[name] for name in learnt if name in configured}, **stored})
+            self._learnt[block.name] = stored
 
     async def _save_blocks(self) -> None:
+        """Store what the blocks have learnt; if that fails it is stored with the next message."""
+        try:
+            await self._restore_blocks(only_erased=True)
+            await self._store_blocks()
+        except BedrockSessionsError as error:
+            logger.warning("what the memory blocks of %r have learnt was not saved: %s", self.session_id, error)
+
+    async def _store_blocks(self) -> None:
         changed: dict[str, JSON] = {}
         for block in self.memory_blocks:
             fields = _fields(block)
@@ -372,17 +384,16 @@ class BedrockSessionsMemory(Memory):
 
     async def _save_turn(self) -> None:
         """Keep what an agent has done in the turn that is running, for the case that it never ends."""
-        messages = await _unfinished()
+        messages = await self._unfinished()
         if not messages:
             return
-        encoded = blocks.encode(messages, max_images=0)
-        records = [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
-        turn = {"after": await self.conversation.alast_id(fresh=False), "messages": records}
-        if turn == await self.conversation.state.aget(TURN, fresh=False):
-            return
         try:
-            await self.conversation.aadd([], state={TURN: turn})
-        except ServiceError as error:
+            encoded = blocks.encode(messages, max_images=0)
+            records = [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
+            turn = {"after": await self.conversation.alast_id(fresh=False), "messages": records}
+            if turn != await self.conversation.state.aget(TURN, fresh=False):
+                await self.conversation.aadd([], state={TURN: turn})
+        except BedrockSessionsError as error:
             logger.warning("the turn of %r that is running was not saved: %s", self.session_id, error)
 
     async def _with_unfinished(self, messages: list[ChatMessage]) -> tuple[list[ChatMessage], list[str]]:
@@ -391,14 +402,37 @@ class BedrockSessionsMemory(Memory):
         turn = await self.conversation.state.aget(TURN, fresh=begins)
         if turn is None:
             return messages, []
-        if not begins or turn.get("after") != await self.conversation.alast_id(fresh=False):
+        saved = _saved_turn(turn)
+        if saved is None:
+            logger.warning("the unfinished turn of %r is ignored: it cannot be read", self.session_id)
             return messages, [TURN]
-        if await _unfinished():
+        after, records = saved
+        if not begins or after != await self.conversation.alast_id(fresh=False):
+            return messages, [TURN]
+        if await self._unfinished():
             # The agent goes on in the context of the turn that failed, which brings it along.
             return messages, [TURN]
-        unfinished = [blocks.decode(record, lambda _: None) for record in turn["messages"]]
+        unfinished = [blocks.decode(record, lambda _: None) for record in records]
         logger.warning("the last turn of %r never ended: %d messages of it are kept", self.session_id, len(unfinished))
         return [*unfinished, *messages], [TURN]
+
+    async def _unfinished(self) -> list[ChatMessage]:
+        """Return what the agent that runs on this memory has not stored yet: its context has it until the turn ends."""
+        try:
+            store = Context.get_step_context().store
+        except WorkflowRuntimeError:
+            return []
+        memory = await store.get("memory", default=None)
+        if not isinstance(memory, BedrockSessionsMemory) or (
+            memory.session_id != self.session_id or memory.sql_store.chat_store is not self.sql_store.chat_store
+        ):
+            return []  # a tool, or a step of a workflow, looks into another conversation
+        messages = list(await store.get("scratchpad", default=None) or [])
+        reasoning = await store.get("current_reasoning", default=None)
+        if reasoning:
+            said = "\n".join(step.get_content() for step in reasoning)
+            messages.append(ChatMessage(role=MessageRole.ASSISTANT, content=said))
+        return messages
 
     # Round trips
 
@@ -478,18 +512,14 @@ def _run() -> str | None:
     return str(run) if run else None
 
 
-async def _unfinished() -> list[ChatMessage]:
-    """Return what the agent that is running has not stored yet: it keeps that in its context until the turn ends."""
-    try:
-        store = Context.get_step_context().store
-    except WorkflowRuntimeError:
-        return []
-    messages = list(await store.get("scratchpad", default=None) or [])
-    reasoning = await store.get("current_reasoning", default=None)
-    if reasoning:
-        said = "\n".join(step.get_content() for step in reasoning)
-        messages.append(ChatMessage(role=MessageRole.ASSISTANT, content=said))
-    return messages
+def _saved_turn(turn: JSON) -> tuple[str | None, list[JSON]] | None:
+    """Return where an unfinished turn stopped, and its records; None if what is stored is no such thing."""
+    if not isinstance(turn, dict):
+        return None
+    after, records = turn.get("after"), turn.get("messages")
+    if not isinstance(after, (str, type(None))) or not isinstance(records, list):
+        return None
+    return (after, records) if records and all(isinstance(record, dict) for record in records) else None
 
 
 # -- memory blocks

@@ -771,6 +771,38 @@ def test_state_that_does_not_fit_a_block_is_logged(service: Service, caplog: pyt
     assert sum("is not restored" in record.getMessage() for record in caplog.records) == 2
 
 
+def test_what_was_erased_is_neither_shown_nor_stored_again(service: Service) -> None:
+    """Facts of a conversation that was erased are gone from the blocks too, and learning goes on from nothing."""
+    mine = memory(service.store(), memory_blocks=[facts(), Counting(name="words", words={"set": 1})], **SMALL)
+    learn(mine)
+    mine.conversation.erase()
+    mine.put(user("x"))
+    assert mine.conversation.state.copy() == {}
+    assert "likes tea" not in "".join(str(m.content) for m in mine.get())
+    assert mine.memory_blocks[1].words == {"set": 1}  # type: ignore[attr-defined]
+    learn(mine)
+    others = memory(service.store())
+    others.conversation.state.clear()
+    assert "likes tea" not in "".join(str(m.content) for m in mine.get())
+    mine.put(user("y"))
+    assert mine.conversation.state.copy() == {}
+
+
+def test_what_was_not_saved_of_a_block_is_saved_later(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """If what a block has learnt cannot be stored, the put that taught it stands, and the next one stores it."""
+    mine = memory(service.store(), memory_blocks=[Counting(name="words")])
+    mine.put(user("one"))
+    mine.memory_blocks[0].words = {"tea": 1}  # type: ignore[attr-defined]
+    service.faults.add("PutInvocationStep", 2, "throttle")
+    mine.put(user("two"))
+    assert any("have learnt was not saved" in record.getMessage() for record in caplog.records)
+    assert contents(mine.get_all()) == ["one", "two"]
+    assert mine.conversation.state.copy() == {}
+    service.faults.clear()
+    mine.put(user("three"))
+    assert mine.conversation.state[BLOCK + "words"] == {"words": {"tea": 1}}
+
+
 # -- a turn that never ends
 
 
@@ -893,3 +925,69 @@ def test_a_turn_goes_on_if_it_cannot_be_saved(service: Service, caplog: pytest.L
     asyncio.run(_turn(mine, REPORT))
     assert len(mine.get_all()) == 8
     assert any("was not saved" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        "x",
+        1,
+        [],
+        {},
+        {"after": None, "messages": None},
+        {"after": [], "messages": []},
+        {"after": None, "messages": [1]},
+    ],
+    ids=json.dumps,
+)
+def test_a_malformed_unfinished_turn_is_ignored(
+    service: Service, caplog: pytest.LogCaptureFixture, malformed: Any
+) -> None:
+    """Whatever JSON stands where an unfinished turn is kept, the conversation goes on, and that is logged."""
+    mine = memory(service.store(), autosave=True)
+    mine.conversation.state[TURN] = malformed
+    mine.put(user("hello"))
+    assert contents(mine.get_all()) == ["hello"]
+    assert any("cannot be read" in record.getMessage() for record in caplog.records)
+    assert mine.conversation.state.copy() == {}
+
+
+def test_autosave_is_of_the_runs_own_memory(service: Service) -> None:
+    """A tool that reads another conversation, with autosave too, does not leave the agent's turn in that one."""
+    store = service.store()
+    other = memory(store, session_id="other", autosave=True)
+
+    async def looking(service: str, contains: str) -> str:
+        await other.aput(user("noted"))
+        await other.aget()
+        return search_logs(service, contains)
+
+    looking.__name__ = "search_logs"
+
+    async def flow() -> None:
+        await agent(query_metrics, looking).run(REPORT, memory=memory(store, autosave=True))
+
+    asyncio.run(flow())
+    assert contents(other.get_all())[:1] == ["noted"]
+    assert other.conversation.state.copy() == {}
+
+
+def test_a_turn_goes_on_if_it_cannot_be_said(
+    service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unfinished turn too large for a step is not saved, which is logged; the turn ends as ever."""
+    from llama_index_bedrock_sessions import StepTooLargeError
+    from llama_index_bedrock_sessions.conversation import Conversation
+
+    aadd = Conversation.aadd
+
+    async def refusing(self: Conversation, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("state"):
+            raise StepTooLargeError("too large")
+        await aadd(self, *args, **kwargs)
+
+    monkeypatch.setattr(Conversation, "aadd", refusing)
+    mine = memory(service.store(), autosave=True)
+    asyncio.run(_turn(mine, REPORT))
+    assert len(mine.get_all()) == 6
+    assert any("was not saved: too large" in record.getMessage() for record in caplog.records)
