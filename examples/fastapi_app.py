@@ -24,6 +24,8 @@ from llama_index_bedrock_sessions import BedrockSessionsChatStore, BedrockSessio
 from llama_index_bedrock_sessions._demo import query_metrics, scripted_model, search_logs
 
 REGION = os.environ.get("AWS_SESSIONS_REGION")
+PREFERENCES = "preferences"
+"""The one name of the state that users write to: what they send never names a state, such as those of the memory."""
 
 store = BedrockSessionsChatStore(region_name=REGION) if REGION else BedrockSessionsChatStore.local("chats.db")
 app = FastAPI(title="An agent that remembers")
@@ -51,14 +53,14 @@ async def history(user: str) -> list[dict[str, Any]]:
 
 @app.get("/users/{user}/preferences")
 async def preferences(user: str) -> dict[str, Any]:
-    return await memory_of(user).conversation.state.acopy()
+    return dict(await memory_of(user).conversation.state.aget(PREFERENCES) or {})
 
 
 @app.patch("/users/{user}/preferences")
 async def prefer(user: str, changed: dict[str, Any]) -> dict[str, Any]:
-    state = memory_of(user).conversation.state
-    await state.aupdate(changed)
-    return await state.acopy()
+    wanted = {**await preferences(user), **changed}
+    await memory_of(user).conversation.state.aupdate({PREFERENCES: wanted})
+    return wanted
 
 
 @app.delete("/users/{user}")

@@ -14,6 +14,7 @@ import jupytext
 import nbformat
 import pytest
 
+from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from tests.test_examples import EXAMPLES, execute, make_notebook, sources
 
 if TYPE_CHECKING:
@@ -77,10 +78,15 @@ def test_the_service_remembers_each_user_across_a_restart(tmp_path: Path) -> Non
         assert "connections were in use" in ask(client, "alice", "INC-4711: checkout is slow")
         assert ask(client, "bob", "Hello!") == "How can I help you today?"
         assert client.patch("/users/alice/preferences", json={"theme": "dark"}).json() == {"theme": "dark"}
+        foreign = {"memory/turn": {"after": None, "messages": None}, "memory/block/facts": "mine"}
+        assert client.patch("/users/bob/preferences", json=foreign).json() == foreign
     with served(tmp_path) as client:
         assert "INC-4711, as we left it" in ask(client, "alice", "What do we know?")
         assert ask(client, "bob", "What do we know?") == "How can I help you today?"
         assert client.get("/users/alice/preferences").json() == {"theme": "dark"}
+        assert BedrockSessionsChatStore.local(tmp_path / "chats.db").conversation("user-bob").state.copy() == {
+            "preferences": foreign
+        }
         assert [m["role"] for m in client.get("/users/bob/messages").json()] == ["user", "assistant"] * 2
         assert client.delete("/users/bob").json() == {"messages": 4}
         assert client.get("/users/bob/messages").json() == []
