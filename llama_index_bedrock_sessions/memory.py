@@ -44,6 +44,7 @@ from pydantic import (
     model_serializer,
 )
 from workflows.errors import WorkflowRuntimeError
+from workflows.plugins import basic_runtime
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
@@ -53,7 +54,8 @@ from llama_index_bedrock_sessions.healing import Healed, has_calls, heal, tell
 from llama_index_bedrock_sessions.values import JSON
 
 TURN = "memory/turn"
-"""The name of the state that keeps an unfinished turn: {"after": message id, "messages": records}."""
+"""Begins the name of the state of an unfinished turn, `/` and its run's id end it: {"after": message id, "messages":
+records}."""
 BLOCK = "memory/block/"
 """Begins the name of the state of a memory block: {field: value}."""
 _SETTINGS = (
@@ -260,7 +262,9 @@ class BedrockSessionsMemory(Memory):
         LlamaIndex's agents store nothing of a turn but the user's message until the turn has ended. With `autosave`,
         what tools have returned by then is kept as named state, for one more call each time they return. If the turn
         never ends, the next one, begun by a user's message through a memory with `autosave`, finds it in the history.
-        That costs a call more at the beginning of each turn.
+        That costs a call more at the beginning of each turn. Of several runs at once on one conversation each keeps
+        its own turn. What a run of this process has done is not offered to another while it goes on; of a run in
+        another process it is not known whether it does, so that its turn may be offered while it is alive.
 
         Raises:
             ConfigurationError: no `chat_store`, or one of another kind.
@@ -391,30 +395,36 @@ class BedrockSessionsMemory(Memory):
             encoded = blocks.encode(messages, max_images=0)
             records = [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
             turn = {"after": await self.conversation.alast_id(fresh=False), "messages": records}
-            if turn != await self.conversation.state.aget(TURN, fresh=False):
-                await self.conversation.aadd([], state={TURN: turn})
+            name = _turn_of(_run())
+            if turn != await self.conversation.state.aget(name, fresh=False):
+                await self.conversation.aadd([], state={name: turn})
         except BedrockSessionsError as error:
             logger.warning("the turn of %r that is running was not saved: %s", self.session_id, error)
 
     async def _with_unfinished(self, messages: list[ChatMessage]) -> tuple[list[ChatMessage], list[str]]:
         """Return the messages after those of a turn that never ended, and the names to forget with it."""
         begins = bool(messages) and messages[-1].role == MessageRole.USER
-        turn = await self.conversation.state.aget(TURN, fresh=begins)
-        if turn is None:
+        state = await self.conversation.state.acopy(fresh=begins)
+        own = _turn_of(_run())
+        if not begins:
+            return messages, [own] if own in state else []
+        names = sorted(n for n in state if n == own or ((n == TURN or n.startswith(TURN + "/")) and not _is_alive(n)))
+        if not names:
             return messages, []
-        saved = _saved_turn(turn)
-        if saved is None:
-            logger.warning("the unfinished turn of %r is ignored: it cannot be read", self.session_id)
-            return messages, [TURN]
-        after, records = saved
-        if not begins or after != await self.conversation.alast_id(fresh=False):
-            return messages, [TURN]
-        if await self._unfinished():
-            # The agent goes on in the context of the turn that failed, which brings it along.
-            return messages, [TURN]
-        unfinished = [blocks.decode(record, lambda _: None) for record in records]
-        logger.warning("the last turn of %r never ended: %d messages of it are kept", self.session_id, len(unfinished))
-        return [*unfinished, *messages], [TURN]
+        last = await self.conversation.alast_id(fresh=False)
+        # On the context of a turn that failed the agent goes on with what it had, and brings it along.
+        goes_on = bool(await self._unfinished())
+        unfinished: list[ChatMessage] = []
+        for name in names:
+            saved = _saved_turn(state[name])
+            if saved is None:
+                logger.warning("an unfinished turn of %r is ignored: it cannot be read", self.session_id)
+            elif saved[0] == last and name != own and not goes_on:
+                unfinished += [blocks.decode(record, lambda _: None) for record in saved[1]]
+        if unfinished:
+            count = len(unfinished)
+            logger.warning("the last turn of %r never ended: %d messages of it are kept", self.session_id, count)
+        return [*unfinished, *messages], names
 
     async def _unfinished(self) -> list[ChatMessage]:
         """Return what the agent that runs on this memory has not stored yet: its context has it until the turn ends."""
@@ -510,6 +520,19 @@ def _run() -> str | None:
     """Return the id of the workflow's run this is called in; None outside of one."""
     run = active_instrument_tags.get().get("llamaindex.run_id")
     return str(run) if run else None
+
+
+def _turn_of(run: str | None) -> str:
+    return f"{TURN}/{run or ''}"
+
+
+def _is_alive(name: str) -> bool:
+    """Tell whether the run whose unfinished turn has this name goes on in this process."""
+    try:
+        adapter = basic_runtime.get_external_adapter(name.removeprefix(TURN + "/"))
+    except RuntimeError:
+        return False
+    return bool(getattr(adapter, "is_running", False))
 
 
 def _saved_turn(turn: JSON) -> tuple[str | None, list[JSON]] | None:

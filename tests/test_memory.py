@@ -841,7 +841,9 @@ def test_autosave_offers_what_tools_returned_to_the_next_turn(service: Service) 
     asyncio.run(crash(memory(service.store(), autosave=True)))
     mine = memory(service.store(), autosave=True)
     assert contents(mine.get()) == [REPORT]
-    assert len(mine.conversation.state[TURN]["messages"]) == 4
+    ((name, turn),) = mine.conversation.state.items()
+    assert name.startswith(TURN + "/")
+    assert len(turn["messages"]) == 4
     asyncio.run(_turn(mine, "What do we know so far?"))
     roles = [m.role.value for m in memory(service.store()).get()]
     assert roles == ["user", "assistant", "tool", "assistant", "tool", "user", "assistant"]
@@ -991,3 +993,47 @@ def test_a_turn_goes_on_if_it_cannot_be_said(
     asyncio.run(_turn(mine, REPORT))
     assert len(mine.get_all()) == 6
     assert any("was not saved: too large" in record.getMessage() for record in caplog.records)
+
+
+def test_autosave_keeps_the_turns_of_two_runs_apart(service: Service) -> None:
+    """A run that begins and ends beside another is not offered its turn, and leaves it kept for when that one fails."""
+    store = service.store()
+    mine, other = memory(store, autosave=True), memory(store, autosave=True)
+    kept: list[list[str]] = []
+
+    async def looking(service: str, contains: str) -> str:
+        before = list(await mine.conversation.state.acopy())
+        await _turn(other, REPORT)
+        kept.extend([before, list(await mine.conversation.state.acopy())])
+        return search_logs(service, contains)
+
+    looking.__name__ = "search_logs"
+
+    async def flow() -> None:
+        await agent(query_metrics, looking).run(REPORT, memory=mine)
+
+    asyncio.run(flow())
+    before, after = kept
+    assert len(before) == 1
+    assert after == before
+    roles = [m.role.value for m in mine.get_all()]
+    assert roles == ["user", "user", *["assistant", "tool"] * 2, "assistant", *["assistant", "tool"] * 2, "assistant"]
+    assert mine.conversation.state.copy() == {}
+
+
+def test_a_run_that_failed_is_offered_to_the_next_one_at_once(service: Service) -> None:
+    """In one process, and while the error is still held, a run that failed counts as ended."""
+    mine = memory(service.store(), autosave=True)
+
+    async def flow() -> None:
+        llm = MockFunctionCallingLLM(response_generator=crashing, is_chat_model=True)
+        handler = FunctionAgent(llm=llm, tools=[query_metrics, search_logs]).run(REPORT, memory=mine)
+        with pytest.raises(CrashError):
+            await handler
+        await _turn(mine, "What do we know so far?")
+        assert handler.is_done()
+
+    asyncio.run(flow())
+    roles = [m.role.value for m in mine.get_all()]
+    assert roles == ["user", "assistant", "tool", "assistant", "tool", "user", "assistant"]
+    assert mine.conversation.state.copy() == {}
