@@ -776,6 +776,7 @@ def test_what_was_erased_is_neither_shown_nor_stored_again(service: Service) -> 
     mine = memory(service.store(), memory_blocks=[facts(), Counting(name="words", words={"set": 1})], **SMALL)
     learn(mine)
     mine.conversation.erase()
+    mine.memory_blocks[1].words["more"] = 1  # type: ignore[attr-defined]
     mine.put(user("x"))
     assert mine.conversation.state.copy() == {}
     assert "likes tea" not in "".join(str(m.content) for m in mine.get())
