@@ -150,6 +150,24 @@ def test_a_result_of_a_call_without_an_id_comes_back_to_it() -> None:
         assert heal_tool_calls(messages) == [user(), unnamed("look"), late, user("hello?")]
 
 
+def test_a_call_kept_in_two_ways_is_one_and_function_calls_have_results_too() -> None:
+    """A block and an older entry of one call want one result; a function's result is found by the function's name."""
+    both = calls("call_1")
+    both.additional_kwargs["tool_calls"] = [{"id": "fc_1", "call_id": "call_1"}]
+    function = ChatMessage(
+        role=MessageRole.ASSISTANT, content="", additional_kwargs={"function_call": {"name": "look", "arguments": "{}"}}
+    )
+    returned = ChatMessage(role=MessageRole.FUNCTION, content="42", additional_kwargs={"name": "look"})
+    messages = [user(), both, result("call_1"), said(), user(), function, returned, said()]
+    assert heal_tool_calls(messages) == messages
+
+
+def test_a_later_call_without_an_id_keeps_its_result() -> None:
+    """What follows a second call without an id is the result of that one, not of the first, which has none."""
+    messages = [user(), unnamed("look"), user("hello?"), unnamed("hear"), result("made-up"), said()]
+    assert heal_tool_calls(messages) == messages
+
+
 def test_a_missing_result_says_so() -> None:
     """The result put in place of a missing one stands right behind those there are, and says that there is none."""
     healed = heal_tool_calls([user(), calls("1", "2"), result("2"), user("and?")])
