@@ -293,7 +293,7 @@ def test_a_session_that_is_not_here_is_not_found(operation: Any, identifier: str
 @pytest.mark.parametrize("fault", ["throttle", "internal", "access_denied"])
 def test_modelled_errors_reach_boto3_by_name(operation: Any, fault: str, emulator: Emulator) -> None:
     """The errors that any operation can have are parsed by botocore as those of its model."""
-    model = service_model().operation_model(operation)
+    model: Any = service_model().operation_model(operation)
     kind = {
         "throttle": "ThrottlingException",
         "internal": "InternalServerException",

@@ -200,9 +200,8 @@ def test_half_a_request_is_dropped(server: Server, emulator: Emulator) -> None:
     assert connect(server.url).list_sessions()["sessionSummaries"] == []
 
 
-ERRORS = frozenset(
-    error.name for operation in OPERATIONS for error in service_model().operation_model(operation).error_shapes
-)
+MODEL: Any = service_model()
+ERRORS = frozenset(error.name for operation in OPERATIONS for error in MODEL.operation_model(operation).error_shapes)
 LABELS = st.one_of(
     st.sampled_from(
         [str(uuid.UUID(int=0)), "%ff", "arn:aws:bedrock:us-east-1:1:session/x", "%00", "..", "%2F", "#", "?"]
