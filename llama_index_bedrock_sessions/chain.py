@@ -140,6 +140,11 @@ class Chain:
     def _is_active(self, session: str) -> bool:
         return self.sessions.get(session).status == "ACTIVE"
 
+    def _new_fold(self, heads: list[str]) -> Fold:
+        fold = Fold(heads, self._clock)
+        fold.horizon = self._horizon()
+        return fold
+
     def _horizon(self) -> int:
         """Return the time in ms that no honest id is later than, however wrong a writer's clock."""
         return self.sessions.clock.now() + HOUR
@@ -157,7 +162,7 @@ class Chain:
     def _find(self) -> None:
         """Look in the directory for the open sessions that nothing covers, and read them. Raises Gone."""
         before = self.fold
-        since = min((self._created[h] for h in before.heads), default=0) - 2 * HOUR if before else 0
+        since = self._since(before) if before else 0
         folds: dict[str, Fold] = {}
         covered: set[str] = set()
         self._unopened = False
@@ -166,8 +171,7 @@ class Chain:
             if summary.session in covered:
                 continue
             steps = self._list(summary.session)
-            fold = Fold([summary.session], self._clock)
-            fold.horizon = self._horizon()
+            fold = self._new_fold([summary.session])
             fold.saw_list(summary.session, steps)
             self._get(fold, next(fold.rounds()), [])
             if fold.is_open(summary.session):
@@ -176,8 +180,7 @@ class Chain:
             else:
                 self._unopened = True
         heads = sorted((s for s in folds if s not in covered), key=lambda s: (self._created[s], s))
-        fold = folds[heads[0]] if len(heads) == 1 else Fold(heads, self._clock)
-        fold.horizon = self._horizon()
+        fold = folds[heads[0]] if len(heads) == 1 else self._new_fold(heads)
         for head in heads:
             fold.saw_list(head, folds[head].listed[head].values())
             self._created.update(folds[head].covers())
@@ -201,10 +204,14 @@ class Chain:
                 break
             self._get(fold, [], parents)
         self._clock = max(self._clock, fold.clock)
-        needed = [home for home in fold.native_homes(fold.alive()) if self._is_ours(fold, home.session)]
+        needed = fold.native_homes(fold.alive())
         self.natives = {home: payload for home, payload in self.natives.items() if home in needed}
-        for home, found in self.sessions.fetch(home for home in needed if home not in self.natives):
-            self.natives[home] = found[0] if found else []
+        missing = [home for home in needed if home not in self.natives]
+        found = dict(self.sessions.fetch(home for home in missing if self._is_ours(fold, home.session)))
+        for home in missing:
+            # What is not there, or not ours, is remembered as such: it is not asked for at every read.
+            step = found.get(home)
+            self.natives[home] = step[0] if step else []
 
     def _get(self, fold: Fold, homes: Iterable[Home], parents: Iterable[str]) -> None:
         homes = list(homes)
@@ -243,8 +250,7 @@ class Chain:
             fold.lost(home)
             return
         payload, at = found
-        if any("image" in block for block in payload):
-            self.natives[home] = payload
+        self._keep_natives(home, payload)
         fold.absorb(read_step(home, payload, at, skip_newer=self.settings.skip_newer))
 
     def _switch(self, fold: Fold) -> None:
@@ -299,10 +305,10 @@ class Chain:
         composed = fold.compose(place, draft, placed, self.sessions.clock.now())
         self.sessions.put(composed.step.home, fold.clock, composed.payload)
         fold.stored(composed)
+        self._clock = max(self._clock, fold.clock)
         self._keep_natives(composed.step.home, composed.payload)
 
     def _keep_natives(self, home: Home, payload: list[ContentBlock]) -> None:
-        self._clock = max(self._clock, self.known().clock)
         if any("image" in block for block in payload):
             self.natives[home] = payload
 
@@ -541,14 +547,12 @@ class Chain:
 
     def _adopt(self, opening: Step, payload: list[ContentBlock]) -> None:
         """Start a new fold from an opening step of our own; what it names has been read."""
-        fold = Fold([opening.home.session], self._clock)
-        fold.horizon = self._horizon()
+        fold = self._new_fold([opening.home.session])
         for parent in opening.opening.parents if opening.opening else ():
             fold.saw_list(parent, ())
         fold.saw_list(opening.home.session, [Listed(opening.home, self._clock)])
         fold.absorb(opening)
-        if any("image" in block for block in payload):
-            self.natives[opening.home] = payload
+        self._keep_natives(opening.home, payload)
         self._read(fold)
         self._switch(fold)
         self._unlisted = 0
