@@ -103,8 +103,8 @@ print([message.role.value for message in saving().get()])
 # %% [markdown]
 # ## What the agent has learnt, and what the application keeps
 #
-# Facts that a `FactExtractionMemoryBlock` has extracted live in the process that extracted them. Here they are kept as
-# named state of the conversation, and so is whatever the application puts there.
+# Facts that a `FactExtractionMemoryBlock` has extracted live in the process that extracted them. Here they are kept
+# with the conversation. Beside them the application has named state of its own.
 
 # %%
 
@@ -160,8 +160,8 @@ print(
 )
 
 # %% [markdown]
-# Emptying the memory is one step; named state stays.
+# Emptying the memory is one step; facts and named state stay.
 
 # %%
 alice.reset()
-print(len(alice.get_all()), sorted(alice.conversation.state))
+print(len(alice.get_all()), dict(alice.conversation.state), "short answers" in str(learning().get()))

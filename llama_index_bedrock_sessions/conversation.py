@@ -55,6 +55,9 @@ from llama_index_bedrock_sessions.sessions import (
 )
 from llama_index_bedrock_sessions.values import JSON, Walk, from_json, to_json
 
+OF_MEMORY = "memory/"
+"""Begins the names of the state that `BedrockSessionsMemory` keeps; applications neither see nor write them."""
+
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
 P = ParamSpec("P")
@@ -248,10 +251,23 @@ class Conversation:
         Raises:
             InvalidMessageError: something is not a ChatMessage.
             InvalidStateError: a name or a value that named state cannot have.
-            StepTooLargeError: a content block exceeds 50 MB.
+            StepTooLargeError: a content block or the state exceeds 50 MB.
             ConversationEnded: the conversation was ended on purpose.
 
         """
+        state, forget = dict(state or {}), tuple(forget)
+        _refuse_names_of_memory((*state, *forget))
+        self._add(messages, status=status, state=state, forget=forget)
+
+    def _add(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        status: MessageStatus = MessageStatus.ACTIVE,
+        state: Mapping[str, JSON] | None = None,
+        forget: Iterable[str] = (),
+    ) -> None:
+        """`add`, of names of the memory too."""
         encoded, named = self._encode(messages), _state_json(state or {}, forget)
         if not encoded.records and not named:
             return
@@ -340,17 +356,24 @@ class Conversation:
         """Remove the n oldest messages of the list this task was last given, less what it removed; return them."""
         return self._take_oldest(n, lambda ids: Draft(removed=ids))
 
-    def archive_oldest(self, n: int) -> list[ChatMessage]:
-        """Archive the n oldest messages of the list this task was last given, less what it removed; return them."""
-        return self._take_oldest(n, lambda ids: Draft(archived=ids))
+    def archive_oldest(self, n: int, *, whole: bool = False) -> list[ChatMessage]:
+        """Archive the n oldest messages of the list this task was last given, less what it removed; return them.
 
-    def _take_oldest(self, n: int, draft: Callable[[frozenset[MessageId]], Draft]) -> list[ChatMessage]:
+        With `whole` none is archived, and [] returned, if one of them is known to have been archived or removed since.
+        """
+        return self._take_oldest(n, lambda ids: Draft(archived=ids), whole=whole)
+
+    def _take_oldest(
+        self, n: int, draft: Callable[[frozenset[MessageId]], Draft], *, whole: bool = False
+    ) -> list[ChatMessage]:
         with self._lock:
             view = self._views.get(_who())
             # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
             active = {m.id: m for m in self._active(self._chain.refresh() if view is None else self._chain.known())}
             oldest = (list(active) if view is None else view)[: max(n, 0)]
             found = [active[message_id] for message_id in oldest if message_id in active]
+            if whole and len(found) < len(oldest):
+                return []
             taken = [self._decode(m) for m in found]
             if found:
                 change = draft(frozenset(m.id for m in found))
@@ -420,7 +443,6 @@ class Conversation:
 
     def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
         named = _state_json(values, forget)
-        refuse_size(json_size(dump(named)))
         draft = Draft(state=named)
         with self._lock:
             if named:
@@ -449,15 +471,17 @@ class Conversation:
 
 
 class State(MutableMapping[str, JSON]):
-    """The named state of a conversation: JSON values by name, for the application's own use and that of its memory.
+    """The named state of a conversation: JSON values by name, for the application's own use.
 
     Of several writes of one name the last counts, whoever wrote it. Every read is one list of the service's steps;
     every write one list and one step. What is read belongs to the caller: changing it in place stores nothing.
-    Names that begin with "memory/" are those of `BedrockSessionsMemory`. Under asyncio use the methods with an `a`.
+    Names that begin with "memory/" are those of `BedrockSessionsMemory`: they are neither shown nor taken here, and
+    `clear` leaves them. Under asyncio use the methods with an `a`.
 
     Raises:
         KeyError: the name is not there.
-        InvalidStateError: a name that is not a string, or a value that JSON cannot say.
+        InvalidStateError: a name that is not a string or begins with "memory/", or a value that JSON cannot say.
+        StepTooLargeError: the values exceed 50 MB.
 
     """
 
@@ -512,21 +536,27 @@ class State(MutableMapping[str, JSON]):
 
     def update(self, *values: Any, **more: JSON) -> None:
         """Set several names by one step."""
-        self._conversation._name(dict(*values, **more), ())  # noqa: SLF001 - one object in two parts
+        named = dict(*values, **more)
+        _refuse_names_of_memory(named)
+        self._conversation._name(named, ())  # noqa: SLF001 - one object in two parts
 
     def clear(self) -> None:
-        """Delete every name by one step, those of the memory too."""
+        """Delete every name by one step."""
         self._conversation._name({}, self.copy())  # noqa: SLF001 - one object in two parts
 
     def copy(self, *, fresh: bool = True) -> dict[str, JSON]:
         """Return all of it by one read; `fresh` as in `Conversation.messages`."""
-        return self._conversation._named(fresh=fresh)  # noqa: SLF001 - one object in two parts
+        named = self._conversation._named(fresh=fresh)  # noqa: SLF001 - one object in two parts
+        return {name: value for name, value in named.items() if not name.startswith(OF_MEMORY)}
 
     aget, apop, aupdate, aclear, acopy = twin(get), twin(pop), twin(update), twin(clear), twin(copy)
 
 
 def _state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[str, list[JSON]]:
-    """Return named state as a change says it: {name: [value]}, or {name: []} where it is deleted."""
+    """Return named state as a change says it: {name: [value]}, or {name: []} where it is deleted.
+
+    Raises InvalidStateError and StepTooLargeError.
+    """
     named: dict[str, list[JSON]] = {name: [] for name in forget}
     for name in (*named, *values):
         if not isinstance(name, str):
@@ -537,7 +567,18 @@ def _state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[
         if walk.notes:
             raise InvalidStateError(f"The state {name!r} is not a JSON value: {'; '.join(walk.notes)}.")
         named[name] = [to_json(plain)]
+    if values:
+        refuse_size(json_size(dump(named)))
     return named
+
+
+def _refuse_names_of_memory(names: Iterable[object]) -> None:
+    for name in names:
+        if isinstance(name, str) and name.startswith(OF_MEMORY):
+            raise InvalidStateError(
+                f'{name!r} cannot be the name of a state: those that begin with "{OF_MEMORY}" are kept for what '
+                "BedrockSessionsMemory remembers. Choose another name."
+            )
 
 
 def _who() -> object:

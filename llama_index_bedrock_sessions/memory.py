@@ -10,16 +10,16 @@ Rule 3: what cannot be said in a dict is given again, or is refused by name; not
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import logging
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.memory import Memory
@@ -36,6 +36,7 @@ from llama_index.core.utils import get_tokenizer
 from llama_index.core.workflow import Context
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 from pydantic import (
+    BaseModel,
     Field,
     PrivateAttr,
     SerializationInfo,
@@ -43,20 +44,27 @@ from pydantic import (
     TypeAdapter,
     model_serializer,
 )
+from pydantic.fields import FieldInfo
 from workflows.errors import WorkflowRuntimeError
 from workflows.plugins import basic_runtime
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
-from llama_index_bedrock_sessions.conversation import Conversation
+from llama_index_bedrock_sessions.conversation import OF_MEMORY, Conversation, in_pool
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError
 from llama_index_bedrock_sessions.healing import Healed, has_calls, heal, tell
 from llama_index_bedrock_sessions.values import JSON
 
-TURN = "memory/turn"
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TURN = OF_MEMORY + "turn"
 """Begins the name of the state of an unfinished turn, `/` and its run's id end it: {"after": message id, "messages":
 records}."""
-BLOCK = "memory/block/"
+BLOCK = OF_MEMORY + "block/"
 """Begins the name of the state of a memory block: {field: value}."""
 _SETTINGS = (
     "token_limit",
@@ -71,8 +79,6 @@ _SETTINGS = (
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
-_as_known: contextvars.ContextVar[bool] = contextvars.ContextVar("bedrock_sessions_as_known", default=False)
-"""Whether reads are to make no call: those by which a memory looks after its queue, right after a write."""
 _live: weakref.WeakValueDictionary[str, BedrockSessionsMemory] = weakref.WeakValueDictionary()
 
 
@@ -89,6 +95,24 @@ class _Turn:
         return self.run == run and (self.answered_in is None or self.answered_in() is asyncio.current_task())
 
 
+@dataclasses.dataclass
+class _Bound:
+    """The one conversation a block learns from, what the block was made with, and what is stored of it."""
+
+    chat_store: weakref.ref[BedrockSessionsChatStore]
+    session_id: str
+    configured: dict[str, JSON]
+    learnt: dict[str, JSON] = dataclasses.field(default_factory=dict)
+
+
+_bound: dict[int, _Bound] = {}
+"""By the `id()` of a block, for as long as there is the block: blocks have no hash."""
+
+
+class _OvertakenError(Exception):
+    """What was to be archived has been archived, or removed, by somebody else."""
+
+
 class BedrockSessionsMemoryStore(AsyncDBChatStore):
     """The chat store LlamaIndex's `Memory` takes, over a `BedrockSessionsChatStore`.
 
@@ -98,6 +122,10 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
     chat_store: BedrockSessionsChatStore
 
     _turns: weakref.WeakKeyDictionary[Conversation, _Turn] = PrivateAttr(default_factory=weakref.WeakKeyDictionary)
+    # By task, not by context: a task that a memory block starts inherits the context, and may live for ever.
+    _keepers: weakref.WeakKeyDictionary[asyncio.Task[Any], BedrockSessionsMemory] = PrivateAttr(
+        default_factory=weakref.WeakKeyDictionary
+    )
 
     def __init__(self, chat_store: BedrockSessionsChatStore) -> None:
         super().__init__(chat_store=chat_store)  # type: ignore[call-arg] # pydantic's own
@@ -117,7 +145,7 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
         """Return the messages of a status (None: all), oldest first, `limit` of them from position `offset` on."""
         conversation = self.chat_store.conversation(key)
         turn = self._turn(conversation)
-        fresh = not _as_known.get() and not (turn and turn.read)
+        fresh = self._keeper(key) is None and not (turn and turn.read)
         messages = await conversation.amessages(status=status, fresh=fresh)
         if turn and fresh:
             turn.read = True
@@ -145,7 +173,8 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
         status: MessageStatus = MessageStatus.ACTIVE,
         forget: Iterable[str] = (),
     ) -> None:
-        await conversation.aadd(messages, status=status, forget=forget)
+        add = functools.partial(conversation._add, messages, status=status, forget=forget)  # noqa: SLF001 - names of the memory
+        await in_pool(conversation.sessions.pool, add)
         run, turn = _run(), self._turn(conversation)
         if messages and messages[-1].role == MessageRole.USER:
             self._begin(conversation, run)
@@ -177,11 +206,30 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
 
     async def archive_oldest_messages(self, key: str, n: int) -> list[ChatMessage]:
         """Archive the n oldest messages of the list this task was last given, and return them."""
+        keeper = self._keeper(key)
+        if keeper is not None:
+            return await keeper._archive(n)  # noqa: SLF001 - one thing in two classes
         return await self.chat_store.conversation(key).aarchive_oldest(n)
 
     async def get_keys(self) -> list[str]:
         """Return every key that has a session, sorted."""
         return await self.chat_store.aget_keys()
+
+    @contextlib.contextmanager
+    def _kept_by(self, memory: BedrockSessionsMemory) -> Iterator[None]:
+        """Let this task's reads make no call, and its archiving be the memory's: it looks after its queue."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._keepers[task] = memory
+        try:
+            yield
+        finally:
+            self._keepers.pop(task, None)
+
+    def _keeper(self, key: str) -> BedrockSessionsMemory | None:
+        task = asyncio.current_task()
+        memory = self._keepers.get(task) if task else None
+        return memory if memory is not None and memory.session_id == key else None
 
     def _turn(self, conversation: Conversation) -> _Turn | None:
         turn = self._turns.get(conversation)
@@ -211,7 +259,8 @@ class BedrockSessionsMemory(Memory):
     - `to_dict` and `from_dict` bring it back, in a `Context` too, here and in another process;
     - `get` shows tool calls and results in pairs (`heal_tool_calls`);
     - what memory blocks have learnt (their fields, such as the facts of `FactExtractionMemoryBlock`) is kept in the
-      conversation's named state and restored. Of two processes that learn at once, the last counts;
+      conversation's named state and restored. Of two processes that learn at once, the last counts. A block belongs to
+      one conversation: it is refused in another, where it would tell what it has learnt here;
     - with `autosave=True` an agent's turn that never ends is not lost: see `from_defaults`.
     """
 
@@ -220,16 +269,15 @@ class BedrockSessionsMemory(Memory):
 
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
     _own_tokenizer: bool = PrivateAttr(default=False)
-    _configured: dict[str, dict[str, JSON]] = PrivateAttr(default_factory=dict)
-    _learnt: dict[str, dict[str, JSON]] = PrivateAttr(default_factory=dict)
     _told: set[Healed] = PrivateAttr(default_factory=set)
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Remember what the blocks were made with; no call is made."""
-        super().model_post_init(context)
-        self._own_tokenizer = self.tokenizer_fn is not get_tokenizer()
-        self._configured = {block.name: _fields(block) for block in self.memory_blocks}
-        _live[self._id] = self
+    if not TYPE_CHECKING:
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self._own_tokenizer = self.tokenizer_fn is not get_tokenizer()
+            self._bind_blocks()
+            _live[self._id] = self
 
     @classmethod
     def class_name(cls) -> str:
@@ -237,7 +285,7 @@ class BedrockSessionsMemory(Memory):
         return "BedrockSessionsMemory"
 
     @classmethod
-    def from_defaults(  # type: ignore[override]  # noqa: PLR0917 - the arguments and their order are LlamaIndex's
+    def from_defaults(  # type: ignore[override]  # noqa: PLR0917 - LlamaIndex's signature
         cls,
         session_id: str | None = None,
         chat_history: list[ChatMessage] | None = None,
@@ -267,7 +315,7 @@ class BedrockSessionsMemory(Memory):
         another process it is not known whether it does, so that its turn may be offered while it is alive.
 
         Raises:
-            ConfigurationError: no `chat_store`, or one of another kind.
+            ConfigurationError: no `chat_store`, or one of another kind; a memory block of another conversation.
 
         """
         if isinstance(chat_store, BedrockSessionsChatStore):
@@ -329,39 +377,73 @@ class BedrockSessionsMemory(Memory):
         await self.aput_messages([message])
 
     async def aput_messages(self, messages: list[ChatMessage]) -> None:
-        """Add messages by one step, and archive the oldest ones if there are too many."""
+        """Add messages by one step, and archive the oldest ones if there are too many.
+
+        Once the messages are stored, an error of the service is logged and not raised: who is told that it failed
+        would store them again. What a memory block raises is raised, as by LlamaIndex's `Memory`; they are stored.
+        """
+        self._bind_blocks()
         whole, forget = await self._with_unfinished(messages) if self.autosave else (messages, [])
         await self.sql_store._add(self.conversation, whole, forget=forget)  # noqa: SLF001 - one thing in two classes
-        await self._manage_queue()
-
-    async def _manage_queue(self) -> None:
-        token = _as_known.set(True)
         try:
-            known = await self.sql_store.get_messages(self.session_id)
-            if sum(map(self._estimate_token_count, known)) > self.token_limit * self.chat_history_token_ratio:
-                # Only now it matters what others have archived meanwhile: blocks are given each message once.
-                await self.conversation.acount()
-                await self._restore_blocks()
-                await super()._manage_queue()
-        finally:
-            _as_known.reset(token)
+            await self._manage_queue()
+        except BedrockSessionsError as error:
+            logger.warning(
+                "the messages of %r are stored, but old ones may not be archived; the next put sees to that: %s",
+                self.session_id,
+                error,
+            )
         await self._save_blocks()
 
+    async def _manage_queue(self) -> None:
+        with self.sql_store._kept_by(self):  # noqa: SLF001 - one thing in two classes
+            for _ in range(3):  # who is overtaken more often leaves it to the others, and to the next message
+                with contextlib.suppress(_OvertakenError):
+                    await super()._manage_queue()
+                    break
+
+    async def _archive(self, n: int) -> list[ChatMessage]:
+        """Archive the oldest messages, which blocks are then given: each message once, whoever else is at it."""
+        await self.conversation.acount()  # asks what other processes have archived meanwhile
+        await self._restore_blocks()
+        archived = await self.conversation.aarchive_oldest(n, whole=True)
+        if not archived:
+            raise _OvertakenError
+        return archived
+
+    async def _in_pool(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return await in_pool(self.conversation.sessions.pool, functools.partial(function, *args, **kwargs))
+
     # What blocks have learnt
+
+    def _bind_blocks(self) -> list[tuple[BaseMemoryBlock[Any], _Bound]]:
+        """Return the blocks, and what is known of each; they may have been changed since the memory was made.
+
+        Raises ConfigurationError if one belongs to another conversation; then none is bound.
+        """
+        store, key = self.sql_store.chat_store, self.session_id
+        for block in self.memory_blocks:
+            found = _bound.get(id(block))
+            if found and (found.session_id != key or found.chat_store() is not store):
+                raise ConfigurationError(
+                    f"The memory block {block.name!r} belongs to another conversation than {key!r}, or to that of "
+                    "another chat store: it would tell here what it has learnt there. Make a new block for each "
+                    "conversation."
+                )
+        return [(block, _bound.get(id(block)) or _bind(block, store, key)) for block in self.memory_blocks]
 
     async def _restore_blocks(self, *, only_erased: bool = False) -> None:
         """Give the blocks what is stored; what is stored no longer, they have not learnt."""
         if not self.memory_blocks:
             return
-        state = await self.conversation.state.acopy(fresh=False)
-        for block in self.memory_blocks:
-            learnt = self._learnt.get(block.name, {})
+        state = await self._in_pool(self.conversation._named, fresh=False)  # noqa: SLF001 - names of the memory
+        for block, bound in self._bind_blocks():
             stored = state.get(BLOCK + block.name, {})
-            if not isinstance(stored, dict) or stored == learnt or (stored and only_erased):
+            if not isinstance(stored, dict) or stored == bound.learnt or (stored and only_erased):
                 continue
-            configured = self._configured.get(block.name, {})
-            _set_fields(block, {**{name: configured[name] for name in learnt if name in configured}, **stored})
-            self._learnt[block.name] = stored
+            made_with = {name: bound.configured[name] for name in bound.learnt if name in bound.configured}
+            _set_fields(block, {**made_with, **stored})
+            bound.learnt = stored
 
     async def _save_blocks(self) -> None:
         """Store what the blocks have learnt; if that fails it is stored with the next message."""
@@ -372,17 +454,20 @@ class BedrockSessionsMemory(Memory):
             logger.warning("what the memory blocks of %r have learnt was not saved: %s", self.session_id, error)
 
     async def _store_blocks(self) -> None:
-        changed: dict[str, JSON] = {}
-        for block in self.memory_blocks:
-            fields = _fields(block)
-            configured = self._configured.setdefault(block.name, fields)
-            learnt = self._learnt.get(block.name, {})
-            now = {name: value for name, value in fields.items() if name in learnt or value != configured.get(name)}
-            if now != learnt:
-                changed[block.name] = now
+        changed: dict[str, tuple[_Bound, dict[str, JSON]]] = {}
+        for block, bound in self._bind_blocks():
+            now = {
+                name: value
+                for name, value in _fields(block).items()
+                if name in bound.learnt or value != bound.configured.get(name)
+            }
+            if now != bound.learnt:
+                changed[BLOCK + block.name] = bound, now
         if changed:
-            await self.conversation.aadd([], state={BLOCK + name: fields for name, fields in changed.items()})
-            self._learnt.update(changed)
+            state = {name: now for name, (_, now) in changed.items()}
+            await self._in_pool(self.conversation._add, [], state=state)  # noqa: SLF001 - names of the memory
+            for bound, now in changed.values():
+                bound.learnt = now
 
     # A turn that has not ended
 
@@ -392,56 +477,40 @@ class BedrockSessionsMemory(Memory):
         if not messages:
             return
         try:
-            encoded = blocks.encode(messages, max_images=0)
-            records = [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
-            turn = {"after": await self.conversation.alast_id(fresh=False), "messages": records}
-            name = _turn_of(_run())
-            if turn != await self.conversation.state.aget(name, fresh=False):
-                await self.conversation.aadd([], state={name: turn})
+            await self._in_pool(_keep_turn, self.conversation, _turn_of(_run()), messages)
         except BedrockSessionsError as error:
             logger.warning("the turn of %r that is running was not saved: %s", self.session_id, error)
 
     async def _with_unfinished(self, messages: list[ChatMessage]) -> tuple[list[ChatMessage], list[str]]:
         """Return the messages after those of a turn that never ended, and the names to forget with it."""
         begins = bool(messages) and messages[-1].role == MessageRole.USER
-        state = await self.conversation.state.acopy(fresh=begins)
-        own = _turn_of(_run())
-        if not begins:
-            return messages, [own] if own in state else []
-        names = sorted(n for n in state if n == own or ((n == TURN or n.startswith(TURN + "/")) and not _is_alive(n)))
-        if not names:
-            return messages, []
-        last = await self.conversation.alast_id(fresh=False)
         # On the context of a turn that failed the agent goes on with what it had, and brings it along.
-        goes_on = bool(await self._unfinished())
-        unfinished: list[ChatMessage] = []
-        for name in names:
-            saved = _saved_turn(state[name])
-            if saved is None:
-                logger.warning("an unfinished turn of %r is ignored: it cannot be read", self.session_id)
-            elif saved[0] == last and name != own and not goes_on:
-                unfinished += [blocks.decode(record, lambda _: None) for record in saved[1]]
-        if unfinished:
-            count = len(unfinished)
-            logger.warning("the last turn of %r never ended: %d messages of it are kept", self.session_id, count)
+        goes_on = begins and bool(await self._unfinished())
+        unfinished, names = await self._in_pool(
+            _kept_turns, self.conversation, _turn_of(_run()), begins=begins, goes_on=goes_on
+        )
         return [*unfinished, *messages], names
 
     async def _unfinished(self) -> list[ChatMessage]:
         """Return what the agent that runs on this memory has not stored yet: its context has it until the turn ends."""
         try:
-            store = Context.get_step_context().store
+            context = Context.get_step_context()
         except WorkflowRuntimeError:
             return []
+        store = context.store
         memory = await store.get("memory", default=None)
         if not isinstance(memory, BedrockSessionsMemory) or (
             memory.session_id != self.session_id or memory.sql_store.chat_store is not self.sql_store.chat_store
         ):
             return []  # a tool, or a step of a workflow, looks into another conversation
-        messages = list(await store.get("scratchpad", default=None) or [])
-        reasoning = await store.get("current_reasoning", default=None)
-        if reasoning:
-            said = "\n".join(step.get_content() for step in reasoning)
-            messages.append(ChatMessage(role=MessageRole.ASSISTANT, content=said))
+        messages: list[ChatMessage] = []
+        for name in _names_in_context(context, "scratchpad"):
+            messages += await store.get(name, default=None) or []
+        for name in _names_in_context(context, "reasoning", "current_reasoning"):
+            reasoning = await store.get(name, default=None)
+            if reasoning:
+                said = "\n".join(step.get_content() for step in reasoning)
+                messages.append(ChatMessage(role=MessageRole.ASSISTANT, content=said))
         return messages
 
     # Round trips
@@ -456,29 +525,43 @@ class BedrockSessionsMemory(Memory):
             "chat_store": self.sql_store.chat_store.to_dict(),
             **{name: getattr(self, name) for name in _SETTINGS},
             "insert_method": self.insert_method.value,
-            "memory_blocks": [_block_json(block) for block in self.memory_blocks],
+            "fields": self._more_fields(),
+            "memory_blocks": [_block_json(block, bound) for block, bound in self._bind_blocks()],
             "memory_blocks_template": _template_json(self.memory_blocks_template),
             "tokenizer_fn": None if self._own_tokenizer else "default",
         }
+
+    def _more_fields(self) -> dict[str, list[JSON] | None]:
+        """Return the fields that a subclass has added: [value], or None for what JSON does not bring back."""
+        more = _more(type(self))
+        said = {name: [value] for name, value in _fields(self, more).items()}
+        return {**dict.fromkeys(name for name in more if self._differs(name)), **said}
+
+    def _differs(self, name: str) -> bool:
+        """Tell whether a field may not be what its class makes it."""
+        field = type(self).model_fields.get(name)
+        return field is not None and getattr(self, name) is not field.default
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return what `from_dict` needs, as JSON values, without secrets. The messages are in the service."""
         return self.model_dump(**kwargs)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> BedrockSessionsMemory:
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
         """Return the memory a dict was made of: itself where it is alive in this process, else a new one.
 
-        `kwargs` are arguments of `from_defaults`. Memory blocks that hold models, a tokenizer and a template with
-        functions cannot be in a dict: they are taken from `kwargs` (blocks by their names), else from a memory of the
-        same conversation that is alive. The chat store is found as `BedrockSessionsChatStore.from_dict` does.
+        `kwargs` are arguments of `from_defaults`, and fields of a subclass. Memory blocks that hold more than JSON can
+        say (models, secrets, excluded fields, private attributes), a tokenizer and a template with functions cannot be
+        in a dict: they are taken from `kwargs` (blocks by their names), else from a memory of the same conversation
+        that is alive. A block is made again as it was first made; what it has learnt since is in the conversation. The
+        chat store is found as `BedrockSessionsChatStore.from_dict` does.
 
         Raises:
             ConfigurationError: something has to be given again, or the chat store has to be constructed first.
 
         """
         live = _live.get(str(data.get("instance")))
-        if live is not None and not kwargs:
+        if isinstance(live, cls) and not kwargs:
             return live
         given = dict(kwargs)
         store = given.pop("chat_store", None) or BedrockSessionsChatStore.from_dict(data["chat_store"])
@@ -493,7 +576,13 @@ class BedrockSessionsMemory(Memory):
         for name, found in (("memory_blocks_template", template), ("tokenizer_fn", data.get("tokenizer_fn"))):
             if not found and name not in given:
                 given[name] = _again(name, [getattr(memory, name) for memory in alike])
-        return cls.from_defaults(session_id=session_id, chat_store=store, **{**arguments, **given})
+        more = {name: given.pop(name) for name in _more(cls) if name in given}
+        for name, value in data.get("fields", {}).items():
+            if name in _more(cls) and name not in more:
+                found = [getattr(memory, name) for memory in alike if memory._differs(name)]  # noqa: SLF001 - of this class
+                more[name] = _from_json(cls, name, value[0]) if value else _again(name, found)
+        memory = BedrockSessionsMemory.from_defaults(session_id=session_id, chat_store=store, **{**arguments, **given})
+        return cls(**{name: getattr(memory, name) for name in BedrockSessionsMemory.model_fields}, **more)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the dict does: no secrets, and an error instead of a memory that lacks something."""
@@ -535,6 +624,46 @@ def _is_alive(name: str) -> bool:
     return bool(getattr(adapter, "is_running", False))
 
 
+def _names_in_context(context: Context, kind: str, default: str | None = None) -> list[str]:
+    """Return the names under which the agents of the workflow that runs keep things of a kind in its context."""
+    # There is no public way from a context to its workflow.
+    workflow = getattr(getattr(context, "_face", None), "_workflow", None)
+    agents = getattr(workflow, "agents", None)
+    agents = list(agents.values()) if isinstance(agents, dict) else [workflow]
+    return list(dict.fromkeys(str(getattr(agent, f"{kind}_key", default or kind)) for agent in agents))
+
+
+def _keep_turn(conversation: Conversation, name: str, messages: Sequence[ChatMessage]) -> None:
+    """Keep what an agent has done in a turn, if that is not kept already. Pictures take a while: not for the loop."""
+    encoded = blocks.encode(messages, max_images=0)
+    records = [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
+    turn: dict[str, JSON] = {"after": conversation.last_id(fresh=False), "messages": records}
+    if turn != conversation._named(fresh=False).get(name):  # noqa: SLF001 - names of the memory
+        conversation._add([], state={name: turn})  # noqa: SLF001
+
+
+def _kept_turns(
+    conversation: Conversation, own: str, *, begins: bool, goes_on: bool
+) -> tuple[list[ChatMessage], list[str]]:
+    """Return what turns that never ended have left, if one begins, and the names that are done with."""
+    state = conversation._named(fresh=begins)  # noqa: SLF001 - names of the memory
+    if not begins:
+        return [], [own] if own in state else []
+    names = sorted(n for n in state if n == own or ((n == TURN or n.startswith(TURN + "/")) and not _is_alive(n)))
+    last = conversation.last_id(fresh=False) if names else None
+    unfinished: list[ChatMessage] = []
+    for name in names:
+        saved = _saved_turn(state[name])
+        if saved is None:
+            logger.warning("an unfinished turn of %r is ignored: it cannot be read", conversation.key)
+        elif saved[0] == last and name != own and not goes_on:
+            unfinished += [blocks.decode(record, lambda _: None) for record in saved[1]]
+    if unfinished:
+        count = len(unfinished)
+        logger.warning("the last turn of %r never ended: %d messages of it are kept", conversation.key, count)
+    return unfinished, names
+
+
 def _saved_turn(turn: JSON) -> tuple[str | None, list[JSON]] | None:
     """Return where an unfinished turn stopped, and its records; None if what is stored is no such thing."""
     if not isinstance(turn, dict):
@@ -545,12 +674,23 @@ def _saved_turn(turn: JSON) -> tuple[str | None, list[JSON]] | None:
     return (after, records) if records and all(isinstance(record, dict) for record in records) else None
 
 
-# -- memory blocks
+# -- memory blocks, and subclasses of the memory
 
 
-@cache
-def _adapters(cls: type[BaseMemoryBlock[Any]]) -> dict[str, TypeAdapter[Any]]:
-    """Return the fields of a class of blocks whose type pydantic can read."""
+def _bind(block: BaseMemoryBlock[Any], chat_store: BedrockSessionsChatStore, session_id: str) -> _Bound:
+    bound = _bound[id(block)] = _Bound(weakref.ref(chat_store), session_id, _fields(block))
+    weakref.finalize(block, _bound.pop, id(block), None)
+    return bound
+
+
+def _more(cls: type[BedrockSessionsMemory]) -> dict[str, FieldInfo]:
+    """Return the fields that a subclass has added."""
+    return {name: field for name, field in cls.model_fields.items() if name not in BedrockSessionsMemory.model_fields}
+
+
+@functools.cache
+def _adapters(cls: type[BaseModel]) -> dict[str, TypeAdapter[Any]]:
+    """Return the fields of a class whose type pydantic can read, without those it excludes."""
     adapters: dict[str, TypeAdapter[Any]] = {}
     for name, field in cls.model_fields.items():
         if not field.exclude:
@@ -561,11 +701,13 @@ def _adapters(cls: type[BaseMemoryBlock[Any]]) -> dict[str, TypeAdapter[Any]]:
     return adapters
 
 
-def _fields(block: BaseMemoryBlock[Any]) -> dict[str, JSON]:
-    """Return the fields of a block that JSON brings back as they are: no models, clients, or templates."""
+def _fields(model: BaseModel, names: Iterable[str] | None = None) -> dict[str, JSON]:
+    """Return the fields that JSON brings back as they are: no models, clients, templates, or secrets."""
     fields: dict[str, JSON] = {}
-    for name, adapter in _adapters(type(block)).items():
-        value = getattr(block, name)
+    for name, adapter in _adapters(type(model)).items():
+        if names is not None and name not in names:
+            continue
+        value = getattr(model, name)
         try:
             plain = adapter.dump_python(value, mode="json", warnings=False)
             if isinstance(value, (set, frozenset)):
@@ -577,27 +719,36 @@ def _fields(block: BaseMemoryBlock[Any]) -> dict[str, JSON]:
     return fields
 
 
+def _from_json(cls: type[BaseModel], name: str, value: JSON) -> Any:
+    return _adapters(cls)[name].validate_json(json.dumps(value))
+
+
 def _set_fields(block: BaseMemoryBlock[Any], stored: Mapping[str, JSON]) -> None:
-    adapters = _adapters(type(block))
     for name, value in stored.items():
         try:
-            setattr(block, name, adapters[name].validate_json(json.dumps(value)))
+            setattr(block, name, _from_json(type(block), name, value))
         except (KeyError, ValueError) as error:  # noqa: PERF203 - one field that cannot be restored is no reason for none
             logger.warning("what the memory block %r has learnt (%s) is not restored: %s", block.name, name, error)
 
 
-def _block_json(block: BaseMemoryBlock[Any]) -> dict[str, JSON]:
-    """Return a block as JSON; its `fields` are None where they do not make the block again."""
+def _block_json(block: BaseMemoryBlock[Any], bound: _Bound) -> dict[str, JSON]:
+    """Return a block as JSON, less what is stored of it; `fields` are None where they do not make it again whole."""
     cls = type(block)
-    again = None
-    if cls.__module__ != "__main__" and "<locals>" not in cls.__qualname__:
-        try:
-            fields = block.model_dump(mode="json", warnings=False)
-            if cls.model_validate_json(json.dumps(fields)).model_dump(mode="json", warnings=False) == fields:
-                again = fields
-        except Exception:  # noqa: BLE001 - it holds a model, a client, a template
-            again = None
-    return {"name": block.name, "class": f"{cls.__module__}:{cls.__qualname__}", "fields": again}
+    entry: dict[str, JSON] = {"name": block.name, "class": f"{cls.__module__}:{cls.__qualname__}", "fields": None}
+    if cls.__module__ == "__main__" or _block_class(entry) is not cls:
+        return entry
+    now = _fields(block)
+    stored = {n: v for n, v in bound.configured.items() if n in bound.learnt and now.get(n) == bound.learnt[n]}
+    try:
+        fields = block.model_dump(mode="json", warnings=False)
+        # Of pydantic, whatever the class says: it compares what is excluded, private or secret too.
+        whole = BaseModel.__eq__(cls.model_validate_json(json.dumps(fields)), block)
+        fields |= stored
+        if whole and _fields(cls.model_validate_json(json.dumps(fields))) == now | stored:
+            entry["fields"] = fields
+    except Exception as error:  # noqa: BLE001 - it holds a model, a client, a template: these raise what they like
+        logger.debug("the memory block %r has to be given again: %s", block.name, type(error).__name__)
+    return entry
 
 
 def _blocks(
@@ -617,18 +768,23 @@ def _blocks(
 
 
 def _block(entry: Mapping[str, Any]) -> BaseMemoryBlock[Any] | None:
-    if entry["fields"] is None:
+    """Return the block of an entry, None if it cannot be made: it lacks something, or its class is another by now."""
+    cls = _block_class(entry)
+    if entry["fields"] is None or cls is None:
         return None
+    try:
+        return cls.model_validate_json(json.dumps(entry["fields"]))
+    except ValueError:
+        return None
+
+
+def _block_class(entry: Mapping[str, Any]) -> type[BaseMemoryBlock[Any]] | None:
     module, _, name = entry["class"].partition(":")
     try:
-        cls: Any = importlib.import_module(module)
-        for part in name.split("."):
-            cls = getattr(cls, part)
+        found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError):
         return None
-    if not (isinstance(cls, type) and issubclass(cls, BaseMemoryBlock)):
-        return None
-    return cls.model_validate_json(json.dumps(entry["fields"]))
+    return found if isinstance(found, type) and issubclass(found, BaseMemoryBlock) else None
 
 
 def _template_json(template: RichPromptTemplate) -> str | None:

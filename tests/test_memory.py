@@ -10,11 +10,12 @@ import copy
 import json
 import logging
 import pickle
+import threading
 import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from llama_index.core.agent.workflow import FunctionAgent
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ToolCallBlock
 from llama_index.core.llms import MockFunctionCallingLLM, MockLLM
 from llama_index.core.memory import (
@@ -32,7 +33,7 @@ from llama_index.core.storage.chat_store.base import BaseChatStore
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from llama_index.core.workflow import Context
-from pydantic import Field
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError
 
 from llama_index_bedrock_sessions import (
     BedrockSessionsChatStore,
@@ -40,6 +41,7 @@ from llama_index_bedrock_sessions import (
     BedrockSessionsMemoryStore,
     ConfigurationError,
     InvalidStateError,
+    StepTooLargeError,
     ThrottledError,
 )
 from llama_index_bedrock_sessions._demo import query_metrics, scripted_model, search_logs
@@ -64,6 +66,11 @@ def memory(store: BedrockSessionsChatStore, **arguments: Any) -> BedrockSessions
 
 def said(text: str) -> ChatMessage:
     return ChatMessage(role=MessageRole.ASSISTANT, content=text)
+
+
+def named(memory: BedrockSessionsMemory) -> dict[str, Any]:
+    """Give all named state, that of the memory too, which no application sees."""
+    return memory.conversation._named(fresh=True)
 
 
 def call(number: int) -> ChatMessage:
@@ -251,6 +258,47 @@ def test_what_named_state_cannot_have_is_refused(service: Service) -> None:
     assert service.calls.count() == 0
 
 
+def test_an_application_neither_sees_nor_writes_what_the_memory_keeps(service: Service) -> None:
+    """Names that begin with "memory/" are refused, hidden, and stay when an application clears its state."""
+    conversation = service.store().conversation(KEY)
+    conversation._name({BLOCK + "facts": {"facts": ["tea"]}}, ())
+    state = conversation.state
+    state["theme"] = "dark"
+    writes: list[Callable[[], Any]] = [
+        lambda: state.update({BLOCK + "facts": {}}),
+        lambda: state.__setitem__(TURN, 1),
+        lambda: asyncio.run(state.aupdate({TURN: 1})),
+        lambda: state.setdefault(TURN, 1),
+        lambda: conversation.add([user("hello")], state={TURN: 1}),
+        lambda: conversation.add([user("hello")], forget=[BLOCK + "facts"]),
+        lambda: asyncio.run(conversation.aadd([user("hello")], forget=[BLOCK + "facts"])),
+    ]
+    for write in writes:
+        with pytest.raises(InvalidStateError, match="cannot be the name of a state"):
+            write()
+    with pytest.raises(KeyError):
+        del state[BLOCK + "facts"]
+    with pytest.raises(KeyError):
+        state[BLOCK + "facts"]
+    assert (state.pop(BLOCK + "facts", None), state.get(BLOCK + "facts")) == (None, None)
+    assert (dict(state), len(state), BLOCK + "facts" in state) == ({"theme": "dark"}, 1, False)
+    state.clear()
+    assert state.copy() == {}
+    assert conversation._named(fresh=True) == {BLOCK + "facts": {"facts": ["tea"]}}
+    assert conversation.count() == 0
+
+
+def test_state_that_fits_no_step_is_refused(service: Service) -> None:
+    """State larger than a step is refused before anything is asked of the service, beside messages too."""
+    conversation = service.store().conversation(KEY)
+    huge = {"x": "x" * 50_000_000}
+    with pytest.raises(StepTooLargeError, match="do not fit into one invocation step"):
+        conversation.state.update(huge)
+    with pytest.raises(StepTooLargeError, match="do not fit into one invocation step"):
+        conversation.add([user("hello")], state=huge)
+    assert service.calls.count() == 0
+
+
 def test_messages_and_state_are_written_at_once(service: Service) -> None:
     """`add` takes both into one step: either both are there or none."""
     conversation = service.store().conversation(KEY)
@@ -361,6 +409,14 @@ def _caller(tool: str) -> Any:
 def test_a_turn_is_stored_whole_or_not_at_all(service: Service) -> None:
     """If storing a turn fails, no part of it is there; ChatMemoryBuffer leaves a tool call without its result."""
 
+    class Failing(OtherStore):
+        stored: ClassVar[dict[str, list[ChatMessage]]] = {}
+
+        def add_message(self, key: str, message: ChatMessage) -> None:
+            if message.role == MessageRole.TOOL:
+                raise ThrottledError("too many requests")
+            super().add_message(key, message)
+
     async def fail(memory: BaseMemory, nth: int) -> None:
         await memory.aput(user(REPORT))
         service.faults.clear()
@@ -371,9 +427,10 @@ def test_a_turn_is_stored_whole_or_not_at_all(service: Service) -> None:
     ours = memory(service.store())
     asyncio.run(fail(ours, 1))
     assert contents(ours.get_all()) == [REPORT]
-    buffer = ChatMemoryBuffer.from_defaults(chat_store=service.store(), chat_store_key="buffer")
-    asyncio.run(fail(buffer, 2))
-    assert [m.role.value for m in buffer.get_all()] == ["user", "assistant"]
+    for store in (service.store(), Failing()):
+        buffer = ChatMemoryBuffer.from_defaults(chat_store=store, chat_store_key="buffer")
+        asyncio.run(fail(buffer, 2))
+        assert [m.role.value for m in buffer.get_all()] == ["user", "assistant"]
 
 
 def test_reset_is_one_clearing_step_and_keeps_named_state(service: Service) -> None:
@@ -499,19 +556,29 @@ asyncio.run(go())
 """
 
 
+async def begin(memory: BaseMemory) -> str:
+    """Run an agent with tools on a Context, and save that as JSON."""
+    one = agent(query_metrics)
+    context = Context(one)
+    await one.run(REPORT, ctx=context, memory=memory)
+    return json.dumps(context.to_dict())
+
+
 def test_a_context_goes_on_in_another_process(tmp_path: Path) -> None:
     """A Context saved as JSON is loaded by another process, which goes on and is given nothing."""
-
-    async def begin(store: BedrockSessionsChatStore) -> str:
-        one = agent(query_metrics)
-        context = Context(one)
-        await one.run(REPORT, ctx=context, memory=memory(store))
-        return json.dumps(context.to_dict())
-
     store = BedrockSessionsChatStore.local(tmp_path / "chats.db")
-    saved = asyncio.run(begin(store))
+    saved = asyncio.run(begin(memory(store)))
     assert run(RESUME, saved).split() == ["BedrockSessionsMemory", "6"]
     assert len(store.get_messages(KEY)) == 6
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_plain_memory_does_not_go_on_in_another_process(tmp_path: Path) -> None:
+    """LlamaIndex's `Memory`, with its messages in a file, is dropped from the Context: the agent begins anew."""
+    uri = f"sqlite+aiosqlite:///{tmp_path / 'chats.db'}"
+    saved = asyncio.run(begin(Memory.from_defaults(session_id=KEY, async_database_uri=uri)))
+    assert run(RESUME, saved).split() == ["ChatMemoryBuffer", "2"]
+    assert len(Memory.from_defaults(session_id=KEY, async_database_uri=uri).get_all()) == 4
 
 
 def test_from_dict_finds_the_memory_that_is_alive(service: Service) -> None:
@@ -520,6 +587,28 @@ def test_from_dict_finds_the_memory_that_is_alive(service: Service) -> None:
     data = json.loads(json.dumps(mine.to_dict()))
     assert BedrockSessionsMemory.from_dict(data) is mine
     assert data == mine.model_dump()
+
+
+def test_plain_memory_comes_back_from_no_dict_copy_or_pickle() -> None:
+    """LlamaIndex's `Memory` is refused by its own `from_dict`, cannot be copied deeply, and is empty from a pickle."""
+    plain = Memory.from_defaults(session_id=KEY, chat_store=SQLAlchemyChatStore(table_name="t"))
+    plain.put(user("hello"))
+    with pytest.raises(ValidationError):
+        Memory.from_dict(plain.to_dict())
+    with pytest.raises(TypeError, match="cannot pickle"):
+        copy.deepcopy(plain)
+    assert pickle.loads(pickle.dumps(plain)).get() == []
+    assert asyncio.run(edited(plain)) is not plain
+
+
+async def edited(memory: BaseMemory) -> BaseMemory:
+    """Give what is in a Context after `edit_state`."""
+    context = Context(agent())
+    await context.store.set("memory", memory)
+    async with context.store.edit_state() as state:
+        state["x"] = 1
+    found: BaseMemory = await context.store.get("memory")
+    return found
 
 
 def test_from_dict_makes_it_again(tmp_path: Path) -> None:
@@ -569,6 +658,107 @@ def test_what_a_dict_cannot_hold_is_given_again(service: Service, lacking: dict[
     assert getattr(BedrockSessionsMemory.from_dict(data), name) == getattr(made, name)
 
 
+class Guarded(BaseMemoryBlock[str]):
+    """A block with what a dict does not hold: a secret, an excluded field, a private attribute."""
+
+    name: str = "guarded"
+    token: SecretStr = SecretStr("")
+    hidden: str = Field(default="", exclude=True)
+    _cache: list[str] = PrivateAttr(default_factory=list)
+
+    async def _aget(self, messages: list[ChatMessage] | None = None, **_: Any) -> str:
+        return "".join(self._cache)
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        self._cache += [str(m.content) for m in messages]
+
+
+class Alike(Guarded):
+    """One that says it equals every other."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+def cached(block: Guarded) -> Guarded:
+    block._cache.append("tea")
+    return block
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Guarded(token=SecretStr("open sesame")),
+        lambda: Guarded(hidden="x"),
+        lambda: cached(Guarded()),
+        lambda: Alike(token=SecretStr("open sesame")),
+    ],
+    ids=["secret", "excluded", "private", "equal to all"],
+)
+def test_a_block_that_would_come_back_incomplete_is_given_again(service: Service, make: Callable[[], Guarded]) -> None:
+    """Of a block with more than its dict says nothing is made but an error that names it; no secret is in the dict."""
+    store = service.store()
+    data = json.loads(json.dumps(memory(store, memory_blocks=[make()]).to_dict())) | {"instance": "elsewhere"}
+    assert "open sesame" not in json.dumps(data)
+    with pytest.raises(ConfigurationError, match=r"memory_blocks: guarded \(tests.test_memory:"):
+        BedrockSessionsMemory.from_dict(data)
+    block = make()
+    assert BedrockSessionsMemory.from_dict(data, memory_blocks=[block]).memory_blocks[0] is block
+
+
+def test_a_block_that_loses_nothing_is_made_again(service: Service) -> None:
+    """What is excluded, private or secret does not matter where it is as the class makes it."""
+    store = service.store()
+    data = memory(store, memory_blocks=[Guarded(priority=3)]).to_dict() | {"instance": "elsewhere"}
+    assert BedrockSessionsMemory.from_dict(data).memory_blocks == [Guarded(priority=3)]
+
+
+@pytest.mark.parametrize(
+    "other", [{"class": "tests.nowhere:Guarded"}, {"class": "tests.test_memory:Service"}, {"fields": {"priority": "x"}}]
+)
+def test_a_block_whose_class_is_another_by_now_is_given_again(service: Service, other: dict[str, Any]) -> None:
+    """A class that is gone, is no block, or does not take what was saved: the error says what to give."""
+    store = service.store()
+    data = memory(store, memory_blocks=[Guarded()]).to_dict() | {"instance": "elsewhere"}
+    data["memory_blocks"][0] |= other
+    with pytest.raises(ConfigurationError, match="memory_blocks: guarded"):
+        BedrockSessionsMemory.from_dict(data)
+
+
+class Tenanted(BedrockSessionsMemory):
+    """A memory with fields of its own."""
+
+    tenant: str
+    groups: set[str] = Field(default_factory=set)
+    token: SecretStr | None = None
+    client: Any = Field(default=None, exclude=True)
+
+
+def tenanted(store: BedrockSessionsChatStore, **fields: Any) -> Tenanted:
+    below = BedrockSessionsMemoryStore(store)
+    return Tenanted(session_id=KEY, sql_store=below, token_limit=500, tenant="acme", **fields)
+
+
+def test_fields_of_a_subclass_come_back(service: Service) -> None:
+    """What a subclass adds is in the dict too, in its type; what JSON cannot say is given again, or refused by name."""
+    store = service.store()
+    data = json.loads(json.dumps(tenanted(store, groups={"a", "b"}).to_dict())) | {"instance": "elsewhere"}
+    again = Tenanted.from_dict(data)
+    assert (type(again), again.tenant, again.groups, again.token_limit) == (Tenanted, "acme", {"a", "b"}, 500)
+    assert Tenanted.from_dict(data, tenant="other").tenant == "other"
+    for name, lost in {"token": SecretStr("open sesame"), "client": object()}.items():
+        data = json.loads(json.dumps(tenanted(store, **{name: lost}).to_dict())) | {"instance": "elsewhere"}
+        assert "open sesame" not in json.dumps(data)
+        with pytest.raises(ConfigurationError, match=f"give it again: {name}"):
+            Tenanted.from_dict(data)
+        assert getattr(Tenanted.from_dict(data, **{name: lost}), name) is lost
+        kept = tenanted(store, **{name: lost})
+        assert getattr(Tenanted.from_dict(data), name) == getattr(kept, name)
+        del kept
+
+
 def test_a_store_that_a_dict_cannot_hold_is_constructed_first() -> None:
     """A memory whose store is not in this process and not in the dict is refused: the error says what to construct."""
     data = memory(BedrockSessionsChatStore.local()).to_dict()
@@ -589,15 +779,7 @@ def test_copies_and_pickles_stand_for_the_memory(service: Service) -> None:
     assert copy.deepcopy(mine.sql_store) is copy.copy(mine.sql_store) is mine.sql_store
     other = mine.model_copy(update={"session_id": "other"})
     assert (contents(mine.get()), other.get()) == (["hello"], [])
-
-    async def edit() -> Any:
-        context = Context(agent())
-        await context.store.set("memory", mine)
-        async with context.store.edit_state() as state:
-            state["x"] = 1
-        return await context.store.get("memory")
-
-    assert asyncio.run(edit()) is mine
+    assert asyncio.run(edited(mine)) is mine
 
 
 def test_a_chat_store_is_needed(service: Service) -> None:
@@ -667,7 +849,7 @@ def test_facts_are_remembered_in_another_process(service: Service) -> None:
     """What FactExtractionMemoryBlock has extracted is shown by a new memory elsewhere; plain `Memory` has forgotten."""
     mine = memory(service.store(), memory_blocks=[facts()], **SMALL)
     learn(mine)
-    assert mine.conversation.state[BLOCK + "ExtractedFacts"]["facts"][0] == "likes tea"
+    assert named(mine)[BLOCK + "ExtractedFacts"]["facts"][0] == "likes tea"
     elsewhere = memory(service.store(), memory_blocks=[facts()], **SMALL)
     assert "<fact>likes tea</fact>" in str(elsewhere.get()[0].content)
     table = SQLAlchemyChatStore(table_name="t")
@@ -699,7 +881,7 @@ def test_messages_are_learnt_from_once(service: Service) -> None:
     late.get()
     learn(first)
     late.put(user("and now something so long that the oldest messages are archived"))
-    words = late.conversation.state[BLOCK + "words"]["words"]
+    words = named(late)[BLOCK + "words"]["words"]
     assert (words["tea"], words["eat"]) == (2, 1)
 
 
@@ -723,11 +905,166 @@ class Counting(BaseMemoryBlock[str]):
             self.seen.add(word)
 
 
+async def at_once(memory: Memory) -> dict[str, int]:
+    """Put messages from several tasks at once, over the limit; give how often the block was given each word."""
+    for number in range(4):
+        await memory.aput(user(f"first-{number} and some more words"))
+    await asyncio.gather(*(memory.aput(user(f"later-{number} and some more words")) for number in range(12)))
+    return {w: c for w, c in memory.memory_blocks[0].words.items() if "-" in w}  # type: ignore[attr-defined]
+
+
+def test_tasks_that_put_at_once_teach_each_message_once(service: Service) -> None:
+    """Blocks are given what was archived, once, however many tasks are at it; LlamaIndex's `Memory` repeats some."""
+    mine = memory(service.store(), memory_blocks=[Counting(name="words")], **SMALL)
+    given = asyncio.run(at_once(mine))
+    archived = [str(m.content).split()[0] for m in mine.get_all(status=MessageStatus.ARCHIVED)]
+    assert given == dict.fromkeys(archived, 1)
+    assert archived
+    plain = Memory.from_defaults(
+        session_id=KEY,
+        chat_store=SQLAlchemyChatStore(table_name="t"),
+        memory_blocks=[Counting(name="words")],
+        **SMALL,
+    )
+    assert max(asyncio.run(at_once(plain)).values()) > 1
+
+
+def test_a_task_that_a_block_starts_reads_what_is_new(service: Service) -> None:
+    """Only the memory itself reads without a call while it archives; what a block has begun meanwhile asks."""
+    later = asyncio.Event()
+    tasks: list[asyncio.Task[list[ChatMessage]]] = []
+
+    class Starting(Counting):
+        async def _aput(self, messages: list[ChatMessage]) -> None:
+            tasks.append(asyncio.create_task(self.read()))
+
+        async def read(self) -> list[ChatMessage]:
+            await later.wait()
+            return await mine.aget_all()
+
+    mine = memory(service.store(), memory_blocks=[Starting(name="words")], **SMALL)
+
+    async def flow() -> list[str | None]:
+        for text in ("I like tea a lot, really", "what is there to eat for us", "and what is there to see here"):
+            await mine.aput_messages([user(text), said("something to say about it")])
+        await memory(service.store()).aput(user("news"))
+        later.set()
+        return [(await task)[-1].content for task in tasks]
+
+    seen = asyncio.run(flow())
+    assert seen
+    assert set(seen) == {"news"}
+
+
+@pytest.mark.parametrize("again", ["from_defaults", "model_copy", "another store", "put later", "get later"])
+def test_a_block_belongs_to_one_conversation(service: Service, again: str) -> None:
+    """A block that has learnt of one user is refused for another, before anything is stored or shown."""
+    store, blocks = service.store(), [facts()]
+    mine = memory(store, memory_blocks=blocks, **SMALL)
+    learn(mine)
+    other = memory(store, session_id="other")
+    other.memory_blocks = list(blocks)
+    uses: dict[str, Callable[[], Any]] = {
+        "from_defaults": lambda: memory(store, session_id="other", memory_blocks=[Counting(name="words"), *blocks]),
+        "model_copy": lambda: mine.model_copy(update={"session_id": "other"}),
+        "another store": lambda: memory(service.store(), memory_blocks=blocks),
+        "put later": lambda: other.put(user("hello")),
+        "get later": other.get,
+    }
+    with pytest.raises(ConfigurationError, match="Make a new block for each conversation"):
+        uses[again]()
+    assert store.conversation("other").messages() == []
+    assert store.conversation("other")._named(fresh=True) == {}
+
+
+def test_blocks_that_were_refused_or_are_new_can_be_used(service: Service) -> None:
+    """Another memory of the conversation takes its blocks; of a list that was refused, the others are free."""
+    store, mine, free = service.store(), facts(), Counting(name="words")
+    one = memory(store, memory_blocks=[mine])
+    assert memory(store, memory_blocks=[mine]).memory_blocks[0] is mine
+    with pytest.raises(ConfigurationError):
+        memory(store, session_id="other", memory_blocks=[free, mine])
+    third = one.model_copy(update={"session_id": "third", "memory_blocks": [free]})
+    assert third.memory_blocks == [free]
+
+
+def test_plain_memory_tells_one_user_what_another_said() -> None:
+    """With LlamaIndex's `Memory`, a list of blocks that is used for two users shows each what the other has said."""
+    table, blocks = SQLAlchemyChatStore(table_name="t"), list[BaseMemoryBlock[Any]]([facts()])
+    learn(Memory.from_defaults(session_id="one", chat_store=table, memory_blocks=blocks, **SMALL))
+    other = Memory.from_defaults(session_id="other", chat_store=table, memory_blocks=blocks, **SMALL)
+    assert "likes tea" in str(other.get()[0].content)
+
+
+class Whole(Counting):
+    """One whose dict says all of it."""
+
+    async def _aput(self, messages: list[ChatMessage]) -> None:
+        await super()._aput(messages)
+        self.secret = ""
+
+
+def test_a_dict_holds_nothing_of_what_is_stored(service: Service) -> None:
+    """What a block has learnt is in the conversation, not in dicts: erased there it does not come back from one."""
+    store = service.store()
+    mine = memory(store, memory_blocks=[Whole(name="words", limit=9)], **SMALL)
+    learn(mine)
+    data = mine.to_dict() | {"instance": "elsewhere"}
+    assert "tea" not in json.dumps(data)
+    mine.memory_blocks[0].limit = 8  # type: ignore[attr-defined]
+    unsaved = mine.to_dict() | {"instance": "elsewhere"}
+    del mine
+    again = BedrockSessionsMemory.from_dict(data)
+    assert again.memory_blocks[0].limit == 9  # type: ignore[attr-defined]
+    assert "tea: 1" in str(again.get()[0].content)
+    del again
+    assert BedrockSessionsMemory.from_dict(unsaved).memory_blocks[0].limit == 8  # type: ignore[attr-defined]
+    store.conversation(KEY).erase()
+    assert BedrockSessionsMemory.from_dict(data).get() == []
+
+
+@pytest.mark.parametrize(("operation", "nth"), [("ListInvocationSteps", 1), ("PutInvocationStep", 2)])
+def test_what_was_stored_does_not_look_unstored(
+    service: Service, caplog: pytest.LogCaptureFixture, operation: str, nth: int
+) -> None:
+    """If archiving fails behind a message that was stored, that is logged, not raised; the next put archives."""
+    mine = memory(service.store(), memory_blocks=[Counting(name="words")], **SMALL)
+    mine.put_messages([user("I like tea a lot, really"), said("something to say")])
+    service.faults.add(operation, nth, "throttle")
+    mine.put_messages([user("what is there to eat for us"), said("something to say about it")])
+    assert any("are stored, but old ones may not be archived" in record.getMessage() for record in caplog.records)
+    assert len(mine.get_all()) == 4
+    assert mine.get_all(status=MessageStatus.ARCHIVED) == []
+    service.faults.clear()
+    mine.put(user("and to see"))
+    assert contents(mine.get_all(status=MessageStatus.ARCHIVED))[0] == "I like tea a lot, really"
+    assert named(mine)[BLOCK + "words"]["words"]["tea"] == 1
+
+
+def test_what_a_block_raises_is_raised_and_the_messages_are_stored(service: Service) -> None:
+    """An error of a block is the application's own: as with LlamaIndex's `Memory`, put raises it, behind the store."""
+
+    class Raising(Counting):
+        async def _aput(self, messages: list[ChatMessage]) -> None:
+            raise CrashError
+
+    mine = memory(service.store(), memory_blocks=[Raising(name="words")], **SMALL)
+    with pytest.raises(CrashError):
+        learn(mine)
+    stored = contents(mine.get_all())
+    plain = Memory.from_defaults(
+        session_id=KEY, chat_store=SQLAlchemyChatStore(table_name="t"), memory_blocks=[Raising(name="words")], **SMALL
+    )
+    with pytest.raises(CrashError):
+        learn(plain)
+    assert stored == contents(plain.get_all())
+
+
 def test_any_block_that_pydantic_can_say_is_remembered(service: Service) -> None:
     """Fields that change are stored and come back in their types; configuration, clients and excluded fields do not."""
     mine = memory(service.store(), memory_blocks=[Counting(name="words", client=object())], **SMALL)
     learn(mine)
-    stored = mine.conversation.state[BLOCK + "words"]
+    stored = named(mine)[BLOCK + "words"]
     assert sorted(stored) == ["seen", "words"]
     block = Counting(name="words", limit=9, client=object())
     elsewhere = memory(service.store(), memory_blocks=[block], **SMALL)
@@ -764,7 +1101,7 @@ def test_what_a_block_unlearns_is_stored_too(service: Service) -> None:
 def test_state_that_does_not_fit_a_block_is_logged(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     """What an older or another block left under the name is not forced into this one; what fits is restored."""
     mine = memory(service.store(), memory_blocks=[Counting(name="words")])
-    mine.conversation.state[BLOCK + "words"] = {"words": "not a dict", "seen": ["tea"], "unknown": 1}
+    mine.conversation._name({BLOCK + "words": {"words": "not a dict", "seen": ["tea"], "unknown": 1}}, ())
     mine.get()
     assert mine.memory_blocks[0].seen == {"tea"}  # type: ignore[attr-defined]
     assert mine.memory_blocks[0].words == {}  # type: ignore[attr-defined]
@@ -778,15 +1115,15 @@ def test_what_was_erased_is_neither_shown_nor_stored_again(service: Service) -> 
     mine.conversation.erase()
     mine.memory_blocks[1].words["more"] = 1  # type: ignore[attr-defined]
     mine.put(user("x"))
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
     assert "likes tea" not in "".join(str(m.content) for m in mine.get())
     assert mine.memory_blocks[1].words == {"set": 1}  # type: ignore[attr-defined]
     learn(mine)
     others = memory(service.store())
-    others.conversation.state.clear()
+    others.conversation._name({}, named(others))
     assert "likes tea" not in "".join(str(m.content) for m in mine.get())
     mine.put(user("y"))
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
 
 
 def test_what_was_not_saved_of_a_block_is_saved_later(service: Service, caplog: pytest.LogCaptureFixture) -> None:
@@ -798,10 +1135,10 @@ def test_what_was_not_saved_of_a_block_is_saved_later(service: Service, caplog: 
     mine.put(user("two"))
     assert any("have learnt was not saved" in record.getMessage() for record in caplog.records)
     assert contents(mine.get_all()) == ["one", "two"]
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
     service.faults.clear()
     mine.put(user("three"))
-    assert mine.conversation.state[BLOCK + "words"] == {"words": {"tea": 1}}
+    assert named(mine)[BLOCK + "words"] == {"words": {"tea": 1}}
 
 
 # -- a turn that never ends
@@ -831,7 +1168,7 @@ def test_a_turn_that_fails_leaves_the_users_message_only(service: Service) -> No
     mine = memory(service.store())
     asyncio.run(crash(mine))
     assert contents(mine.get_all()) == [REPORT]
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
     plain = Memory.from_defaults(session_id=KEY, chat_store=SQLAlchemyChatStore(table_name="t"))
     asyncio.run(crash(plain))
     assert contents(plain.get_all()) == [REPORT]
@@ -842,14 +1179,14 @@ def test_autosave_offers_what_tools_returned_to_the_next_turn(service: Service) 
     asyncio.run(crash(memory(service.store(), autosave=True)))
     mine = memory(service.store(), autosave=True)
     assert contents(mine.get()) == [REPORT]
-    ((name, turn),) = mine.conversation.state.items()
+    ((name, turn),) = named(mine).items()
     assert name.startswith(TURN + "/")
     assert len(turn["messages"]) == 4
     asyncio.run(_turn(mine, "What do we know so far?"))
     roles = [m.role.value for m in memory(service.store()).get()]
     assert roles == ["user", "assistant", "tool", "assistant", "tool", "user", "assistant"]
     assert "connections were in use" in str(mine.get()[-1].content)
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
 
 
 def test_a_context_that_is_used_again_brings_its_unfinished_turn_itself(service: Service) -> None:
@@ -867,7 +1204,7 @@ def test_a_context_that_is_used_again_brings_its_unfinished_turn_itself(service:
 
     asyncio.run(flow())
     assert [m.role.value for m in mine.get_all()] == ["user", "user", *["assistant", "tool"] * 2, "assistant"]
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
 
 
 def test_autosave_keeps_pictures_of_tools(service: Service) -> None:
@@ -880,7 +1217,7 @@ def test_autosave_keeps_pictures_of_tools(service: Service) -> None:
         await mine.aput(user(REPORT))
         records = await _records([call(1), pictured])
         turn = {"after": mine.conversation.last_id(), "messages": records}
-        await mine.conversation.state.aupdate({TURN: turn})
+        mine.conversation._name({TURN: turn}, ())
         await mine.aput(user("and?"))
 
     asyncio.run(flow())
@@ -894,11 +1231,58 @@ async def _records(messages: list[ChatMessage]) -> list[Any]:
     return [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["agent", "workflow"])
+def test_autosave_knows_the_names_an_agent_uses(service: Service, several: bool) -> None:
+    """An agent that keeps its turn in the context under a name of its own is saved in the middle of it all the same."""
+    llm = MockFunctionCallingLLM(response_generator=crashing, is_chat_model=True)
+    one = FunctionAgent(
+        llm=llm, tools=[query_metrics, search_logs], scratchpad_key="mine", name="one", description="looks"
+    )
+    mine = memory(service.store(), autosave=True)
+
+    async def flow() -> None:
+        with pytest.raises(CrashError):
+            await (AgentWorkflow(agents=[one], root_agent="one") if several else one).run(REPORT, memory=mine)
+
+    asyncio.run(flow())
+    ((_, turn),) = named(mine).items()
+    assert len(turn["messages"]) == 4
+
+
+def test_autosave_encodes_in_the_pool_and_writes_what_is_new(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are encoded by a thread, not on the event loop; a turn that is kept already is not written again."""
+    from llama_index_bedrock_sessions import blocks
+
+    mine, encode, threads = memory(service.store(), autosave=True), blocks.encode, set()
+
+    def spy(*arguments: Any, **more: Any) -> Any:
+        threads.add(threading.current_thread())
+        return encode(*arguments, **more)
+
+    async def looking(service: str, contains: str) -> str:
+        for _ in range(3):
+            await mine.aget()
+        return search_logs(service, contains)
+
+    looking.__name__ = "search_logs"
+
+    async def flow() -> dict[str, int]:
+        await mine.aput(user("hello"))
+        with service.counting() as calls:
+            await agent(query_metrics, looking).run(REPORT, memory=mine)
+        return calls
+
+    monkeypatch.setattr(blocks, "encode", spy)
+    assert asyncio.run(flow())["PutInvocationStep"] == 5
+    assert threads
+    assert threading.main_thread() not in threads
+
+
 def test_autosave_forgets_a_turn_that_ended(service: Service) -> None:
     """When the turn is stored, what was kept of it is deleted by the same step; the calls are counted."""
     mine = memory(service.store(), autosave=True)
     assert turn_calls(service, mine) == {"ListInvocationSteps": 2, "PutInvocationStep": 4, "total": 6}
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
     assert len(mine.get_all()) == 12
 
 
@@ -917,7 +1301,7 @@ def test_autosave_offers_a_turn_only_where_it_stopped(service: Service, end: str
     mine = memory(service.store(), autosave=True)
     mine.put(user("next"))
     assert contents(mine.get_all()) == [*before, "next"]
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
 
 
 def test_a_turn_goes_on_if_it_cannot_be_saved(service: Service, caplog: pytest.LogCaptureFixture) -> None:
@@ -948,11 +1332,11 @@ def test_a_malformed_unfinished_turn_is_ignored(
 ) -> None:
     """Whatever JSON stands where an unfinished turn is kept, the conversation goes on, and that is logged."""
     mine = memory(service.store(), autosave=True)
-    mine.conversation.state[TURN] = malformed
+    mine.conversation._name({TURN: malformed}, ())
     mine.put(user("hello"))
     assert contents(mine.get_all()) == ["hello"]
     assert any("cannot be read" in record.getMessage() for record in caplog.records)
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
 
 
 def test_autosave_is_of_the_runs_own_memory(service: Service) -> None:
@@ -972,24 +1356,23 @@ def test_autosave_is_of_the_runs_own_memory(service: Service) -> None:
 
     asyncio.run(flow())
     assert contents(other.get_all())[:1] == ["noted"]
-    assert other.conversation.state.copy() == {}
+    assert named(other) == {}
 
 
 def test_a_turn_goes_on_if_it_cannot_be_said(
     service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unfinished turn too large for a step is not saved, which is logged; the turn ends as ever."""
-    from llama_index_bedrock_sessions import StepTooLargeError
     from llama_index_bedrock_sessions.conversation import Conversation
 
-    aadd = Conversation.aadd
+    add = Conversation._add
 
-    async def refusing(self: Conversation, *args: Any, **kwargs: Any) -> None:
+    def refusing(self: Conversation, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("state"):
             raise StepTooLargeError("too large")
-        await aadd(self, *args, **kwargs)
+        add(self, *args, **kwargs)
 
-    monkeypatch.setattr(Conversation, "aadd", refusing)
+    monkeypatch.setattr(Conversation, "_add", refusing)
     mine = memory(service.store(), autosave=True)
     asyncio.run(_turn(mine, REPORT))
     assert len(mine.get_all()) == 6
@@ -1003,9 +1386,9 @@ def test_autosave_keeps_the_turns_of_two_runs_apart(service: Service) -> None:
     kept: list[list[str]] = []
 
     async def looking(service: str, contains: str) -> str:
-        before = list(await mine.conversation.state.acopy())
+        before = list(await asyncio.to_thread(named, mine))
         await _turn(other, REPORT)
-        kept.extend([before, list(await mine.conversation.state.acopy())])
+        kept.extend([before, list(await asyncio.to_thread(named, mine))])
         return search_logs(service, contains)
 
     looking.__name__ = "search_logs"
@@ -1019,7 +1402,7 @@ def test_autosave_keeps_the_turns_of_two_runs_apart(service: Service) -> None:
     assert after == before
     roles = [m.role.value for m in mine.get_all()]
     assert roles == ["user", "user", *["assistant", "tool"] * 2, "assistant", *["assistant", "tool"] * 2, "assistant"]
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
 
 
 def test_a_run_that_failed_is_offered_to_the_next_one_at_once(service: Service) -> None:
@@ -1037,4 +1420,4 @@ def test_a_run_that_failed_is_offered_to_the_next_one_at_once(service: Service) 
     asyncio.run(flow())
     roles = [m.role.value for m in mine.get_all()]
     assert roles == ["user", "assistant", "tool", "assistant", "tool", "user", "assistant"]
-    assert mine.conversation.state.copy() == {}
+    assert named(mine) == {}
