@@ -148,13 +148,10 @@ def references(record: JSON) -> list[int]:
     return [index for index in indices if type(index) is int]
 
 
-def foreign(blocks: Sequence[ContentBlock]) -> ChatMessage:
-    """Read the content blocks of a step that another tool wrote as one user message."""
-    reader = _Reader(lambda block: block)
-    given = blocks if isinstance(blocks, (list, tuple)) else [blocks]
-    message = ChatMessage(role=MessageRole.USER, blocks=[reader.native(block, {}) for block in given])
-    _report("content blocks of another tool were replaced by placeholders", reader.problems)
-    return message
+def foreign(blocks: Sequence[ContentBlock]) -> JSON:
+    """Return the record of the one user message that the content blocks of another tool's step are."""
+    texts = [block.get("text") if isinstance(block, dict) else None for block in blocks]
+    return {"r": "user", "b": [text if isinstance(text, str) else {"n": n} for n, text in enumerate(texts)]}
 
 
 def placeholder(reason: str) -> ChatMessage:
@@ -452,7 +449,7 @@ def _any_url(text: str) -> AnyUrl | str:
 
 
 class _Reader:
-    """Reads one record or foreign step; what cannot be read becomes a placeholder and a problem."""
+    """Reads one record; what cannot be read becomes a placeholder and a problem."""
 
     def __init__(self, resolve: Resolve) -> None:
         self._resolve = resolve

@@ -147,6 +147,8 @@ class Fold:
         self._taken: set[str] = set()
         self._lost: set[str] = set()
         self._inherited: dict[str, list[Inherited]] = {}
+        self._seen: dict[str, set[str]] = {}
+        """By session before the heads, the steps of it that some opening has seen."""
         self._sources: dict[str, _Source] = {}
         self._local: set[str] = set()
         self._moved: set[str] = set()
@@ -248,14 +250,15 @@ class Fold:
 
     def _stragglers(self) -> Iterator[Listed]:
         """Yield the steps of the parents that no opening has seen."""
-        seen: dict[str, set[str]] = {}
-        for opening in self._all_openings():
-            for parent, of_parent in opening.parents.items():
-                seen.setdefault(parent, set()).update(of_parent)
-        for parent, of_all in seen.items():
-            for step_id, step in self.listed.get(parent, {}).items():
-                if step_id not in of_all and _has_content(step_id):
+        for parent in self._seen:
+            for step in self.listed.get(parent, {}).values():
+                if self._is_straggler(step.home):
                     yield step
+
+    def _is_straggler(self, home: Home) -> bool:
+        seen = self._seen.get(home.session)
+        is_listed = home.step in self.listed.get(home.session, {})
+        return seen is not None and is_listed and home.step not in seen and _has_content(home.step)
 
     def _all_openings(self) -> Iterator[Opening]:
         return (opening for head in self.heads for opening in self.openings[head])
@@ -277,7 +280,7 @@ class Fold:
             self._sources[home.step] = _Source(home, _change_ids(step), step.taken, own=False)
             if step.opening:
                 self._absorb_opening(home.session, step.opening)
-        elif not inherited or any(straggler.home == home for straggler in self._stragglers()):
+        elif not inherited or self._is_straggler(home):
             self._absorb_straggler(step, inherited)
         self._segments = None
         self._weights.clear()
@@ -313,6 +316,8 @@ class Fold:
         if opening in self.openings[session]:
             return
         self.openings[session].append(opening)
+        for parent, seen in opening.parents.items():
+            self._seen.setdefault(parent, set()).update(seen)
         self._dead |= opening.removed
         for segment in opening.segments:
             self._inherited.setdefault(segment.home.step, []).append(segment)
@@ -324,7 +329,7 @@ class Fold:
         self._alive = None
 
     def _absorb_inherited(self, step: Step, segment: Inherited) -> None:
-        contents = step.contents[:1] if segment.own else step.contents
+        contents = step.contents[:1] if segment.own else step.alone().contents
         for position, (_, change) in enumerate(contents):
             if change is None:
                 continue

@@ -63,6 +63,19 @@ Openings
                      the step's own change counts. A segment may be an attachment of this session.
         last_set     the greatest id of a `set`
     and of a session before it a reader takes the own changes of steps the opening has not seen, nothing else.
+
+Damage
+    A step whose own change cannot be read is one placeholder. One of which only `zip` cannot be read keeps its own
+    change: what it carries is in the steps it came in. Where it is not, because an earlier session is read by what an
+    opening names, the step's change has a placeholder after its own messages. Neither is carried on.
+
+Steps of other tools
+    One user message, of the text and image blocks they hold. Checkpoints of LangGraph's `BedrockSessionSaver` are no
+    messages: such a change says nothing. They are known by their invocation, whose id is the MD5 of what each block,
+    a JSON object, says of itself: `CHECKPOINTS#{checkpoint_ns}` or `WRITES#{checkpoint_ns}#{checkpoint_id}`
+    (langgraph-checkpoint-aws 1.2.6, `checkpoint/bedrock_sessions/utils.py`; in JavaScript `CHECKPOINT#`, and members in
+    camel case: langgraphjs, `libs/checkpoint-bedrock/src/utils.ts`). So a JSON text that a person wrote, even a copy
+    of a checkpoint, is a message.
 """
 
 from __future__ import annotations
@@ -70,6 +83,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import enum
+import hashlib
 import json
 import logging
 import math
@@ -96,12 +110,19 @@ CONTAINERS = 2_000_000
 YEAR_2100 = 4_102_444_800_000
 HINT_MAX = 1023
 MANY = 1_000_000
-"""More messages of one change than anybody writes."""
+"""More messages than one change ever adds, or than those a step carries have added."""
+CARRIED = 10_000
+"""More changes than a step ever carries: in 512 KB, of which each takes 80 bytes at least."""
 _YEARS = (-62_135_596_800_000, 253_402_300_799_999)
 """The ms that a foreign step can have as its time: the years 1 to 9999."""
 _NESTING = 450
 """Levels an envelope may have: `values.py` needs 3 for each of the 100 a value may have; Python stops at a thousand."""
 _ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SAVERS = (
+    ("CHECKPOINTS", "checkpoint_ns", "checkpoint_id"),
+    ("CHECKPOINT", "checkpointNs", "checkpointId"),
+)
+"""LangGraph's savers, in Python and in JavaScript."""
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
@@ -280,7 +301,10 @@ class Opening:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """A step that has been read. `contents` are its own change and the carried ones, with the steps they came in."""
+    """A step that has been read. `contents` are its own change and the carried ones, with the steps they came in.
+
+    What is carried and cannot be read came in "" and is None.
+    """
 
     home: Home
     contents: tuple[tuple[str, Change | None], ...]
@@ -289,6 +313,18 @@ class Step:
     opening: Opening | None = None
     closing: Mapping[str, JSON] | None = None
     newer: bool = False
+
+    def alone(self) -> Step:
+        """Return the step as it is where what it carries is nowhere else: what cannot be read of that is shown."""
+        (step, own), *carried = self.contents
+        if not any(came_in == "" for came_in, _ in carried):
+            return self
+        parsed = parse_id(step)
+        lost = _placeholder(step, parsed.ms if parsed else 0, "what a damaged step carried")
+        if own is not None and not own.damaged:
+            shown = lost.messages[0]._replace(id=(own.id, own.count))
+            lost = dataclasses.replace(own, messages={**own.messages, own.count: shown}, damaged=True)
+        return dataclasses.replace(self, contents=((step, lost), *carried))
 
 
 # -- writing one step
@@ -465,8 +501,8 @@ def read_step(home: Home, payload: Sequence[ContentBlock], time: int, *, skip_ne
     step = _step(home, parsed, payload, time, skip_newer=skip_newer)
     if parsed and parsed.kind is Kind.OPENING and step.opening is None:
         # The session is open, whatever its opening cannot tell any more: those before it are heads again.
-        return dataclasses.replace(step, opening=Opening(0, {}, {}, frozenset(), (), None))
-    return step
+        step = dataclasses.replace(step, opening=Opening(0, {}, {}, frozenset(), (), None))
+    return step.alone() if parsed and parsed.kind in {Kind.OPENING, Kind.ATTACHMENT} else step
 
 
 def _step(home: Home, parsed: StepId | None, payload: Sequence[ContentBlock], time: int, *, skip_newer: bool) -> Step:
@@ -502,14 +538,27 @@ def _newer(home: Home, ms: int, body: Mapping[str, JSON], version: int, *, skip_
 def _read(home: Home, parsed: StepId, body: Mapping[str, JSON], payload: Sequence[ContentBlock]) -> Step:
     own = _own_change(home, parsed.ms, body["change"], payload) if "change" in body else None
     closing = _object(body["closing"]) if "closing" in body else None
-    packed: Mapping[str, JSON] = {}
-    if "zip" in body:
-        packed = _unzip(body["zip"])
-    carried = tuple(_carried_changes(home, packed.get("carried", []), packed.get("places", [])))
-    named = tuple(_home(h) for h in _list(packed.get("named", [])))
-    taken = frozenset(_string(s) for s in _list(packed.get("taken", [])))
-    opening = _opening(packed["opening"]) if "opening" in packed and parsed.kind is Kind.OPENING else None
-    return Step(home, ((home.step, own), *carried), named, taken, opening, closing)
+    step = Step(home, ((home.step, own),), closing=closing)
+    try:
+        return _carrying(step, parsed.kind, _unzip(body["zip"])) if "zip" in body else step
+    except (_Damaged, ValueError, RecursionError) as error:
+        if own is None:
+            raise
+        logger.warning(
+            "what step %s of session %s carries cannot be read: %s", home.step, home.session, type(error).__name__
+        )
+        return dataclasses.replace(step, contents=(*step.contents, ("", None)))
+
+
+def _carrying(step: Step, kind: Kind, packed: Mapping[str, JSON]) -> Step:
+    carried = tuple(_carried_changes(step.home, packed.get("carried", []), packed.get("places", [])))
+    return dataclasses.replace(
+        step,
+        contents=(*step.contents, *carried),
+        named=tuple(_home(h) for h in _list(packed.get("named", []))),
+        taken=frozenset(_string(s) for s in _list(packed.get("taken", []))),
+        opening=_opening(packed["opening"], step.home) if "opening" in packed and kind is Kind.OPENING else None,
+    )
 
 
 def _unzip(text: JSON) -> Mapping[str, JSON]:
@@ -551,8 +600,15 @@ def _own_change(home: Home, ms: int, body: JSON, payload: Sequence[ContentBlock]
 
 def _carried_changes(home: Home, items: JSON, places: JSON) -> Iterator[tuple[str, Change | None]]:
     written = [_place(place) for place in _list(places)]
-    for item in _list(items):
-        yield _carried_change(home, item, written)
+    left = MANY
+    if len(_list(items)) > CARRIED:
+        raise _Damaged("more changes than a step carries")
+    for item in items:
+        came_in, change = _carried_change(home, item, written)
+        left -= change.count if change else 0
+        if left < 0:
+            raise _Damaged("more messages than changes have")
+        yield came_in, change
 
 
 def _carried_change(home: Home, item: JSON, written: Sequence[Place]) -> tuple[str, Change | None]:
@@ -588,9 +644,9 @@ def _change(
         position: _message((change_id, position), convert(record), homes)
         for position, record in zip(positions, records, strict=True)
     }
-    of = _integer(body.get("of", 0))
-    if of > MANY:
-        raise _Damaged("of")
+    count = max([_integer(body.get("of", 0)), *(position + 1 for position in positions)])
+    if count > MANY:
+        raise _Damaged("more messages than changes have")
     hide = body.get("hide")
     return Change(
         id=change_id,
@@ -605,7 +661,7 @@ def _change(
         origin=body.get("origin"),
         by=_string(body["by"]) if "by" in body else None,
         written=own[:2] if own else None,
-        count=max([of, *(position + 1 for position in positions)]),
+        count=count,
         foreign=parse_id(change_id) is None,
     )
 
@@ -627,16 +683,26 @@ def _without_forged(record: JSON, homes: int) -> JSON:
 
 
 def _foreign(home: Home, payload: Sequence[ContentBlock], time: int) -> Change:
-    items: list[JSON] = []
-    for n, block in enumerate(payload):
-        text = block.get("text") if isinstance(block, dict) else None
-        items.append(text if isinstance(text, str) else {"n": n})
-    record = {"r": "user", "b": items}
-    message = _message((home.step, 0), record, (home,))
     parsed = parse_id(home.step)
-    return Change(
-        home.step, parsed.ms if parsed else time, {0: message}, written=home[:2], count=1, foreign=parsed is None
-    )
+    change = Change(home.step, parsed.ms if parsed else time, written=home[:2], foreign=parsed is None)
+    if payload and all(home.invocation in _langgraph_invocations(block) for block in payload):
+        logger.debug("step %s of session %s is a checkpoint of LangGraph: skipped", home.step, home.session)
+        return change
+    message = _message((home.step, 0), blocks.foreign(payload), (home,))
+    return dataclasses.replace(change, messages={0: message}, count=1)
+
+
+def _langgraph_invocations(block: ContentBlock) -> Iterator[str]:
+    """Yield the ids of the invocations in which LangGraph's savers would have put a block."""
+    text = block.get("text") if isinstance(block, dict) else None
+    try:
+        body = _loads(text) if isinstance(text, str) and text.startswith("{") else {}
+        for prefix, namespace, checkpoint in _SAVERS:
+            if isinstance(body.get(namespace), str) and isinstance(body.get(checkpoint), str):
+                for name in (f"{prefix}#{body[namespace]}", f"WRITES#{body[namespace]}#{body[checkpoint]}"):
+                    yield str(uuid.UUID(bytes=hashlib.md5(name.encode(), usedforsecurity=False).digest()))
+    except (_Damaged, ValueError, RecursionError):
+        return  # no JSON
 
 
 def _placeholder(step: str, ms: int, what: str) -> Change:
@@ -645,15 +711,20 @@ def _placeholder(step: str, ms: int, what: str) -> Change:
     return Change(step, ms, {0: _message((step, 0), inline, ())}, damaged=True)
 
 
-def _opening(body: JSON) -> Opening:
+def _opening(body: JSON, home: Home) -> Opening:
     body = _object(body)
     last_set = body.get("last_set")
+    segments = tuple(_inherited(_object(s)) for s in _list(body.get("segments", [])))
+    if len({segment.home.step for segment in segments}) < len(segments):
+        raise _Damaged("a segment is named twice")
+    # A session that says it comes before itself would have no head.
+    covers = {_id(k): _integer(v) for k, v in _object(body.get("covers", {})).items() if k != home.session}
     return Opening(
         generation=_integer(body.get("generation", 0)),
-        covers={_id(k): _integer(v) for k, v in _object(body.get("covers", {})).items()},
+        covers=covers,
         parents={_id(k): frozenset(_string(s) for s in _list(v)) for k, v in _object(body.get("parents", {})).items()},
         removed=_ids(body.get("removed", {})),
-        segments=tuple(_inherited(_object(s)) for s in _list(body.get("segments", []))),
+        segments=segments,
         last_set=_string(last_set) if last_set is not None else None,
     )
 

@@ -221,7 +221,7 @@ def test_messages_carried_by_a_later_step_come_back_as_they_were(
     fold = Fold([SESSION])
     natives: dict[Home, list[ContentBlock]] = {}
     steps: list[Step] = []
-    for n, added in enumerate([messages, others, [ChatMessage("a"), *others], [ChatMessage("b" * 5000)]]):
+    for n, added in enumerate([messages, others, [ChatMessage("a"), *others], [ChatMessage("b" * 100_000)]]):
         composed = fold.compose(PLACE, Draft(blocks.encode(added)), Placed(), NOW + n)
         fold.stored(composed)
         natives[composed.step.home] = composed.payload
@@ -390,7 +390,6 @@ def test_a_step_of_another_tool_is_a_message() -> None:
     message = decoded(change.messages[0], {there: payload})
     assert message.role == "user"
     assert [b.block_type for b in message.blocks] == ["text", "image", "text"]
-    assert message == blocks.foreign(payload)
 
 
 @pytest.mark.parametrize("time", [-1, -62_135_596_800_000, 0, NOW, 253_402_300_799_999])
