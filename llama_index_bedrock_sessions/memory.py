@@ -782,7 +782,7 @@ def _block_class(entry: Mapping[str, Any]) -> type[BaseMemoryBlock[Any]] | None:
     module, _, name = entry["class"].partition(":")
     try:
         found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, TypeError, ValueError):
         return None
     return found if isinstance(found, type) and issubclass(found, BaseMemoryBlock) else None
 

@@ -209,9 +209,17 @@ def test_an_agent_that_hands_off_in_code_leaves_no_orphan_to_a_model(service: Se
 
 @pytest.mark.parametrize("build", AGENTS, ids=lambda build: build.__name__)
 def test_no_agent_reads_more_than_once_a_turn(service: Service, build: Callable[[], Any]) -> None:
-    """Whatever the agent, a turn costs one list, and one call for each time it stores something."""
-    memory = ours(service.store())
-    asyncio.run(_ask(build(), memory))
+    """Whatever the agent, a turn costs one list, and one call for each time it stores something.
+
+    ChatMemoryBuffer asks each time it is read.
+    """
+    memory, store = ours(service.store()), service.store()
+    other = ChatMemoryBuffer.from_defaults(chat_store=store, chat_store_key="other")
+    for used in (memory, other):
+        asyncio.run(_ask(build(), used))
+    with service.counting() as counted:
+        asyncio.run(_ask(build(), other))
+    assert counted["ListInvocationSteps"] > 1
     with service.counting() as counted:
         asyncio.run(_ask(build(), memory))
     assert counted["ListInvocationSteps"] == 1
@@ -239,13 +247,17 @@ def test_an_agent_that_gives_up_leaves_the_users_message(service: Service) -> No
 
 PAUSE = """
 import asyncio, json, sys
+from llama_index.core.memory import Memory
 from llama_index.core.workflow import Context, HumanResponseEvent, InputRequiredEvent
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, BedrockSessionsMemory
 from tests.test_agents import approving, calls
 
-async def pause(database):
-    store = BedrockSessionsChatStore.local(database)
-    memory = BedrockSessionsMemory.from_defaults(session_id="user-42", chat_store=store)
+async def pause(database, kind):
+    if kind == "ours":
+        store = BedrockSessionsChatStore.local(database)
+        memory = BedrockSessionsMemory.from_defaults(session_id="user-42", chat_store=store)
+    else:
+        memory = Memory.from_defaults(session_id="user-42", async_database_uri=f"sqlite+aiosqlite:///{database}")
     handler = approving(calls("delete")).run("Delete it all.", memory=memory)
     async for event in handler.stream_events():
         if isinstance(event, InputRequiredEvent):
@@ -259,7 +271,7 @@ async def resume(saved):
     handler.ctx.send_event(HumanResponseEvent(response="yes"))
     print(await handler)
 
-asyncio.run(pause(sys.argv[2]) if sys.argv[1] == "pause" else resume(sys.argv[2]))
+asyncio.run(pause(*sys.argv[2:]) if sys.argv[1] == "pause" else resume(sys.argv[2]))
 """
 
 
@@ -276,9 +288,15 @@ def approving(*script: str | ChatMessage) -> FunctionAgent:
 
 
 def test_a_human_answers_in_another_process(tmp_path: Path) -> None:
-    """A paused agent is saved as JSON and resumed elsewhere; the memory comes along, and the turn is stored once."""
+    """A paused agent is saved as JSON and resumed elsewhere; the memory comes along, and the turn is stored once.
+
+    LlamaIndex's `Memory` does not come along: its agent cannot be resumed.
+    """
     database = tmp_path / "chats.db"
-    saved = run(PAUSE, "pause", str(database))
+    plain = run(PAUSE, "pause", str(tmp_path / "plain.db"), "plain")
+    with pytest.raises(AssertionError, match="'memory' not found in state"):
+        run(PAUSE, "resume", plain.strip())
+    saved = run(PAUSE, "pause", str(database), "ours")
     store = BedrockSessionsChatStore.local(database)
     assert [m.content for m in store.get_messages(KEY)] == ["Delete it all."]
     assert "It is done." in run(PAUSE, "resume", saved.strip())

@@ -716,7 +716,14 @@ def test_a_block_that_loses_nothing_is_made_again(service: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"class": "tests.nowhere:Guarded"}, {"class": "tests.test_memory:Service"}, {"fields": {"priority": "x"}}]
+    "other",
+    [
+        {"class": "tests.nowhere:Guarded"},
+        {"class": "tests.test_memory:Service"},
+        {"class": ":Guarded"},
+        {"class": ".test_memory:Guarded"},
+        {"fields": {"priority": "x"}},
+    ],
 )
 def test_a_block_whose_class_is_another_by_now_is_given_again(service: Service, other: dict[str, Any]) -> None:
     """A class that is gone, is no block, or does not take what was saved: the error says what to give."""
@@ -883,6 +890,15 @@ def test_messages_are_learnt_from_once(service: Service) -> None:
     late.put(user("and now something so long that the oldest messages are archived"))
     words = named(late)[BLOCK + "words"]["words"]
     assert (words["tea"], words["eat"]) == (2, 1)
+    table = SQLAlchemyChatStore(table_name="t")
+    one, other = (
+        Memory.from_defaults(session_id=KEY, chat_store=table, memory_blocks=[Counting(name="words")], **SMALL)
+        for _ in range(2)
+    )
+    one.put_messages([user("I like tea a lot, really"), said("something to say about it")])
+    learn(one)
+    other.put(user("and now something so long that the oldest messages are archived"))
+    assert "tea" not in other.memory_blocks[0].words  # type: ignore[attr-defined]
 
 
 class Counting(BaseMemoryBlock[str]):
