@@ -24,6 +24,7 @@ from llama_index_bedrock_sessions.errors import (
     UsageError,
 )
 from llama_index_bedrock_sessions.healing import heal_tool_calls
+from llama_index_bedrock_sessions.media import S3MediaStore
 from llama_index_bedrock_sessions.memory import BedrockSessionsMemory, BedrockSessionsMemoryStore
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "InvalidStateError",
     "NewerFormatError",
     "RequestRefusedError",
+    "S3MediaStore",
     "ServiceError",
     "StepTooLargeError",
     "StoredDataError",

@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llama_index_bedrock_sessions import blocks, directory
-from llama_index_bedrock_sessions.blocks import ContentBlock
+from llama_index_bedrock_sessions.blocks import Content, ContentBlock
 from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
+    BedrockSessionsError,
     ConversationEnded,
     ForeignSessionError,
     NewerFormatError,
     StepTooLargeError,
     UnavailableError,
 )
-from llama_index_bedrock_sessions.fold import Composed, Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions.fold import SAFE_AGE, Composed, Draft, Fold, Listed, Placed
 from llama_index_bedrock_sessions.journal import (
     BUDGET,
     VERSION,
@@ -39,6 +40,7 @@ from llama_index_bedrock_sessions.journal import (
     parse_id,
     read_step,
 )
+from llama_index_bedrock_sessions.media import Objects
 from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo, Sessions, Summary, default_invocation
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -69,6 +71,7 @@ class Settings:
     encryption_key_arn: str | None
     refresh_interval: float = 0.0
     skip_newer: bool = False
+    media: Objects | None = None
 
 
 class Chain:
@@ -301,12 +304,14 @@ class Chain:
     def _write(self, fold: Fold, draft: Draft) -> None:
         session = fold.heads[0]
         place = (session, default_invocation(session))
+        reused = self._upload(draft)
         placed = self._place(draft, place)
         composed = fold.compose(place, draft, placed, self.sessions.clock.now())
         self.sessions.put(composed.step.home, fold.clock, composed.payload)
         fold.stored(composed)
         self._clock = max(self._clock, fold.clock)
         self._keep_natives(composed.step.home, composed.payload)
+        self._upload_again(reused)
 
     def _keep_natives(self, home: Home, payload: list[ContentBlock]) -> None:
         if any("image" in block for block in payload):
@@ -482,7 +487,9 @@ class Chain:
         try:
             self.sessions.create_invocation(*place)
             draft = resolve(fold)
+            reused = self._upload(draft)
             placed = self._place(draft, place) if draft else Placed()
+            self._renew_media(fold)
             created = {head: self._created[head] for head in fold.heads}
             undo = self._copy_natives(fold, place, created)
             composed = self._compose_opening(fold, draft, placed, place, created, present=present)
@@ -497,6 +504,7 @@ class Chain:
             raise
         self._clock = max(self._clock, fold.clock)
         self._adopt(composed.step, composed.payload)
+        self._upload_again(reused)
         return True
 
     def _raise_if_own_fault(self, session: str, refusal: Gone | Refused) -> None:
@@ -567,7 +575,9 @@ class Chain:
             with contextlib.suppress(Gone, Refused):
                 self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
         doomed = {*fold.heads, *fold.covers()}
+        first = stored = self._media()
         for attempt in range(ATTEMPTS):
+            stored = self._media() if attempt else first
             found = {s.session: s.created for s in self._directory.find(self.key)}
             if attempt == 0:
                 doomed |= set(found)
@@ -577,6 +587,8 @@ class Chain:
             left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owns(s, self.key))]
             if not left:
                 self._forget_fold()
+                # Where no session is, all that was in S3 before is of those deleted; else somebody has begun anew.
+                self._delete_media(first if found else stored, others=bool(found))
                 return
             for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
                 self._delete_session(session)
@@ -600,6 +612,48 @@ class Chain:
         except (Gone, Refused):
             # Refused: somebody wrote in between, or it is listed as it was; the next look shows it.
             logger.info("session %s is not deleted yet", session)
+
+    # Content that is not in steps
+
+    def _upload(self, draft: Draft | None) -> Mapping[str, Content]:
+        """Have the contents of a draft in S3; return those that were there: somebody may be about to delete them."""
+        media = self.settings.media
+        return media.upload(draft.messages.contents) if media and draft and draft.messages.contents else {}
+
+    def _upload_again(self, reused: Mapping[str, Content]) -> None:
+        """Look once more for what was there before the step was written: now that it is, nobody deletes it."""
+        try:
+            if self.settings.media and reused:
+                self.settings.media.upload(reused)
+        except BedrockSessionsError as error:
+            error.may_have_happened = True
+            raise
+
+    def _renew_media(self, fold: Fold) -> None:
+        """Let what is alive in S3 live as long as the session that is about to be opened."""
+        oldest = self.sessions.clock.now() - SAFE_AGE
+        of_old = [m for m in fold.alive() if (parsed := parse_id(m.id[0])) and parsed.ms < oldest]
+        if not (old := {sha256 for message in of_old for sha256 in blocks.objects(message.record)}):
+            return
+        if self.settings.media:
+            self.settings.media.renew(old)
+        else:
+            logger.warning("%d contents in S3 are not renewed: the chat store was made without media=", len(old))
+
+    def _media(self) -> Iterable[str]:
+        return self.settings.media.listed() if self.settings.media else ()
+
+    def _delete_media(self, stored: Iterable[str], *, others: bool) -> None:
+        """Delete objects of the conversation; with `others`, all but those of sessions that were begun meanwhile."""
+        if not (self.settings.media and stored):
+            return
+        try:
+            alive = self.refresh(force=True).alive() if others else ()
+            used = {sha256 for message in alive for sha256 in blocks.objects(message.record)}
+            self.settings.media.delete(sha256 for sha256 in stored if sha256 not in used)
+        except BedrockSessionsError as error:
+            error.may_have_happened = True  # the sessions are gone; calling again deletes the rest
+            raise
 
     # Content that takes more than a step
 
@@ -655,7 +709,7 @@ def json_size(text: str) -> int:
 def _wire_size(block: ContentBlock) -> int:
     if "text" in block:
         return json_size(block["text"])
-    return len(block["image"]["source"]["bytes"]) * 4 // 3 + 100
+    return len(block["image"]["source"].get("bytes", b"")) * 4 // 3 + 1200  # an s3Location has up to 1,024
 
 
 def _parts(natives: list[ContentBlock], records: int) -> list[list[ContentBlock]]:

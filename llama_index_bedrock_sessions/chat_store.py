@@ -27,6 +27,7 @@ from pydantic import (
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_serializer,
     field_validator,
     model_serializer,
 )
@@ -35,6 +36,7 @@ from llama_index_bedrock_sessions.chain import Settings
 from llama_index_bedrock_sessions.conversation import Conversation, in_pool
 from llama_index_bedrock_sessions.directory import MetadataDirectory, refuse_metadata, refuse_tags
 from llama_index_bedrock_sessions.errors import ConfigurationError, InvalidKeyError
+from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
 from llama_index_bedrock_sessions.sessions import Pool, Sessions, after_fork
 
 R = TypeVar("R")
@@ -96,6 +98,9 @@ class BedrockSessionsChatStore(BaseChatStore):
     session_metadata: StrMap | Callable[[str], StrMap] = Field(
         default_factory=dict, description="Metadata of new sessions, or a function of the conversation's key."
     )
+    media: S3MediaStore | None = Field(
+        default=None, description="Where large contents are kept; in the steps if left out."
+    )
     on_delete: Literal["erase", "clear"] = Field(
         default="erase",
         description="`delete_messages` deletes the sessions from the service, or clears them by one step.",
@@ -112,6 +117,7 @@ class BedrockSessionsChatStore(BaseChatStore):
 
     _sessions: Sessions = PrivateAttr()
     _where: MetadataDirectory = PrivateAttr()
+    _bucket: Bucket | None = PrivateAttr(default=None)
     _open: _Open = PrivateAttr()
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
 
@@ -134,6 +140,8 @@ class BedrockSessionsChatStore(BaseChatStore):
         # In a file on this machine a scan is cheap, and sessions are never deleted.
         limit = self.scan_limit if self.database is None else sys.maxsize
         self._where = MetadataDirectory(self._sessions, self.namespace, limit)
+        if self.media is not None:
+            self._bucket = Bucket(self.media, self._make_s3_client, self._sessions.pool)
         self._open = _Open()
         _live[self._id] = self
 
@@ -156,6 +164,17 @@ class BedrockSessionsChatStore(BaseChatStore):
     @classmethod
     def _absolute(cls, database: str | None) -> str | None:
         return database if database in (None, _IN_MEMORY) else os.path.abspath(database)  # noqa: PTH100 - follows no link
+
+    @field_validator("media", mode="before")
+    @classmethod
+    def _described(cls, media: Any) -> Any:
+        return S3MediaStore(**media) if isinstance(media, dict) else media
+
+    @field_serializer("media")
+    def _describe(self, media: S3MediaStore | None) -> dict[str, Any] | None:
+        if media is None:
+            return None
+        return {**media.describe(), **({"client": _key_of(media.client)} if media.client is not None else {})}
 
     # Conversations
 
@@ -191,6 +210,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             encryption_key_arn=_of_key(self.encryption_key_arn, key),
             refresh_interval=self.refresh_interval,
             skip_newer=self.skip_newer,
+            media=self._bucket.objects(self.namespace, key) if self._bucket else None,
         )
         return Conversation(key, self._sessions, self._where, settings)
 
@@ -319,7 +339,9 @@ class BedrockSessionsChatStore(BaseChatStore):
         if same and not unsure and data.get("database") != _IN_MEMORY:
             return same[0]
         missing = [name for name in ("encryption_key_arn", "tags", "session_metadata") if name not in data]
-        if data.get("account") is not None or missing or data.get("database") == _IN_MEMORY:
+        media = data.get("media")
+        has_client = isinstance(media, dict) and "client" in media
+        if data.get("account") is not None or missing or has_client or data.get("database") == _IN_MEMORY:
             place = {name: data[name] for name in _PLACE if data.get(name) is not None}
             raise ConfigurationError(
                 "This chat store was made with what a dict cannot hold (a client, credentials, a configuration of "
@@ -367,6 +389,20 @@ class BedrockSessionsChatStore(BaseChatStore):
     def _make_client(self) -> Any:
         if self.client is not None:
             return self.client
+        config = self._config()
+        if self.database is not None:
+            return _embedded(self.database, config)
+        return self._session().client("bedrock-agent-runtime", config=config, endpoint_url=self.endpoint_url)
+
+    def _make_s3_client(self) -> Any:
+        media = self.media
+        assert media is not None
+        config = self._config()
+        return self._session().client(
+            "s3", config=config, endpoint_url=media.endpoint_url, region_name=media.region_name or self.region_name
+        )
+
+    def _config(self) -> Config:
         config = Config(
             connect_timeout=self.timeout,
             read_timeout=self.timeout,
@@ -374,11 +410,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             max_pool_connections=self.max_concurrency,
             user_agent_extra="x-client-framework:llama_index",
         )
-        if self.botocore_config is not None:
-            config = config.merge(self.botocore_config)
-        if self.database is not None:
-            return _embedded(self.database, config)
-        return self._session().client("bedrock-agent-runtime", config=config, endpoint_url=self.endpoint_url)
+        return config if self.botocore_config is None else config.merge(self.botocore_config)
 
     def _session(self) -> boto3.Session:
         return boto3.Session(

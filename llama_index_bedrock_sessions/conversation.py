@@ -31,7 +31,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 
 from llama_index_bedrock_sessions import blocks, directory
-from llama_index_bedrock_sessions.blocks import ContentBlock
+from llama_index_bedrock_sessions.blocks import Content, ContentBlock, Offload
 from llama_index_bedrock_sessions.chain import Chain, Settings, json_size, refuse_size, refuse_too_large
 from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
@@ -166,7 +166,7 @@ class Conversation:
             if status is MessageStatus.ACTIVE:
                 self._saw([m.id for m in found])
             natives = self._chain.natives
-        return [_decode(m, natives) for m in found]
+        return self._decoded(found, natives)
 
     def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
         """Return how many messages there are: active ones, archived ones, or (None) all."""
@@ -284,7 +284,7 @@ class Conversation:
         """Make these the messages; what is there already, in this order, stays as it is. Raises as `add` does."""
         encoded = self._encode(messages)
         # As they will be read: a stream could not be read twice.
-        wanted = [blocks.decode(record, functools.partial(_native, encoded.blocks)) for record in encoded.records]
+        wanted = [blocks.outline(record, functools.partial(_native, encoded.blocks)) for record in encoded.records]
         sent: list[Draft] = []
 
         def resolve(fold: Fold) -> Draft | None:
@@ -307,7 +307,8 @@ class Conversation:
         gone: list[MessageId] = []
         gone_contents: list[ChatMessage] = []
         for message in alive:
-            content = None if fold.is_archived(message.id) else self._decode(message)
+            resolve = functools.partial(_resolve, message, self._chain.natives)
+            content = None if fold.is_archived(message.id) else blocks.outline(message.record, resolve)
             if kept < len(wanted) and content == wanted[kept]:
                 kept += 1
                 continue
@@ -344,7 +345,7 @@ class Conversation:
     def _remove(self, message: Message | None) -> ChatMessage | None:
         if message is None:
             return None
-        removed = self._decode(message)
+        (removed,) = self._decoded([message])
         draft = Draft(removed=frozenset({message.id}))
         self._chain.append(lambda _: draft, fresh=True)
         view = self._views.get(_who())
@@ -374,7 +375,7 @@ class Conversation:
             found = [active[message_id] for message_id in oldest if message_id in active]
             if whole and len(found) < len(oldest):
                 return []
-            taken = [self._decode(m) for m in found]
+            taken = self._decoded(found)
             if found:
                 change = draft(frozenset(m.id for m in found))
                 self._chain.append(lambda _: change)
@@ -389,7 +390,7 @@ class Conversation:
         """
         with self._lock:
             fold = self._chain.refresh(force=True)
-            removed = [self._decode(m) for m in self._active(fold)]
+            removed = self._decoded(self._active(fold))
             if not self._of_status(fold, status):
                 return [] if fold.heads else None
             drafts: list[Draft] = []
@@ -411,7 +412,7 @@ class Conversation:
         """
         with self._lock:
             fold = self._chain.refresh(force=True)
-            removed = [self._decode(m) for m in self._active(fold)] if fold.heads else None
+            removed = self._decoded(self._active(fold)) if fold.heads else None
             self._chain.erase()
             self._saw([])
             return removed
@@ -452,12 +453,21 @@ class Conversation:
     def _encode(self, messages: Iterable[ChatMessage]) -> blocks.Encoded:
         if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, ChatMessage)):
             raise InvalidMessageError(f"a list of messages is wanted, not {type(messages).__name__}")
-        encoded = blocks.encode(list(messages), _read_file, max_images=1 << 30)
+        media = self._settings.media
+        offload = media.offload() if media else None
+        read = functools.partial(_read_file, offload=offload)
+        encoded = blocks.encode(list(messages), read, max_images=1 << 30, offload=offload)
         refuse_too_large(encoded)
         return encoded
 
-    def _decode(self, message: Message) -> ChatMessage:
-        return _decode(message, self._chain.natives)
+    def _decoded(
+        self, messages: Sequence[Message], natives: Mapping[Home, Sequence[ContentBlock]] | None = None
+    ) -> list[ChatMessage]:
+        """Return messages as the caller gets them; what of them is in S3 is fetched, in parallel."""
+        natives, media = self._chain.natives if natives is None else natives, self._settings.media
+        found = media.fetch(sha256 for m in messages for sha256 in blocks.objects(m.record)) if media else {}
+        fetch = found.get if media else None
+        return [blocks.decode(m.record, functools.partial(_resolve, m, natives), fetch) for m in messages]
 
     # Positions
 
@@ -586,14 +596,12 @@ def _who() -> object:
     return _caller.get() or threading.current_thread()
 
 
-def _decode(message: Message, natives: Mapping[Home, Sequence[ContentBlock]]) -> ChatMessage:
-    def resolve(item: Any) -> ContentBlock | None:
-        h = item.get("h", 0) if isinstance(item, dict) else 0
-        if not isinstance(h, int) or not 0 <= h < len(message.homes):
-            return None
-        return _native(natives.get(message.homes[h], ()), item)
-
-    return blocks.decode(message.record, resolve)
+def _resolve(message: Message, natives: Mapping[Home, Sequence[ContentBlock]], item: Any) -> ContentBlock | None:
+    """Return the native block that an item of a message's record stands for, None if there is none."""
+    h = item.get("h", 0) if isinstance(item, dict) else 0
+    if not isinstance(h, int) or not 0 <= h < len(message.homes):
+        return None
+    return _native(natives.get(message.homes[h], ()), item)
 
 
 def _native(payload: Sequence[ContentBlock], item: Any) -> ContentBlock | None:
@@ -654,11 +662,16 @@ def _tail(encoded: blocks.Encoded, skip: int) -> blocks.Encoded:
         return {**item, "n": item["n"] - first} if isinstance(item, dict) and "n" in item else item
 
     records = [{**record, "b": [moved(item) for item in record["b"]]} for record in encoded.records[skip:]]
-    return blocks.Encoded(records, encoded.blocks[first:])
+    used_contents = {sha256: encoded.contents[sha256] for r in records for sha256 in blocks.objects(r)}
+    return blocks.Encoded(records, encoded.blocks[first:], used_contents)
 
 
-def _read_file(path: str) -> bytes | None:
+def _read_file(path: str, *, offload: Offload | None) -> bytes | Content | None:
+    file = Path(path)
     try:
-        return Path(path).read_bytes()
+        # What may become a native image has to be looked at.
+        if offload and file.stat().st_size > max(offload.threshold, blocks.MAX_IMAGE_BYTES):
+            return Content.of_file(file)
+        return file.read_bytes()
     except OSError:
         return None

@@ -52,7 +52,11 @@ logger = logging.getLogger("llama_index_bedrock_sessions")
 PAGE = 1000
 """Entries asked of a list: `maxResults` is 1..1000 (service model)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_CREDENTIALS = {"UnrecognizedClientException", "InvalidSignatureException", "ExpiredTokenException", "ExpiredToken"} | {
+BAD_CREDENTIALS = {
+    "UnrecognizedClientException",
+    "InvalidSignatureException",
+    "ExpiredTokenException",
+    "ExpiredToken",
     "InvalidClientTokenId",
     "IncompleteSignature",
     "MissingAuthenticationTokenException",
@@ -235,7 +239,7 @@ class Sessions:
                 except BedrockSessionsError:
                     raise
                 except Exception as error:
-                    raise _translated(error, writes=False) from error
+                    raise translated(error, writes=False) from error
             return self._client
 
     def _call(
@@ -253,7 +257,7 @@ class Sessions:
             what = f"Bedrock's answer to {operation} cannot be read: {error}"
             raise UnavailableError(what, may_have_happened=writes) from error
         except aws.BotoCoreError as error:
-            raise _translated(error, writes=writes) from error
+            raise translated(error, writes=writes) from error
         self._saw(reply, sent)
         if member is not None and member not in reply:
             # botocore does not notice that an answer was cut off: it returns none of its members.
@@ -441,7 +445,7 @@ def _client_error(error: aws.ClientError, *, writes: bool) -> Exception:
     repeated = writes and int(metadata.get("RetryAttempts", 0)) > 0
     if code == "ResourceNotFoundException" or (status == 404 and code in {"404", ""}):
         return Gone(message)
-    if code in _CREDENTIALS:
+    if code in BAD_CREDENTIALS:
         return CredentialsError(
             f"AWS does not accept the credentials ({code}): {message} Renew or replace them.",
             may_have_happened=repeated,
@@ -463,7 +467,8 @@ def _client_error(error: aws.ClientError, *, writes: bool) -> Exception:
     return Refused(code, message)
 
 
-def _translated(error: Exception, *, writes: bool) -> BedrockSessionsError:
+def translated(error: Exception, *, writes: bool, service: str = "Bedrock") -> BedrockSessionsError:
+    """Return what botocore raised as an error of ours; `writes`: the request may have been carried out."""
     if isinstance(error, aws.NoRegionError):
         return ConfigurationError(
             "No AWS region is configured. Pass region_name=..., or set AWS_REGION, or a region in the profile. "
@@ -482,5 +487,5 @@ def _translated(error: Exception, *, writes: bool) -> BedrockSessionsError:
         return RequestRefusedError(f"boto3 refused the request: {error}")
     if isinstance(error, (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError)):
         begun = writes and not isinstance(error, (aws.EndpointConnectionError, aws.ConnectTimeoutError))
-        return UnavailableError(f"Bedrock did not answer, even after retries: {error}", may_have_happened=begun)
+        return UnavailableError(f"{service} did not answer, even after retries: {error}", may_have_happened=begun)
     return ConfigurationError(f"The AWS client cannot be made: {error}")
