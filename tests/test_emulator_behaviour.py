@@ -204,6 +204,11 @@ def image_content(service: Service) -> Any:
     return said(lambda: service.put(blocks=[image(b"no image")])), said(lambda: service.put(blocks=[image(png(1, 1))]))
 
 
+def image_in_s3(service: Service) -> Any:
+    block = {"image": {"format": "png", "source": {"s3Location": {"uri": "s3://a-bucket/a.png"}}}}
+    return said(lambda: service.put(blocks=[block])), said(lambda: service.put(blocks=[image(png(1, 1))]))
+
+
 def update_metadata(service: Service) -> Any:
     for metadata in ({"a": "1", "b": "1"}, {"b": "2"}):
         service.client.update_session(sessionIdentifier=service.session, sessionMetadata=metadata)
@@ -265,6 +270,7 @@ def invocations_per_session(service: Service) -> Any:
 CONFLICT, VALIDATION, QUOTA = "ConflictException", "ValidationException", "ServiceQuotaExceededException"
 MISSING = "ResourceNotFoundException"
 OK = "accepted"
+DENIED = "AccessDeniedException"
 
 # What each setting answers to its question. The first setting of each is the default.
 EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
@@ -348,6 +354,10 @@ EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
     (step_size_counts, {"step_size_counts": {"encoded": (VALIDATION, VALIDATION), "decoded": (OK, VALIDATION)}}),
     (image_error, {"image_error": {VALIDATION: [VALIDATION] * 3 + [OK], QUOTA: [QUOTA] * 3 + [OK]}}),
     (image_content, {"image_content": {"unchecked": (OK, OK), "checked": (VALIDATION, OK)}}),
+    (
+        image_in_s3,
+        {"image_in_s3": {"unchecked": (OK, OK), VALIDATION: (VALIDATION, OK), DENIED: (DENIED, OK)}},
+    ),
     (update_metadata, {"update_metadata": {"replace": {"b": "2"}, "merge": {"a": "1", "b": "2"}}}),
     (
         idle_timer_reset_by,

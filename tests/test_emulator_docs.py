@@ -43,6 +43,7 @@ UNKNOWNS = {
     "what the 50 MB count": "step_size_counts",
     "more or larger images than documented": "image_error",
     "whether images are looked at": "image_content",
+    "whether images in S3 are looked for": "image_in_s3",
     "UpdateSession's metadata": "update_metadata",
     "what resets the idle timer": "idle_timer_reset_by",
     "from when retention counts": "retention_from",

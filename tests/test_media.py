@@ -47,6 +47,7 @@ from llama_index_bedrock_sessions import (
     media,
 )
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
+from llama_index_bedrock_sessions.emulator import Behaviour
 from llama_index_bedrock_sessions.journal import Kind, envelope, new_id
 from tests import strategies
 from tests.s3 import S3, answer, endpoint, refusal
@@ -272,6 +273,23 @@ def test_urls(service: Service, s3: S3, read: str) -> None:
     assert service.everything() == before
     store.add_message(KEY, ChatMessage(role="user", blocks=given[0].blocks))
     assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(m)) for m in [*messages, video()]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"), [("ValidationException", RequestRefusedError), ("AccessDeniedException", AccessDeniedError)]
+)
+def test_where_bedrock_takes_no_image_in_s3(s3: S3, setting: Any, kind: type[Exception]) -> None:
+    """It is an error, nothing is half stored, and a threshold above the limit of images keeps them in the steps."""
+    service = Service(behaviour=Behaviour(image_in_s3=setting))
+    message = ChatMessage(role="user", blocks=[ImageBlock(image=png(40, 40)), VideoBlock(video=bytes(4_000_000))])
+    with pytest.raises(kind):
+        service.store(media=kept(s3)).add_message(KEY, message)
+    store = service.store(media=kept(s3, threshold=3_750_001))
+    assert store.get_messages(KEY) == []
+    store.add_message(KEY, message)
+    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(message))]
+    store.delete_messages(KEY)
+    assert s3.names() == []
 
 
 # Uploads

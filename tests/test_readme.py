@@ -20,9 +20,10 @@ import httpx
 import pytest
 from llama_index.core.async_utils import asyncio_run
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo, sessions
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo, media, sessions
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from llama_index_bedrock_sessions.emulator import Emulator
+from tests.s3 import S3
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -124,9 +125,27 @@ def test_the_policy_allows_what_is_called_and_no_more() -> None:
     assert allowed == called | {"bedrock:ListInvocations", "bedrock:TagResource"}
 
 
+def test_the_policy_for_media_allows_what_is_called_and_no_more() -> None:
+    """The policy of the bucket allows the actions the module calls, on the prefix that the example names."""
+    (objects, bucket) = json.loads(fenced("json", after="### Large pictures")[0])["Statement"]
+    assert {*objects["Action"], bucket["Action"]} == set(re.findall(r'"(s3:\w+)"', inspect.getsource(media)))
+    assert objects["Resource"] == f"{bucket['Resource']}/chats/*"
+
+
+def test_the_lifecycle_rule_is_one() -> None:
+    """S3 takes the rule, and it deletes no object of a conversation whose sessions are still there."""
+    command = next(block for block in fenced("sh") if "lifecycle" in block)
+    rules = json.loads(command.split("'")[1])
+    s3 = S3()
+    s3.client.put_bucket_lifecycle_configuration(Bucket=s3.bucket, LifecycleConfiguration=rules)
+    # Objects are renewed at nine days by a session that is a day old at most; messages live for 20 days after that.
+    assert rules["Rules"][0]["Expiration"]["Days"] >= media.FRESH.days + 1 + 20
+
+
 def test_every_policy_is_json() -> None:
     """Each JSON block is a complete IAM policy."""
-    assert [json.loads(block)["Version"] for block in fenced("json")] == ["2012-10-17", "2012-10-17"]
+    assert {json.loads(block)["Version"] for block in fenced("json")} == {"2012-10-17"}
+    assert len(fenced("json")) == 3
 
 
 def test_every_command_exists() -> None:

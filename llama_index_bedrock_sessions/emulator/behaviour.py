@@ -121,6 +121,9 @@ class Behaviour:
     image_content: Literal["unchecked", "checked"] = "unchecked"
     """Whether bytes that are no image of the stated format are refused with ValidationException. Unknown."""
 
+    image_in_s3: Literal["unchecked", "ValidationException", "AccessDeniedException"] = "unchecked"
+    """The answer to an image in S3 that the service may not read. Unknown; the emulator reads none."""
+
     update_metadata: Literal["replace", "merge"] = "replace"
     """What UpdateSession does to metadata it does not name. Unknown, replace is inferred."""
 

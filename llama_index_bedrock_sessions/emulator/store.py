@@ -377,6 +377,8 @@ class Store:
         for image in images:
             if "bytes" in image["source"]:
                 self._check_image(image["format"], image["source"]["bytes"])
+            elif self.behaviour.image_in_s3 != "unchecked":
+                raise Refusal(self.behaviour.image_in_s3, "The image cannot be read from its s3Location.")
 
     def _check_image(self, image_format: str, content: bytes) -> None:
         if len(content) > self.behaviour.image_bytes:

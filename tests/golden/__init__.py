@@ -50,7 +50,7 @@ def load(path: Path) -> Stored:
 
 
 def _bytes(block: dict[str, Any]) -> dict[str, Any]:
-    if "image" not in block:
+    if "bytes" not in block.get("image", {}).get("source", ()):
         return block
     image = block["image"]
     return {"image": {**image, "source": {"bytes": base64.b64decode(image["source"]["bytes"])}}}
@@ -58,7 +58,7 @@ def _bytes(block: dict[str, Any]) -> dict[str, Any]:
 
 def text(block: dict[str, Any]) -> dict[str, Any]:
     """Return a content block as a golden file has it."""
-    if "image" not in block:
+    if "bytes" not in block.get("image", {}).get("source", ()):
         return block
     image = block["image"]
     return {"image": {**image, "source": {"bytes": base64.b64encode(image["source"]["bytes"]).decode()}}}

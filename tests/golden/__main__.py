@@ -139,6 +139,11 @@ def main() -> None:
     first_opening = Fold([])
     composed = first_opening.compose(FIRST, Draft(), Placed(), w.now, opening=first_opening.opening({}, w.now))
     w.freeze("first_opening", composed.step.home, composed.payload)
+    offload = blocks.Offload(10, ("s3://a-bucket/chats/a-conversation/",))
+    recording = [IMAGE, VideoBlock(video=b"\x00\x01" * 10, video_mimetype="video/mp4"), AudioBlock(audio=b"RIFF")]
+    in_s3 = blocks.encode([ChatMessage(role="user", blocks=recording)], offload=offload)
+    composed = Fold([FIRST[0]]).compose(FIRST, Draft(in_s3), Placed(), w.now)
+    w.freeze("in_s3", composed.step.home, composed.payload)
     future = Home(*FIRST, new_id(w.now, Kind.CHANGE))
     content = [{"text": "a native text"}, {"text": dump({MARK: 2, "release": "2.0.0", "change": {"new": 1}})}]
     refused = r"format 2; this release reads up to 1\. Upgrade to llama-index-bedrock-sessions 2\.0\.0 or later"
