@@ -692,7 +692,8 @@ def refuse_size(size: int) -> None:
     if size > STEP_LIMIT - 1_000_000:
         raise StepTooLargeError(
             f"{size / 1e6:.1f} MB do not fit into one invocation step, which holds 50 MB (Bedrock's limit). "
-            "Nothing was stored. Store the content elsewhere and put its URL into the message."
+            "Nothing was stored. Images, audio, video and documents of any size can be kept in S3, by the chat store's "
+            "argument media=; put the URL of all else into the message."
         )
 
 
