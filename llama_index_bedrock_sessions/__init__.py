@@ -24,6 +24,7 @@ from llama_index_bedrock_sessions.errors import (
     UsageError,
 )
 from llama_index_bedrock_sessions.healing import heal_tool_calls
+from llama_index_bedrock_sessions.instrumentation import ServiceCallEvent
 from llama_index_bedrock_sessions.media import S3MediaStore
 from llama_index_bedrock_sessions.memory import BedrockSessionsMemory, BedrockSessionsMemoryStore
 
@@ -46,6 +47,7 @@ __all__ = [
     "NewerFormatError",
     "RequestRefusedError",
     "S3MediaStore",
+    "ServiceCallEvent",
     "ServiceError",
     "StepTooLargeError",
     "StoredDataError",

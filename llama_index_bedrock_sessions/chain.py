@@ -27,6 +27,7 @@ from llama_index_bedrock_sessions.errors import (
     UnavailableError,
 )
 from llama_index_bedrock_sessions.fold import SAFE_AGE, Composed, Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.journal import (
     BUDGET,
     VERSION,
@@ -48,6 +49,8 @@ STEP_LIMIT = 50_000_000
 """Bytes of one step: 50 MB (Bedrock user guide), taken as what goes over the wire, the smallest reading of it."""
 STEPS_PER_SESSION = 1000
 """Bedrock user guide, quotas."""
+RETENTION = 30 * DAY
+"""ms after which the service deletes a session (Bedrock user guide); from its creation, the worst reading of it."""
 IMAGES_PER_STEP = 20
 """Bedrock user guide, quotas."""
 CONTINUE_AT = 250
@@ -72,6 +75,8 @@ class Settings:
     refresh_interval: float = 0.0
     skip_newer: bool = False
     media: Objects | None = None
+    has_retention: bool = True
+    """Whether sessions are deleted 30 days after their creation."""
 
 
 class Chain:
@@ -79,6 +84,8 @@ class Chain:
 
     def __init__(self, key: str, sessions: Sessions, where: MetadataDirectory, settings: Settings) -> None:
         self.key = key
+        self.name = hashed(key)
+        """How logs tell the key."""
         self.sessions = sessions
         self.settings = settings
         self.fold: Fold | None = None
@@ -156,7 +163,7 @@ class Chain:
         """Whether a session that a stored step names is one of this conversation: anybody may name any session."""
         if session in fold.heads or self._directory.owns(session, self.key):
             return True
-        logger.info("session %s, which a step names, is gone or not one of this conversation", session)
+        logger.info("conversation %s: session %s, which a step names, is gone or another's", self.name, session)
         return False
 
     def _list(self, session: str) -> list[Listed]:
@@ -183,6 +190,8 @@ class Chain:
             else:
                 self._unopened = True
         heads = sorted((s for s in folds if s not in covered), key=lambda s: (self._created[s], s))
+        if len(heads) > 1:
+            logger.info("conversation %s: has several heads, which the next write joins: %s", self.name, heads)
         fold = folds[heads[0]] if len(heads) == 1 else self._new_fold(heads)
         for head in heads:
             fold.saw_list(head, folds[head].listed[head].values())
@@ -249,7 +258,10 @@ class Chain:
         if found is None:
             if home.session in fold.heads:
                 self.sessions.get(home.session)  # Gone: the session was deleted while it was read
-            logger.warning("step %s of session %s is listed or named, but not there", home.step, home.session)
+            logger.warning(
+                "conversation %s: step %s of session %s is listed or named, but not there",
+                *(self.name, home.step, home.session),
+            )
             fold.lost(home)
             return
         payload, at = found
@@ -266,6 +278,23 @@ class Chain:
             self._clock = max(self._clock, self.fold.clock)
         self.fold = None
         self.natives = {}
+
+    # How it stands
+
+    def orphans(self, fold: Fold) -> list[Summary]:
+        """Return the sessions of the key that nobody has opened: a writer died, or another was faster."""
+        ours = {*fold.heads, *fold.covers()}
+        found = [s for s in self._directory.find(self.key, self._since(fold)) if s.session not in ours]
+        return [s for s in found if not any(_is_opening(x.home.step) for x in self._list_or_nothing(s.session))]
+
+    def complete_until(self, fold: Fold) -> int | None:
+        """Return the time in ms at which the service deletes the first of what is there; None if it never does."""
+        sessions = {*fold.heads, *(s.home.session for s in fold.segments())}
+        sessions |= {home.session for home in fold.native_homes(fold.alive())}
+        created = fold.covers() | self._created
+        if not sessions or not self.settings.has_retention:
+            return None
+        return min(created[s] for s in sessions if s in created) + RETENTION
 
     # Appending
 
@@ -323,8 +352,13 @@ class Chain:
         try:
             status = self.sessions.get(head).status
         except Gone:
+            logger.info("conversation %s: session %s is gone; looking for another", self.name, head)
             self._forget_fold()
             return
+        logger.info(
+            "conversation %s: session %s, which is %s, has refused a write: %s",
+            *(self.name, head, status, getattr(refusal, "code", "not found")),
+        )
         if status != "ACTIVE":
             # A session that is not ACTIVE and has refused a write takes none: no need to close it.
             self._closed.add(head)
@@ -421,7 +455,9 @@ class Chain:
             parents = {head: self.sessions.get(head) for head in fold.heads}
             present = [s.session for s in found]
             for summary in candidates:
-                if self._may_open(summary, mine, parents) and self._open(fold, summary, resolve, present):
+                if not self._may_open(summary, mine, parents):
+                    logger.info("conversation %s: passes over session %s, unopened", self.name, summary.session)
+                elif self._open(fold, summary, resolve, present):
                     return True
                 void.add(summary.session)
             mine = None
@@ -496,13 +532,21 @@ class Chain:
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
         except (Gone, Refused) as refusal:
             undo()
-            logger.info("session %s takes no opening: %s", summary.session, refusal)
+            logger.info(
+                "conversation %s: session %s takes no opening: %s",
+                *(self.name, summary.session, getattr(refusal, "code", "it is gone")),
+            )
             self._raise_if_own_fault(summary.session, refusal)
             return False
         except BaseException:
             undo()  # what was copied is in a session that may never be opened
             raise
         self._clock = max(self._clock, fold.clock)
+        before = ", ".join(fold.heads)
+        logger.info(
+            "conversation %s: goes on in session %s after %s" if before else "conversation %s: begins in session %s%s",
+            *(self.name, summary.session, before),
+        )
         self._adopt(composed.step, composed.payload)
         self._upload_again(reused)
         return True
@@ -611,7 +655,9 @@ class Chain:
             self.sessions.delete(session)
         except (Gone, Refused):
             # Refused: somebody wrote in between, or it is listed as it was; the next look shows it.
-            logger.info("session %s is not deleted yet", session)
+            logger.info("conversation %s: session %s is not deleted yet", self.name, session)
+        else:
+            logger.info("conversation %s: session %s is deleted", self.name, session)
 
     # Content that is not in steps
 

@@ -211,6 +211,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             refresh_interval=self.refresh_interval,
             skip_newer=self.skip_newer,
             media=self._bucket.objects(self.namespace, key) if self._bucket else None,
+            has_retention=self.database is None,
         )
         return Conversation(key, self._sessions, self._where, settings)
 

@@ -32,7 +32,16 @@ from llama_index.core.storage.chat_store.base_db import MessageStatus
 
 from llama_index_bedrock_sessions import blocks, directory
 from llama_index_bedrock_sessions.blocks import Content, ContentBlock, Offload
-from llama_index_bedrock_sessions.chain import Chain, Settings, json_size, refuse_size, refuse_too_large
+from llama_index_bedrock_sessions.chain import (
+    HOUR,
+    RETENTION,
+    STEPS_PER_SESSION,
+    Chain,
+    Settings,
+    json_size,
+    refuse_size,
+    refuse_too_large,
+)
 from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
     InvalidMessageError,
@@ -185,46 +194,65 @@ class Conversation:
             return [_entry(change, descriptions) for change in fold.changes()]
 
     def describe(self) -> dict[str, JSON]:
-        """Return how the conversation stands, as JSON: its sessions, messages and steps."""
+        """Return how the conversation stands, as JSON; what it takes to judge an incident is in it.
+
+        `name` is how logs tell the key. `complete_until`: when the service deletes the first of what is there (30 days
+        after its session was created), unless somebody writes before; None if it never does. Of each session, oldest
+        first: `age` in seconds; `steps` and `steps_left` of 1,000, None where they were not listed; `idle_at`, when it
+        expires unless somebody writes, and `deleted_at`. `orphans` are sessions of the key that nobody has opened:
+        nothing of the conversation is in them, and it may go on in one of them.
+        """
         with self._lock:
             fold = self._chain.refresh()
             alive = fold.alive()
             archived = sum(fold.is_archived(m.id) for m in alive)
             heads = set(fold.heads)
-            steps = {head: len(fold.listed[head]) for head in fold.heads}
+            steps = {session: len(listed) for session, listed in fold.listed.items()}
+            until = self._chain.complete_until(fold)
+            orphans = self._chain.orphans(fold)
             wanted = [*fold.covers(), *fold.heads]
             generation = fold.generation()
             names = sorted(fold.state())
         infos = self.sessions.pool.map(self._info_or_none, wanted)
+        now = self.sessions.clock.now()
         return {
             "key": self.key,
+            "name": self._chain.name,
             "namespace": self._settings.namespace,
             "messages": len(alive) - archived,
             "archived": archived,
             "state": names,
             "generation": generation,
+            "complete_until": None if until is None else _iso(until),
             "sessions": [
                 {
                     "session": info.session,
                     "status": info.status,
                     "created": _iso(info.created),
                     "updated": _iso(info.updated),
+                    "age": (now - info.created) // 1000,
+                    "idle_at": _iso(info.updated + HOUR) if info.status == "ACTIVE" else None,
+                    "deleted_at": _iso(info.created + RETENTION) if self._settings.has_retention else None,
                     "encryption_key_arn": info.encryption_key_arn,
                     "metadata": dict(info.metadata),
                     "head": info.session in heads,
                     "steps": steps.get(info.session),
+                    "steps_left": max(0, STEPS_PER_SESSION - steps[info.session]) if info.session in steps else None,
                 }
                 for info in sorted((i for i in infos if i), key=lambda i: i.created)
             ],
+            "orphans": [{"session": s.session, "status": s.status, "created": _iso(s.created)} for s in orphans],
         }
 
     amessages, acount, ahistory, adescribe = twin(messages), twin(count), twin(history), twin(describe)
 
     def _info_or_none(self, session: str) -> SessionInfo | None:
         try:
-            return self.sessions.get(session)
+            info = self.sessions.get(session)
         except Gone:
             return None
+        # Anybody may name any session.
+        return info if self._directory.is_of(info, self.key) else None
 
     def _active(self, fold: Fold) -> list[Message]:
         return [m for m in fold.alive() if not fold.is_archived(m.id)]

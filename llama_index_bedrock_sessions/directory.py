@@ -73,9 +73,13 @@ class MetadataDirectory:
     def owns(self, session: str, key: str) -> bool:
         """Return whether a session is there and is one of a key in this namespace."""
         try:
-            return self._key_of(self.info(session)) == key
+            return self.is_of(self.info(session), key)
         except Gone:
             return False
+
+    def is_of(self, info: SessionInfo, key: str) -> bool:
+        """Return whether a session is one of a key in this namespace."""
+        return self._key_of(info) == key
 
     def _key_of(self, info: SessionInfo | None) -> str | None:
         if info is None or info.metadata.get(NAMESPACE) != self._namespace:

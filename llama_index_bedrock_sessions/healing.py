@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
 
+from llama_index_bedrock_sessions.instrumentation import hashed
+
 NO_RESULT = "[There is no result: the turn was interrupted before this tool call had returned.]"
 """What stands for a result that was never stored."""
 _RESULTS = (MessageRole.TOOL, MessageRole.FUNCTION)
@@ -57,7 +59,7 @@ def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 def tell(notes: Sequence[Healed], key: str | None = None) -> None:
     """Log what was healed, of the conversation `key` if it is known."""
     if notes:
-        of = "" if key is None else f" of {key!r}"
+        of = "" if key is None else f" of conversation {hashed(key)}"
         said = "; ".join(f"{count} x {what}" for what, count in Counter(note.what for note in notes).items())
         calls = ", ".join(sorted({note.call for note in notes if note.call}))
         logger.warning("healed tool calls%s for the model: %s (%s)", of, said, calls or "without an id")

@@ -53,6 +53,7 @@ from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.conversation import OF_MEMORY, Conversation, in_pool
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError
 from llama_index_bedrock_sessions.healing import Healed, has_calls, heal, tell
+from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.values import JSON
 
 if TYPE_CHECKING:
@@ -389,9 +390,9 @@ class BedrockSessionsMemory(Memory):
             await self._manage_queue()
         except BedrockSessionsError as error:
             logger.warning(
-                "the messages of %r are stored, but old ones may not be archived; the next put sees to that: %s",
-                self.session_id,
-                error,
+                "the messages of conversation %s are stored, but old ones may not be archived until the next put: %s",
+                hashed(self.session_id),
+                type(error).__name__,
             )
         await self._save_blocks()
 
@@ -451,7 +452,11 @@ class BedrockSessionsMemory(Memory):
             await self._restore_blocks(only_erased=True)
             await self._store_blocks()
         except BedrockSessionsError as error:
-            logger.warning("what the memory blocks of %r have learnt was not saved: %s", self.session_id, error)
+            logger.warning(
+                "what the memory blocks of conversation %s have learnt was not saved: %s",
+                hashed(self.session_id),
+                type(error).__name__,
+            )
 
     async def _store_blocks(self) -> None:
         changed: dict[str, tuple[_Bound, dict[str, JSON]]] = {}
@@ -479,7 +484,11 @@ class BedrockSessionsMemory(Memory):
         try:
             await self._in_pool(_keep_turn, self.conversation, _turn_of(_run()), messages)
         except BedrockSessionsError as error:
-            logger.warning("the turn of %r that is running was not saved: %s", self.session_id, error)
+            logger.warning(
+                "the turn of conversation %s that is running was not saved: %s",
+                hashed(self.session_id),
+                type(error).__name__,
+            )
 
     async def _with_unfinished(self, messages: list[ChatMessage]) -> tuple[list[ChatMessage], list[str]]:
         """Return the messages after those of a turn that never ended, and the names to forget with it."""
@@ -655,12 +664,16 @@ def _kept_turns(
     for name in names:
         saved = _saved_turn(state[name])
         if saved is None:
-            logger.warning("an unfinished turn of %r is ignored: it cannot be read", conversation.key)
+            logger.warning(
+                "an unfinished turn of conversation %s is ignored: it cannot be read", hashed(conversation.key)
+            )
         elif saved[0] == last and name != own and not goes_on:
             unfinished += [blocks.decode(record, lambda _: None) for record in saved[1]]
     if unfinished:
         count = len(unfinished)
-        logger.warning("the last turn of %r never ended: %d messages of it are kept", conversation.key, count)
+        logger.warning(
+            "the last turn of conversation %s never ended: %d messages of it are kept", hashed(conversation.key), count
+        )
     return unfinished, names
 
 
@@ -728,7 +741,9 @@ def _set_fields(block: BaseMemoryBlock[Any], stored: Mapping[str, JSON]) -> None
         try:
             setattr(block, name, _from_json(type(block), name, value))
         except (KeyError, ValueError) as error:  # noqa: PERF203 - one field that cannot be restored is no reason for none
-            logger.warning("what the memory block %r has learnt (%s) is not restored: %s", block.name, name, error)
+            logger.warning(
+                "what the memory block %r has learnt (%s) is not restored: %s", block.name, name, type(error).__name__
+            )
 
 
 def _block_json(block: BaseMemoryBlock[Any], bound: _Bound) -> dict[str, JSON]:

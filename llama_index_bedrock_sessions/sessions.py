@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 import botocore.exceptions as aws
 from botocore.parsers import ResponseParserError
 
+from llama_index_bedrock_sessions import instrumentation
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
     AccountError,
@@ -247,17 +248,24 @@ class Sessions:
     ) -> dict[str, Any]:
         """Call an operation; `member` has to be in its answer."""
         method: Callable[..., dict[str, Any]] = getattr(self.client(), operation)
-        sent = self.clock.local()
+        sent, begun = self.clock.local(), time.perf_counter()
+        reply: Mapping[str, Any] | None = None
+        failure: Exception | None = None
         try:
             reply = method(**arguments)
         except aws.ClientError as error:
+            reply, failure = error.response, error
             self._saw(error.response, sent)
             raise _client_error(error, writes=writes) from error
         except ResponseParserError as error:
+            failure = error
             what = f"Bedrock's answer to {operation} cannot be read: {error}"
             raise UnavailableError(what, may_have_happened=writes) from error
         except aws.BotoCoreError as error:
+            failure = error
             raise translated(error, writes=writes) from error
+        finally:
+            instrumentation.called(operation, arguments, reply, failure, time.perf_counter() - begun)
         self._saw(reply, sent)
         if member is not None and member not in reply:
             # botocore does not notice that an answer was cut off: it returns none of its members.
@@ -381,7 +389,7 @@ class Sessions:
 
     def _is_there(self, home: Home, payload: list[ContentBlock], failure: Exception) -> bool:
         try:
-            return self.step(home)[0] == payload
+            is_there = self.step(home)[0] == payload
         except Gone:
             pass
         except BedrockSessionsError as error:
@@ -389,6 +397,11 @@ class Sessions:
                 # It may have been refused because an attempt before had stored it.
                 error.may_have_happened = True
                 raise
+        else:
+            if is_there:
+                said = getattr(failure, "code", type(failure).__name__)
+                logger.info("step %s of session %s is stored, in spite of %s", home.step, home.session, said)
+            return is_there
         if isinstance(failure, UnavailableError):
             # The step may still arrive: a request can be executed after its connection is gone.
             failure.may_have_happened = True

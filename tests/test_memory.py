@@ -45,6 +45,7 @@ from llama_index_bedrock_sessions import (
     ThrottledError,
 )
 from llama_index_bedrock_sessions._demo import query_metrics, scripted_model, search_logs
+from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.memory import BLOCK, TURN
 from tests.service import HOUR, KEY, Service, picture, run, user, users
 
@@ -818,7 +819,7 @@ def test_a_model_sees_whole_pairs_and_the_store_keeps_the_truth(
         assert mine.get() == shown
     assert [m.role.value for m in shown] == ["user", "assistant", "tool", "user"]
     assert [r.getMessage() for r in caplog.records if "healed" in r.getMessage()] == [
-        f"healed tool calls of {KEY!r} for the model: 1 x a call without a result (1)"
+        f"healed tool calls of conversation {hashed(KEY)} for the model: 1 x a call without a result (1)"
     ]
     assert mine.get_all() == broken
     plain = Memory.from_defaults(session_id=KEY, chat_store=SQLAlchemyChatStore(table_name="t"))
@@ -1392,7 +1393,7 @@ def test_a_turn_goes_on_if_it_cannot_be_said(
     mine = memory(service.store(), autosave=True)
     asyncio.run(_turn(mine, REPORT))
     assert len(mine.get_all()) == 6
-    assert any("was not saved: too large" in record.getMessage() for record in caplog.records)
+    assert any("was not saved: StepTooLargeError" in record.getMessage() for record in caplog.records)
 
 
 def test_autosave_keeps_the_turns_of_two_runs_apart(service: Service) -> None:

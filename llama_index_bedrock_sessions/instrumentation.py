@@ -1,0 +1,87 @@
+"""What a person on call and LlamaIndex's instrumentation are told of every call to the service.
+
+Rule: never a key, a text or a credential. A conversation is told by the hash of its key, which `describe()` has too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.base import BaseEvent
+from llama_index_instrumentation.dispatcher import Dispatcher
+from llama_index_instrumentation.event_handlers import NullEventHandler
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+dispatcher = get_dispatcher("llama_index_bedrock_sessions")
+
+
+class ServiceCallEvent(BaseEvent):
+    """One call to Amazon Bedrock has ended.
+
+    `operation` is Bedrock's name of it; `session` and `step` are ids, None where the call has none. `duration` is in
+    seconds, retries included; `retries` are botocore's, None where no answer came. `outcome` is "ok", or the code of
+    the service's error, or the class of the error where no answer came. `response_bytes` is the length of the answer's
+    body, None where it is not said. `span_id` and `tags` are those of the code that asked, in whatever thread it ran.
+    """
+
+    operation: str
+    session: str | None
+    step: str | None
+    duration: float
+    retries: int | None
+    outcome: str
+    response_bytes: int | None
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name of the event."""
+        return "ServiceCallEvent"
+
+
+def hashed(key: str) -> str:
+    """Return how a conversation's key is told: the first 16 digits of its SHA-256."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def called(
+    operation: str,
+    arguments: Mapping[str, Any],
+    answer: Mapping[str, Any] | None,
+    failure: BaseException | None,
+    duration: float,
+) -> None:
+    """Tell of a call: `answer` is what botocore parsed, None if none came; `failure` is botocore's, None if none."""
+    if not (is_heard := _is_heard()) and not logger.isEnabledFor(logging.DEBUG):
+        return
+    answer = answer or {}
+    metadata = answer.get("ResponseMetadata", {})
+    length = metadata.get("HTTPHeaders", {}).get("content-length", "")
+    code = answer.get("Error", {}).get("Code")
+    event = {
+        "operation": operation.title().replace("_", ""),
+        "session": arguments.get("sessionIdentifier") or answer.get("sessionId"),
+        "step": arguments.get("invocationStepId"),
+        "duration": duration,
+        "retries": metadata.get("RetryAttempts"),
+        "outcome": "ok" if failure is None else str(code or type(failure).__name__),
+        "response_bytes": int(length) if length.isdecimal() else None,
+    }
+    logger.debug(
+        "%(operation)s: %(outcome)s, session %(session)s, step %(step)s, %(duration).3f s, retries %(retries)s", event
+    )
+    if is_heard:
+        dispatcher.event(ServiceCallEvent(**event))
+
+
+def _is_heard() -> bool:
+    """Whether anybody has added a handler of events: who has not pays nothing."""
+    at: Dispatcher | None = dispatcher
+    while at is not None:
+        if any(type(handler) is not NullEventHandler for handler in at.event_handlers):
+            return True
+        at = at.parent if at.propagate else None
+    return False
