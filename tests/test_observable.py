@@ -203,7 +203,7 @@ def test_describe_tells_how_near_each_limit_is() -> None:
     service = Service()
     store = service.store()
     for number in range(3):
-        store.add_message(KEY, user(str(number)))
+        store.add_message(KEY, user(str(number) * 300_000))  # too large to be carried
     service.later(2 * IDLE)
     store.add_message(KEY, user("later"))
     service.later(120)
