@@ -23,6 +23,7 @@ from llama_index.core.async_utils import asyncio_run
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo, media, sessions
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from llama_index_bedrock_sessions.emulator import Emulator
+from llama_index_bedrock_sessions.instrumentation import dispatcher
 from tests.s3 import S3
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,7 @@ def execute(block: str) -> dict[str, Any]:
 def test_every_python_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each block runs on its own, without an account or a network."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatcher, "event_handlers", list(dispatcher.event_handlers))
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")
     execute(block)
 
@@ -183,6 +185,6 @@ def test_every_link_leads_to_something() -> None:
 
 def test_the_thirty_days_are_the_first_limit() -> None:
     """The first of the limits is that Bedrock deletes after 30 days."""
-    limits = README[README.index("## Limits") :]
+    limits = README[README.index("### What can go wrong") :]
     assert re.search(r"1\. \*\*Thirty days\.\*\*", limits)
     assert limits.index("Thirty days") < limits.index("2. **")
