@@ -1,6 +1,7 @@
 """LlamaIndex chat messages and agent memory on Amazon Bedrock sessions."""
 
-from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
+from llama_index_bedrock_sessions.audit import AuditEvent
+from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore, Renewed
 from llama_index_bedrock_sessions.conversation import Conversation
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -31,6 +32,7 @@ from llama_index_bedrock_sessions.memory import BedrockSessionsMemory, BedrockSe
 __all__ = [
     "AccessDeniedError",
     "AccountError",
+    "AuditEvent",
     "BedrockSessionsChatStore",
     "BedrockSessionsError",
     "BedrockSessionsMemory",
@@ -45,6 +47,7 @@ __all__ = [
     "InvalidMessageError",
     "InvalidStateError",
     "NewerFormatError",
+    "Renewed",
     "RequestRefusedError",
     "S3MediaStore",
     "ServiceCallEvent",

@@ -13,9 +13,10 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from llama_index_bedrock_sessions import blocks, directory
+from llama_index_bedrock_sessions.audit import AuditCallback
 from llama_index_bedrock_sessions.blocks import Content, ContentBlock
 from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
@@ -33,6 +34,7 @@ from llama_index_bedrock_sessions.journal import (
     VERSION,
     Home,
     Kind,
+    MessageId,
     Place,
     Step,
     dump,
@@ -58,6 +60,8 @@ CONTINUE_AT = 250
 LIST_AFTER = 16
 """Appends without a list after which a writer lists again, so that several writers gather what the others left."""
 ATTEMPTS = 8
+METADATA, TAGS = "session/metadata/", "session/tags/"
+"""Named state that begins so is metadata and tags that were added to the sessions of a conversation."""
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
@@ -72,11 +76,30 @@ class Settings:
     session_metadata: Mapping[str, str]
     tags: Mapping[str, str]
     encryption_key_arn: str | None
+    own_metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What was said for this conversation alone: it counts more than what is inherited."""
+    own_tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
     refresh_interval: float = 0.0
     skip_newer: bool = False
     media: Objects | None = None
     has_retention: bool = True
     """Whether sessions are deleted 30 days after their creation."""
+    audit: AuditCallback | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Passage:
+    """How a conversation goes over into its next session."""
+
+    closing: Mapping[str, Any] | None = None
+    """What closes the next session as it is opened."""
+    ended: Literal["refuse", "keep", "reopen"] = "refuse"
+    """What becomes of one that was ended: it is not continued, it stays ended, or it takes messages again."""
+    whole: bool = False
+    """Whether all that is alive is carried by value: nothing refers to the sessions before."""
+
+
+ORDINARY, KEPT = Passage(), Passage(ended="keep")
 
 
 class Chain:
@@ -298,16 +321,25 @@ class Chain:
 
     # Appending
 
-    def append(self, resolve: Resolve, *, fresh: bool = False) -> None:
-        """Write what `resolve` makes of the fold, in this session or the next; `fresh`: it has just been listed."""
+    def append(self, resolve: Resolve, *, fresh: bool = False, passage: Passage = ORDINARY) -> None:
+        """Write what `resolve` makes of the fold, in this session or the next; `fresh`: it has just been listed.
+
+        `passage`: how it goes over into the next.
+        """
+        looked = False
         for _ in range(ATTEMPTS):
             if self.fold is None or self._unlisted >= LIST_AFTER or not (self.fold.heads or fresh):
                 self.refresh()
-            fold, fresh = self.known(), False
+            fold, fresh, looked = self.known(), False, looked or fresh
             self._refuse_other_keys(fold)
             if self._must_continue(fold):
-                if self._continue(fold, resolve):
-                    return
+                try:
+                    if self._continue(fold, resolve, passage):
+                        return
+                except ConversationEnded:
+                    if looked:
+                        raise
+                    looked = bool(self.refresh(force=True))  # somebody may have reopened it
                 continue
             draft = resolve(fold)
             if draft is None:
@@ -374,26 +406,25 @@ class Chain:
 
     # Continuing in another session
 
-    def _continue(self, fold: Fold, resolve: Resolve) -> bool:
+    def _continue(self, fold: Fold, resolve: Resolve, passage: Passage = ORDINARY) -> bool:
         """Write in a new session that continues every head (or in the first one); False: start again.
 
         Nothing is written from memory: the heads are closed first and then read to their end.
         """
         try:
             self._refuse_if_newer(fold)
-            for head in fold.heads:
-                self._refuse_if_ended(fold, head)
+            self._refuse_if_ended(fold, passage)
             for head in fold.heads:
                 if head not in self._closed:
                     self._seal(head, "continued", fold)
             parents = {p for head in fold.heads for o in fold.openings[head] for p in o.parents}
             for head in fold.heads:
                 fold.saw_list(head, self._list(head))
-                self._refuse_if_ended(fold, head)
+            closing = self._refuse_if_ended(fold, passage)
             self._get(fold, [], parents)
             self._read(fold)
             self._refuse_if_newer(fold)
-            return self._open_next(fold, resolve)
+            return self._open_next(fold, resolve, dataclasses.replace(passage, closing=closing))
         except Gone:
             self._forget_fold()
             return False
@@ -405,36 +436,53 @@ class Chain:
                 "session of it is full or closed, and only the newer release can continue it in another."
             )
 
-    def _refuse_if_ended(self, fold: Fold, head: str) -> None:
+    def _refuse_if_ended(self, fold: Fold, passage: Passage) -> Mapping[str, Any] | None:
+        """Return what closes the next session."""
+        ended = None if passage.ended == "reopen" else self.ended(fold)
+        if ended is not None and passage.ended == "refuse":
+            raise ConversationEnded(
+                f"The conversation {self.key!r} was ended and takes no more messages. Nothing was written. "
+                "reopen() of the conversation lets it go on."
+            )
+        return passage.closing or ended
+
+    def ended(self, fold: Fold) -> Mapping[str, Any] | None:
+        """Return what the closing says that ended the conversation; None if none did."""
         for closing in fold.closings:
-            if closing.home.session == head:
-                step = self._read_one(closing.home)
-                if step and step.closing and step.closing.get("reason") == "ended":
-                    raise ConversationEnded(f"The conversation {self.key!r} was ended and takes no more messages.")
+            step = fold.read.get(closing.home.step) or self._read_one(closing.home)
+            if step and step.closing and step.closing.get("reason") == "ended":
+                return step.closing
+        return None
 
     def _seal(self, session: str, reason: str, fold: Fold | None = None) -> None:
         """Write a closing step and end the session, until that succeeds or the closing step is refused. Raises Gone."""
         for _ in range(ATTEMPTS):
-            ms = max(self.sessions.clock.now(), (fold.clock if fold else self._clock) + 1)
-            home = Home(session, default_invocation(session), new_id(ms, Kind.CLOSING))
-            try:
-                self.sessions.put(home, ms, [envelope({"closing": {"reason": reason}}, {})])
-            except Refused:
-                if reason == "continued":
-                    return
-                # DeleteSession refuses what is still ACTIVE: a full session, say.
-                if self.sessions.end(session) or self.sessions.get(session).status != "ACTIVE":
-                    return
-            except Gone:
-                # The session is gone, which EndSession will say, or never had our invocation.
-                if self.sessions.end(session) or self.sessions.get(session).status != "ACTIVE":
-                    return
-            else:
-                if self.sessions.end(session):
-                    return
+            if self._try_to_seal(session, reason, fold):
+                return
         raise UnavailableError(f"Session {session} cannot be ended; try again.")
 
-    def _open_next(self, fold: Fold, resolve: Resolve) -> bool:
+    def _try_to_seal(self, session: str, reason: str, fold: Fold | None) -> bool:
+        try:
+            self._put_closing(session, {"reason": reason}, fold)
+        except Refused:
+            # DeleteSession refuses what is still ACTIVE: a full session, say.
+            return reason == "continued" or self._has_ended(session)
+        except Gone:
+            # The session is gone, which EndSession will say, or never had our invocation.
+            return self._has_ended(session)
+        return self.sessions.end(session)
+
+    def _put_closing(self, session: str, closing: Mapping[str, Any], fold: Fold | None) -> Listed:
+        ms = max(self.sessions.clock.now(), (fold.clock if fold else self._clock) + 1)
+        home = Home(session, default_invocation(session), new_id(ms, Kind.CLOSING))
+        self.sessions.put(home, ms, [envelope({"closing": closing}, {})])
+        return Listed(home, ms)
+
+    def _has_ended(self, session: str) -> bool:
+        """End a session; return whether it takes no more writes."""
+        return self.sessions.end(session) or self.sessions.get(session).status != "ACTIVE"
+
+    def _open_next(self, fold: Fold, resolve: Resolve, passage: Passage) -> bool:
         void: set[str] = set(fold.heads) | set(fold.covers())
         mine: Summary | None = None
         parents: dict[str, SessionInfo] = {}
@@ -457,7 +505,7 @@ class Chain:
             for summary in candidates:
                 if not self._may_open(summary, mine, parents):
                     logger.info("conversation %s: passes over session %s, unopened", self.name, summary.session)
-                elif self._open(fold, summary, resolve, present):
+                elif self._open(fold, summary, resolve, passage, present):
                     return True
                 void.add(summary.session)
             mine = None
@@ -473,14 +521,16 @@ class Chain:
         return any(_is_opening(s.home.step) for s in self._list(session))
 
     def _create(self, fold: Fold) -> Summary:
-        """Create a session with what the application says, or what the session before it had."""
-        own, settings = dict(self.settings.session_metadata), self.settings
-        key_arn, tags = settings.encryption_key_arn, dict(settings.tags)
+        """Create a session with what was said for this conversation, what the one before had, and the store's own."""
+        settings = self.settings
+        own, tags, key_arn = dict(settings.session_metadata), dict(settings.tags), settings.encryption_key_arn
         for head in fold.heads:
             before = self._directory.info(head)
-            own = {**directory.own_metadata(before), **own}
+            own.update(directory.own_metadata(before))
+            tags.update(self._tags_of(before))
             key_arn = key_arn or before.encryption_key_arn
-            tags = {**self._tags_of(before), **tags}
+        own.update({**fold.named(METADATA), **settings.own_metadata})
+        tags.update({**fold.named(TAGS), **settings.own_tags})
         metadata = directory.metadata(self.key, settings.namespace, VERSION, own.items())
         summary = self.sessions.create(metadata, tags, key_arn)
         self._created[summary.session] = summary.created
@@ -515,7 +565,7 @@ class Chain:
         keys = {wanted} if wanted else {p.encryption_key_arn for p in parents.values()} or {None}
         return info.status == "ACTIVE" and info.encryption_key_arn in keys
 
-    def _open(self, fold: Fold, summary: Summary, resolve: Resolve, present: Iterable[str]) -> bool:
+    def _open(self, fold: Fold, summary: Summary, resolve: Resolve, passage: Passage, present: Iterable[str]) -> bool:
         """Write the opening step; False if the session does not take it."""
         place = (summary.session, default_invocation(summary.session))
         self._created[summary.session] = summary.created
@@ -525,10 +575,10 @@ class Chain:
             draft = resolve(fold)
             reused = self._upload(draft)
             placed = self._place(draft, place) if draft else Placed()
+            dead = draft.removed if draft else frozenset()
             self._renew_media(fold)
-            created = {head: self._created[head] for head in fold.heads}
-            undo = self._copy_natives(fold, place, created)
-            composed = self._compose_opening(fold, draft, placed, place, created, present=present)
+            undo = self._copy_natives(fold, place, dead, whole=passage.whole)
+            composed = self._compose_opening(fold, draft, placed, place, passage, present=present)
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
         except (Gone, Refused) as refusal:
             undo()
@@ -549,6 +599,8 @@ class Chain:
         )
         self._adopt(composed.step, composed.payload)
         self._upload_again(reused)
+        if passage.closing:
+            self._finish(summary.session)
         return True
 
     def _raise_if_own_fault(self, session: str, refusal: Gone | Refused) -> None:
@@ -565,30 +617,39 @@ class Chain:
         draft: Draft | None,
         placed: Placed,
         place: Place,
-        created: Mapping[str, int],
+        passage: Passage,
         *,
         present: Iterable[str],
     ) -> Composed:
         """Return the opening, with what is about to leave retention carried: what is too much, in attachments."""
-        now = self.sessions.clock.now()
-        *groups, last = fold.perishable(created, now)
+        now, created = self.sessions.clock.now(), self._created_of(fold)
+        *groups, last = fold.perishable(created, now, whole=passage.whole)
+        dead = draft.removed if draft else frozenset()
         if draft and sum(fold.size(segment) for segment in last) + draft.size() > BUDGET:
             groups, last = [*groups, last], []
         copies = []
         for group in filter(None, groups):
-            composed, inherited = fold.copy(place, group, now)
+            composed, inherited = fold.copy(place, group, now, dead)
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
             copies.append(inherited)
         opening = dataclasses.replace(fold.opening(created, now, present), segments=tuple(copies))
         copied = [segment for group in groups for segment in group]
-        return fold.compose(place, draft, placed, now, opening=opening, forced=last, copied=copied)
+        closing = passage.closing
+        return fold.compose(place, draft, placed, now, opening=opening, closing=closing, forced=last, copied=copied)
 
-    def _copy_natives(self, fold: Fold, place: Place, created: Mapping[str, int]) -> Callable[[], None]:
-        """Copy native blocks that are about to leave retention into attachments of the new session; return an undo."""
+    def _created_of(self, fold: Fold) -> dict[str, int]:
+        return {head: self._created[head] for head in fold.heads}
+
+    def _copy_natives(self, fold: Fold, place: Place, dead: frozenset[MessageId], *, whole: bool) -> Callable[[], None]:
+        """Copy native blocks that are about to leave retention (or all) into attachments of a session; return an undo.
+
+        Those of messages that are about to be `dead` are left behind.
+        """
+        now = self.sessions.clock.now()
         old = [
             (home, n)
-            for home, n in fold.old_natives(created, self.sessions.clock.now())
-            if n < len(self.natives.get(home, ()))
+            for home, n in fold.old_natives(self._created_of(fold), now, dead, whole=whole)
+            if home.session != place[0] and n < len(self.natives.get(home, ()))
         ]
         moves: dict[tuple[Home, int], tuple[Home, int]] = {}
         for part in _parts([self.natives[home][n] for home, n in old], 0):
@@ -609,33 +670,163 @@ class Chain:
         self._switch(fold)
         self._unlisted = 0
 
-    # Deleting
+    # Ending, moving on, deleting
 
-    def erase(self) -> None:
-        """Delete every session of the key, oldest first, until none is listed."""
+    def end(self, said: Mapping[str, Any]) -> bool:
+        """Close the conversation: it takes no more messages until it is reopened. False if there is none to end."""
+        closing = {"reason": "ended", **said}
+        for _ in range(ATTEMPTS):
+            fold = self.refresh(force=True)
+            if not fold.heads:
+                return False
+            if self.ended(fold) is not None:
+                for head in fold.heads:
+                    self._finish(head)
+                return False
+            if self._must_continue(fold):
+                if self._continue(fold, _nothing, Passage(closing, ended="reopen")):
+                    return True
+                continue
+            try:
+                listed = self._put_closing(fold.heads[0], closing, fold)
+            except (Gone, Refused) as refusal:
+                self._after_refusal(fold, refusal)
+                continue
+            fold.saw_list(fold.heads[0], [listed])
+            self._finish(fold.heads[0])
+            return True
+        raise UnavailableError("The conversation could not be ended; try again.")
+
+    def _finish(self, session: str) -> None:
+        """End a session that has been closed; that it is gone meanwhile is fine."""
+        with contextlib.suppress(Gone):
+            for _ in range(ATTEMPTS):
+                if self._has_ended(session):
+                    return
+            raise UnavailableError(f"Session {session} cannot be ended; try again.", may_have_happened=True)
+
+    def close(self) -> None:
+        """End the session that is written: the next change goes to another one."""
+        fold = self.known()
+        for head in fold.heads:
+            with contextlib.suppress(Gone):
+                self._seal(head, "continued", fold)
+            self._closed.add(head)
+
+    def move_on(self, wanted: Callable[[Fold], Passage | None]) -> bool:
+        """Continue in another session by the passage that is wanted of the fold; False if none is."""
+        for _ in range(ATTEMPTS):
+            fold = self.refresh(force=True)
+            passage = wanted(fold) if fold.heads else None
+            if passage is None:
+                return False
+            if self._continue(fold, _nothing, passage):
+                return True
+        raise UnavailableError("The conversation could not be continued in another session; try again.")
+
+    def update(self, metadata: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Add to the metadata and the tags of the session that is written, and of all that continue it.
+
+        They are kept as named state too: whoever continues reads that, whatever he has learnt of the sessions before.
+        """
+        said = {
+            **{METADATA + name: [value] for name, value in metadata.items()},
+            **{TAGS + name: [value] for name, value in tags.items()},
+        }
+        settings = self.settings
+        own_metadata, own_tags = {**settings.own_metadata, **metadata}, {**settings.own_tags, **tags}
+        self.settings = dataclasses.replace(settings, own_metadata=own_metadata, own_tags=own_tags)
+        heads = self.refresh(force=True).heads
+        if not heads:
+            return  # the first session will have them
+        draft = Draft(state=said)
+        self.append(lambda _: draft, fresh=True, passage=KEPT)
+        fold = self.known()
+        if fold.heads != heads:
+            return  # created with them
+        info = self.sessions.get(fold.heads[0])
+        if metadata:
+            self.sessions.update(info.session, {**info.metadata, **metadata})
+        if tags:
+            self.sessions.tag(info.arn or info.session, tags)
+
+    def age(self, fold: Fold) -> int:
+        """Return the ms since the newest session was created."""
+        return self.sessions.clock.now() - max((self._created[head] for head in fold.heads), default=0)
+
+    def rewrite(self, removed: frozenset[MessageId]) -> None:
+        """Remove messages for good: what stays alive goes to a new session by value, those before are deleted."""
+        draft = Draft(removed=removed)
+        for _ in range(ATTEMPTS):
+            fold = self.refresh(force=True)
+            self._refuse_other_keys(fold)
+            if not fold.heads:
+                return  # deleted meanwhile
+            if self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True)):
+                break
+        else:
+            raise UnavailableError("The conversation could not be continued in another session; try again.")
+        fold = self.known()
+        self._gather(fold)
+        self._delete({session for session in fold.covers() if self._directory.owns(session, self.key)})
+        for summary in self._directory.find(self.key):
+            if summary.session not in fold.heads:
+                self._delete_unopened(summary.session)
+
+    def _delete_unopened(self, session: str) -> None:
+        """Delete what a crash has left of a continuation: it may hold copies. Who is about to open it takes another."""
+        with contextlib.suppress(Gone, Refused):
+            if not self._has_opening(session):
+                self._seal(session, "deleted")
+                if not self._has_opening(session):
+                    self.sessions.delete(session)
+
+    def _gather(self, fold: Fold) -> None:
+        """Carry what lists have shown late of the sessions before: they are about to be deleted."""
+        head = fold.heads[0]
+        parents = {p for opening in fold.openings[head] for p in opening.parents}
+        self._get(fold, [], parents)
+        self._read(fold)
+        late = [segment for segment in fold.segments() if segment.home.session != head]
+        if late:
+            place = (head, default_invocation(head))
+            self._copy_natives(fold, place, frozenset(), whole=True)
+            composed = fold.compose(place, None, Placed(), self.sessions.clock.now(), forced=late)
+            self.sessions.put(composed.step.home, fold.clock, composed.payload)
+            fold.stored(composed)
+
+    def erase(self) -> list[str]:
+        """Delete every session of the key, oldest first, until none is listed; return which."""
         fold = self.refresh()
         if fold.alive() and not self._must_continue(fold):
             # Whoever continues the head meanwhile inherits an empty conversation.
             with contextlib.suppress(Gone, Refused):
                 self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
-        doomed = {*fold.heads, *fold.covers()}
+        deleted = self._delete({*fold.heads, *fold.covers()}, others=True)
+        self._forget_fold()
+        return deleted
+
+    def _delete(self, doomed: set[str], *, others: bool = False) -> list[str]:
+        """Delete sessions, oldest first, until they are gone, and then what is in S3 and nobody refers to.
+
+        The `others` of the key too, and what continues them. Returns those that were there.
+        """
+        deleted: dict[str, None] = {}
         first = stored = self._media()
         for attempt in range(ATTEMPTS):
             stored = self._media() if attempt else first
             found = {s.session: s.created for s in self._directory.find(self.key)}
-            if attempt == 0:
-                doomed |= set(found)
-            else:
-                doomed |= {session for session in found if session not in doomed and self._continues(session, doomed)}
+            if others:
+                doomed |= {s for s in found if s not in doomed and (attempt == 0 or self._continues(s, doomed))}
             # A session may be listed late: what is known of it is that it has not been deleted.
             left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owns(s, self.key))]
             if not left:
-                self._forget_fold()
-                # Where no session is, all that was in S3 before is of those deleted; else somebody has begun anew.
+                # Where no session is, all that was in S3 before is of those deleted; else it goes on, or begins anew.
                 self._delete_media(first if found else stored, others=bool(found))
-                return
+                return list(deleted)
             for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
                 self._delete_session(session)
+                deleted[session] = None
         raise UnavailableError("Sessions of this conversation are still listed; call again to delete them.")
 
     def _continues(self, session: str, doomed: set[str]) -> bool:
@@ -778,3 +969,7 @@ def _parts(natives: list[ContentBlock], records: int) -> list[list[ContentBlock]
 
 def _none() -> None:
     """Do nothing, and return nothing: a job that is not done, an undo that has nothing to undo."""
+
+
+def _nothing(_: Fold) -> None:
+    """Have no change to write: a conversation is continued for its own sake."""

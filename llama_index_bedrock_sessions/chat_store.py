@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import difflib
 import functools
 import hashlib
+import logging
 import os
 import sys
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import boto3
@@ -32,10 +35,12 @@ from pydantic import (
     model_serializer,
 )
 
+from llama_index_bedrock_sessions.audit import AuditEvent
 from llama_index_bedrock_sessions.chain import Settings
-from llama_index_bedrock_sessions.conversation import Conversation, in_pool
+from llama_index_bedrock_sessions.conversation import RENEW_AFTER, Conversation, in_pool
 from llama_index_bedrock_sessions.directory import MetadataDirectory, refuse_metadata, refuse_tags
-from llama_index_bedrock_sessions.errors import ConfigurationError, InvalidKeyError
+from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError, InvalidKeyError
+from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
 from llama_index_bedrock_sessions.sessions import Pool, Sessions, after_fork
 
@@ -50,6 +55,8 @@ KEY_LENGTH = 5000
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "botocore_session", "botocore_config")
 _IN_MEMORY = ":memory:"
 _PLACE = ("region_name", "profile_name", "endpoint_url", "database", "namespace", "directory")
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
 
 _live: weakref.WeakValueDictionary[str, BedrockSessionsChatStore] = weakref.WeakValueDictionary()
 
@@ -101,9 +108,13 @@ class BedrockSessionsChatStore(BaseChatStore):
     media: S3MediaStore | None = Field(
         default=None, description="Where large contents are kept; in the steps if left out."
     )
-    on_delete: Literal["erase", "clear"] = Field(
+    on_delete: Literal["erase", "hide", "clear"] = Field(
         default="erase",
-        description="`delete_messages` deletes the sessions from the service, or clears them by one step.",
+        description="`delete_messages` deletes the sessions from the service, hides all (`Conversation.restore` brings "
+        "it back), or clears them by one step.",
+    )
+    audit: Callable[[AuditEvent], None] | None = Field(
+        default=None, exclude=True, repr=False, description="Called after a conversation was ended, deleted, ..."
     )
     refresh_interval: float = Field(
         default=0.0, ge=0, description="Seconds a read may be old; 0: every read asks the service."
@@ -195,7 +206,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         """
         _refuse_bad_key(key)
         found = self._open.get(key, lambda: self._new_conversation(key))
-        given = {"session_metadata": session_metadata, "tags": tags, "encryption_key_arn": encryption_key_arn}
+        given = {"own_metadata": session_metadata, "own_tags": tags, "encryption_key_arn": encryption_key_arn}
         found.configure(**{name: value for name, value in given.items() if value is not None})
         return found
 
@@ -212,6 +223,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             skip_newer=self.skip_newer,
             media=self._bucket.objects(self.namespace, key) if self._bucket else None,
             has_retention=self.database is None,
+            audit=self.audit,
         )
         return Conversation(key, self._sessions, self._where, settings)
 
@@ -232,7 +244,9 @@ class BedrockSessionsChatStore(BaseChatStore):
     def delete_messages(self, key: str) -> list[ChatMessage] | None:
         """Delete everything of a key by the policy `on_delete`, and return the messages; None if the key is unknown."""
         conversation = self.conversation(key)
-        return conversation.erase() if self.on_delete == "erase" else conversation.clear()
+        if self.on_delete == "clear":
+            return conversation.clear()
+        return conversation.hide() if self.on_delete == "hide" else conversation.delete()
 
     def delete_message(self, key: str, idx: int) -> ChatMessage | None:
         """Remove the message at a position of the list this task was last given; None if there is none there."""
@@ -241,6 +255,31 @@ class BedrockSessionsChatStore(BaseChatStore):
     def delete_last_message(self, key: str) -> ChatMessage | None:
         """Remove the message that is last now, and return it; None if there is none."""
         return self.conversation(key).remove_last()
+
+    def renew(self, *, older_than: timedelta = RENEW_AFTER) -> Renewed:
+        """Continue every conversation whose newest session is older: `Conversation.renew` for a scheduled job.
+
+        One that fails does not keep the others from it: it is logged, and told by the result.
+        """
+        keys = self.get_keys()
+        logger.info("renewing what is older than %s of %d conversations", older_than, len(keys))
+
+        def renew(key: str) -> bool | BedrockSessionsError:
+            try:
+                return self.conversation(key).renew(older_than)
+            except BedrockSessionsError as error:
+                logger.warning("conversation %s could not be renewed: %s", hashed(key), type(error).__name__)
+                return error
+
+        results = dict(zip(keys, self._sessions.pool.map(renew, keys), strict=True))
+        return Renewed(
+            tuple(key for key, result in results.items() if result is True),
+            {key: result for key, result in results.items() if isinstance(result, BedrockSessionsError)},
+        )
+
+    async def arenew(self, *, older_than: timedelta = RENEW_AFTER) -> Renewed:
+        """`renew`, without blocking the event loop."""
+        return await in_pool(self._sessions.pool, functools.partial(self.renew, older_than=older_than))
 
     def get_keys(self) -> list[str]:
         """Return every key of the namespace that has a session, sorted."""
@@ -286,7 +325,8 @@ class BedrockSessionsChatStore(BaseChatStore):
         for name in ("encryption_key_arn", "tags", "session_metadata"):
             if callable(getattr(self, name)):
                 data.pop(name, None)
-        return {**data, **self._place(), "class_name": self.class_name(), "instance": self._id}
+        held = {"audit": self.audit is not None}
+        return {**data, **self._place(), **held, "class_name": self.class_name(), "instance": self._id}
 
     def _place(self) -> dict[str, str | None]:
         """Return where this store looks: two stores look in the same place if all of it is equal. No secrets."""
@@ -341,15 +381,15 @@ class BedrockSessionsChatStore(BaseChatStore):
             return same[0]
         missing = [name for name in ("encryption_key_arn", "tags", "session_metadata") if name not in data]
         media = data.get("media")
-        has_client = isinstance(media, dict) and "client" in media
-        if data.get("account") is not None or missing or has_client or data.get("database") == _IN_MEMORY:
+        held = data.get("account") is not None or data.get("audit") or (isinstance(media, dict) and "client" in media)
+        if held or missing or data.get("database") == _IN_MEMORY:
             place = {name: data[name] for name in _PLACE if data.get(name) is not None}
             raise ConfigurationError(
                 "This chat store was made with what a dict cannot hold (a client, credentials, a configuration of "
-                "botocore, a function of the key, or memory). Construct the same BedrockSessionsChatStore first, with "
+                "botocore, a function, or memory). Construct the same BedrockSessionsChatStore first, with "
                 f"{place}, and load it again."
             )
-        return cls(**{name: value for name, value in data.items() if name in cls.model_fields})
+        return cls(**{name: value for name, value in data.items() if name in cls.model_fields and name != "audit"})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the dict does: no secrets, and an error instead of an empty store."""
@@ -422,6 +462,14 @@ class BedrockSessionsChatStore(BaseChatStore):
             aws_session_token=self.aws_session_token,
             botocore_session=self.botocore_session,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Renewed:
+    """What `BedrockSessionsChatStore.renew` did: the keys that were renewed, and those that could not be, and why."""
+
+    keys: tuple[str, ...]
+    failed: Mapping[str, BedrockSessionsError]
 
 
 class _Open:

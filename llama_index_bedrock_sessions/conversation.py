@@ -23,7 +23,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -31,12 +31,17 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 
 from llama_index_bedrock_sessions import blocks, directory
+from llama_index_bedrock_sessions.audit import Action, AuditEvent, tell
 from llama_index_bedrock_sessions.blocks import Content, ContentBlock, Offload
 from llama_index_bedrock_sessions.chain import (
     HOUR,
+    KEPT,
+    METADATA,
     RETENTION,
     STEPS_PER_SESSION,
+    TAGS,
     Chain,
+    Passage,
     Settings,
     json_size,
     refuse_size,
@@ -44,6 +49,7 @@ from llama_index_bedrock_sessions.chain import (
 )
 from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
+    ConfigurationError,
     InvalidMessageError,
     InvalidStateError,
 )
@@ -65,9 +71,19 @@ from llama_index_bedrock_sessions.sessions import (
 from llama_index_bedrock_sessions.values import JSON, Walk, from_json, to_json
 
 OF_MEMORY = "memory/"
-"""Begins the names of the state that `BedrockSessionsMemory` keeps; applications neither see nor write them."""
+"""Begins the names of the state that `BedrockSessionsMemory` keeps."""
+RESERVED = {
+    OF_MEMORY: "what BedrockSessionsMemory remembers",
+    METADATA: "the metadata of sessions",
+    TAGS: "the tags of sessions",
+}
+"""How the names of state begin that applications neither see nor write, and what it is."""
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
+
+REOPENED = Passage(ended="reopen")
+RENEW_AFTER = timedelta(days=10)
+"""A weekly job that renews what is older leaves 13 days of the service's 30."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -139,27 +155,26 @@ class Conversation:
         self.key = key
         self.sessions = sessions
         self._directory = where
-        self._settings = settings
-        self._reset()
+        self._reset(settings)
         after_fork(self)
 
-    def _reset(self) -> None:
+    def _reset(self, settings: Settings) -> None:
         self._lock = threading.RLock()
-        self._chain = Chain(self.key, self.sessions, self._directory, self._settings)
+        self._chain = Chain(self.key, self.sessions, self._directory, settings)
         self._views: weakref.WeakKeyDictionary[Any, list[MessageId]] = weakref.WeakKeyDictionary()
 
     def configure(self, **given: Any) -> None:
-        """Change what the sessions it will create get: `session_metadata`, `tags`, `encryption_key_arn`."""
+        """Change what the sessions it will create get: `own_metadata`, `own_tags`, `encryption_key_arn`."""
         if not given:
             return
-        directory.refuse_metadata(given.get("session_metadata", {}))
-        directory.refuse_tags(given.get("tags", {}))
+        directory.refuse_metadata(given.get("own_metadata", {}))
+        directory.refuse_tags(given.get("own_tags", {}))
         with self._lock:
-            self._settings = self._chain.settings = dataclasses.replace(self._settings, **given)
+            self._chain.settings = dataclasses.replace(self._chain.settings, **given)
 
     def forget(self) -> None:
         """Drop all that is cached: a forked child starts anew."""
-        self._reset()
+        self._reset(self._chain.settings)
 
     # Reading
 
@@ -204,26 +219,29 @@ class Conversation:
         """
         with self._lock:
             fold = self._chain.refresh()
-            alive = fold.alive()
+            alive = fold.visible()
             archived = sum(fold.is_archived(m.id) for m in alive)
             heads = set(fold.heads)
             steps = {session: len(listed) for session, listed in fold.listed.items()}
             until = self._chain.complete_until(fold)
             orphans = self._chain.orphans(fold)
             wanted = [*fold.covers(), *fold.heads]
-            generation = fold.generation()
-            names = sorted(fold.state())
+            generation, hidden = fold.generation(), fold.hidden()
+            names = sorted(name for name in fold.state() if not name.startswith(tuple(RESERVED)))
+            ended = self._chain.ended(fold)
         infos = self.sessions.pool.map(self._info_or_none, wanted)
         now = self.sessions.clock.now()
         return {
             "key": self.key,
             "name": self._chain.name,
-            "namespace": self._settings.namespace,
+            "namespace": self._chain.settings.namespace,
             "messages": len(alive) - archived,
             "archived": archived,
             "state": names,
             "generation": generation,
             "complete_until": None if until is None else _iso(until),
+            "ended": _ended_json(ended) if ended is not None else None,
+            "hidden": hidden,
             "sessions": [
                 {
                     "session": info.session,
@@ -232,7 +250,7 @@ class Conversation:
                     "updated": _iso(info.updated),
                     "age": (now - info.created) // 1000,
                     "idle_at": _iso(info.updated + HOUR) if info.status == "ACTIVE" else None,
-                    "deleted_at": _iso(info.created + RETENTION) if self._settings.has_retention else None,
+                    "deleted_at": _iso(info.created + RETENTION) if self._chain.settings.has_retention else None,
                     "encryption_key_arn": info.encryption_key_arn,
                     "metadata": dict(info.metadata),
                     "head": info.session in heads,
@@ -255,12 +273,12 @@ class Conversation:
         return info if self._directory.is_of(info, self.key) else None
 
     def _active(self, fold: Fold) -> list[Message]:
-        return [m for m in fold.alive() if not fold.is_archived(m.id)]
+        return self._of_status(fold, MessageStatus.ACTIVE)
 
     def _of_status(self, fold: Fold, status: MessageStatus | None) -> list[Message]:
         if status is None:
-            return list(fold.alive())
-        return [m for m in fold.alive() if fold.is_archived(m.id) is (status is MessageStatus.ARCHIVED)]
+            return list(fold.visible())
+        return [m for m in fold.visible() if fold.is_archived(m.id) is (status is MessageStatus.ARCHIVED)]
 
     # Writing
 
@@ -284,7 +302,7 @@ class Conversation:
 
         """
         state, forget = dict(state or {}), tuple(forget)
-        _refuse_names_of_memory((*state, *forget))
+        _refuse_reserved((*state, *forget))
         self._add(messages, status=status, state=state, forget=forget)
 
     def _add(
@@ -330,7 +348,7 @@ class Conversation:
 
     def _difference(self, fold: Fold, wanted: list[ChatMessage], encoded: blocks.Encoded) -> Draft | None:
         """Return the least that makes `wanted` of what is there: nothing, removals and additions, or a set."""
-        alive = fold.alive()
+        alive = fold.visible()
         kept = 0
         gone: list[MessageId] = []
         gone_contents: list[ChatMessage] = []
@@ -346,8 +364,9 @@ class Conversation:
         if kept == len(wanted) and not gone:
             return None
         if wanted and (kept == 0 or _have_one_in_common(gone_contents, wanted[kept:])):
-            # What stays would have to move, or nothing stays: of two such writers, one shall win.
-            return Draft(encoded, removed=frozenset(m.id for m in alive), is_set=True)
+            # What stays would have to move, or nothing stays: of two such writers, one shall win. But a set would do
+            # away with what an earlier one has added and is hidden now.
+            return Draft(encoded, removed=frozenset(m.id for m in alive), is_set=not fold.hidden())
         return Draft(_tail(encoded, kept), removed=frozenset(gone))
 
     def remove(self, index: int) -> ChatMessage | None:
@@ -433,22 +452,152 @@ class Conversation:
             self._saw([m.id for m in self._active(self._chain.known())])
             return removed
 
-    def erase(self) -> list[ChatMessage] | None:
+    # The life of a conversation
+
+    def end(self, summary: str | None = None, *, kind: str | None = None, by: str | None = None) -> bool:
+        """End the conversation: it can be read, and takes no more messages until `reopen()`. False if it was ended.
+
+        What is said (its resolution, of what kind it is, who ended it) is shown by `describe()`. The Bedrock session
+        is ended too; where it has expired, the conversation goes on in a new one, which is ended.
+
+        Raises:
+            InvalidStateError: something else than text was given.
+
+        """
+        said = _texts(summary=summary, kind=kind, by=by)
+        refuse_size(json_size(dump(said)))
+        with self._lock:
+            done = self._chain.end({**said, "at": self.sessions.clock.now()})
+            if done:
+                self._tell("ended", reason=kind, approver=by)
+            return done
+
+    def reopen(self, *, reason: str | None = None, approver: str | None = None) -> bool:
+        """Let a conversation that was ended take messages again, in a new session; False if it was not ended."""
+        said = _texts(reason=reason, approver=approver)
+        with self._lock:
+            done = self._chain.move_on(lambda fold: REOPENED if self._chain.ended(fold) is not None else None)
+            if done:
+                self._tell("reopened", **said)
+            return done
+
+    def hide(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
+        """Hide all messages and named state, and end the session; return the messages, None if the key is unknown.
+
+        What is written later is seen: the key begins anew. `restore()` brings the hidden back for as long as the
+        service keeps it: at least 20 days after the last write or `renew()`.
+        """
+        said = _texts(reason=reason, approver=approver)
+        hiding = Draft(hide=True)
+        with self._lock:
+            fold = self._chain.refresh(force=True)
+            hidden = self._decoded(self._active(fold))
+            if not fold.visible() and not fold.state():
+                return [] if fold.heads else None
+            self._chain.append(lambda _: hiding, fresh=True, passage=KEPT)
+            self._chain.close()
+            self._saw([])
+            self._tell("hidden", **said)
+            return hidden
+
+    def restore(self, *, reason: str | None = None, approver: str | None = None) -> bool:
+        """Undo `hide()`: what was hidden is there again, before what was written since; False if nothing is hidden."""
+        said = _texts(reason=reason, approver=approver)
+        restoring = Draft(hide=False)
+        with self._lock:
+            if not self._chain.refresh(force=True).hidden():
+                return False
+            self._chain.append(lambda _: restoring, fresh=True, passage=KEPT)
+            self._tell("restored", **said)
+            return True
+
+    def redact(self, *message_ids: str, reason: str | None = None, approver: str | None = None) -> None:
+        """Delete messages from the service for good; ids are those of `history()`, also of messages removed before.
+
+        All that is alive is copied to a new session, by value, and every earlier session of the conversation is
+        deleted: with it goes whatever was removed at any time. It takes as many calls as copying the conversation. If
+        it fails half-way the messages have left the view or nothing has happened: call it again. Named state is not
+        searched for what the messages said.
+
+        Raises:
+            InvalidMessageError: an id that names no message of this conversation; nothing was changed.
+            ConversationEnded: never: what was ended stays so.
+
+        """
+        said = _texts(reason=reason, approver=approver)
+        with self._lock:
+            fold = self._chain.refresh(force=True)
+            doomed = frozenset(_message_id(text, fold) for text in message_ids)
+            if not doomed:
+                return
+            before = [*fold.covers(), *fold.heads]
+            self._chain.rewrite(doomed)
+            self._saw([m.id for m in self._active(self._chain.known())])
+            self._tell("redacted", sessions=before, messages=message_ids, **said)
+
+    def renew(self, older_than: timedelta = RENEW_AFTER) -> bool:
+        """Continue in a new session if the newest one is older; return whether that was so.
+
+        The service deletes a session 30 days after its creation. A conversation is complete for at least 20 days after
+        this, or after its last write; one that is written at least every 20 days needs no renewing.
+        """
+        if not isinstance(older_than, timedelta):
+            raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
+        age = older_than // timedelta(milliseconds=1)
+        with self._lock:
+            chain = self._chain
+            return chain.move_on(lambda fold: KEPT if not fold.is_empty() and chain.age(fold) >= age else None)
+
+    def update_metadata(self, session_metadata: Mapping[str, str], *, tags: Mapping[str, str] | None = None) -> None:
+        """Add to the metadata and tags of the Bedrock session that is written, and of those that continue it.
+
+        Of two that do so at the same moment one may win.
+
+        Raises:
+            ConfigurationError: metadata or tags that a session cannot have.
+
+        """
+        directory.refuse_metadata(session_metadata)
+        directory.refuse_tags(tags or {})
+        with self._lock:
+            self._chain.update(session_metadata, tags or {})
+
+    def delete(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
         """Delete every session of the key from the service, and return the messages; None if there were none.
 
         Every session that exists when this begins, or that continues one of them, is ended and deleted, oldest first.
         """
+        said = _texts(reason=reason, approver=approver)
         with self._lock:
             fold = self._chain.refresh(force=True)
             removed = self._decoded(self._active(fold)) if fold.heads else None
-            self._chain.erase()
+            sessions = self._chain.erase()
             self._saw([])
+            if sessions:
+                self._tell("deleted", sessions=sessions, **said)
             return removed
 
+    def _tell(
+        self,
+        action: Action,
+        *,
+        sessions: Iterable[str] = (),
+        messages: Iterable[str] = (),
+        reason: str | None = None,
+        approver: str | None = None,
+    ) -> None:
+        settings, fold = self._chain.settings, self._chain.fold
+        done_to = tuple(sessions) or tuple(fold.heads if fold else ())
+        now = _iso(self.sessions.clock.now())
+        event = AuditEvent(action, self.key, settings.namespace, now, done_to, tuple(messages), reason, approver)
+        tell(event, settings.audit)
+
+    aend, areopen, ahide, arestore = twin(end), twin(reopen), twin(hide), twin(restore)
+    aredact, arenew, adelete, aupdate_metadata = twin(redact), twin(renew), twin(delete), twin(update_metadata)
     aadd, aset = twin(add), twin(set)  # noqa: A003 - the method above
     aremove, aremove_last = twin(remove), twin(remove_last)
     aremove_oldest, aarchive_oldest = twin(remove_oldest), twin(archive_oldest)
-    aclear, aerase = twin(clear), twin(erase)
+    aclear = twin(clear)
 
     # Named state
 
@@ -481,7 +630,7 @@ class Conversation:
     def _encode(self, messages: Iterable[ChatMessage]) -> blocks.Encoded:
         if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, ChatMessage)):
             raise InvalidMessageError(f"a list of messages is wanted, not {type(messages).__name__}")
-        media = self._settings.media
+        media = self._chain.settings.media
         offload = media.offload() if media else None
         read = functools.partial(_read_file, offload=offload)
         encoded = blocks.encode(list(messages), read, max_images=1 << 30, offload=offload)
@@ -492,7 +641,7 @@ class Conversation:
         self, messages: Sequence[Message], natives: Mapping[Home, Sequence[ContentBlock]] | None = None
     ) -> list[ChatMessage]:
         """Return messages as the caller gets them; what of them is in S3 is fetched, in parallel."""
-        natives, media = self._chain.natives if natives is None else natives, self._settings.media
+        natives, media = self._chain.natives if natives is None else natives, self._chain.settings.media
         found = media.fetch(sha256 for m in messages for sha256 in blocks.objects(m.record)) if media else {}
         fetch = found.get if media else None
         return [blocks.decode(m.record, functools.partial(_resolve, m, natives), fetch) for m in messages]
@@ -513,12 +662,13 @@ class State(MutableMapping[str, JSON]):
 
     Of several writes of one name the last counts, whoever wrote it. Every read is one list of the service's steps;
     every write one list and one step. What is read belongs to the caller: changing it in place stores nothing.
-    Names that begin with "memory/" are those of `BedrockSessionsMemory`: they are neither shown nor taken here, and
-    `clear` leaves them. Under asyncio use the methods with an `a`.
+    Names that begin with "memory/" are those of `BedrockSessionsMemory`, those with "session/metadata/" or
+    "session/tags/" those of `Conversation.update_metadata`: they are neither shown nor taken here, and `clear` leaves
+    them. Under asyncio use the methods with an `a`.
 
     Raises:
         KeyError: the name is not there.
-        InvalidStateError: a name that is not a string or begins with "memory/", or a value that JSON cannot say.
+        InvalidStateError: a name that is not a string or is reserved, or a value that JSON cannot say.
         StepTooLargeError: the values exceed 50 MB.
 
     """
@@ -575,7 +725,7 @@ class State(MutableMapping[str, JSON]):
     def update(self, *values: Any, **more: JSON) -> None:
         """Set several names by one step."""
         named = dict(*values, **more)
-        _refuse_names_of_memory(named)
+        _refuse_reserved(named)
         self._conversation._name(named, ())  # noqa: SLF001 - one object in two parts
 
     def clear(self) -> None:
@@ -585,7 +735,7 @@ class State(MutableMapping[str, JSON]):
     def copy(self, *, fresh: bool = True) -> dict[str, JSON]:
         """Return all of it by one read; `fresh` as in `Conversation.messages`."""
         named = self._conversation._named(fresh=fresh)  # noqa: SLF001 - one object in two parts
-        return {name: value for name, value in named.items() if not name.startswith(OF_MEMORY)}
+        return {name: value for name, value in named.items() if not name.startswith(tuple(RESERVED))}
 
     aget, apop, aupdate, aclear, acopy = twin(get), twin(pop), twin(update), twin(clear), twin(copy)
 
@@ -610,13 +760,39 @@ def _state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[
     return named
 
 
-def _refuse_names_of_memory(names: Iterable[object]) -> None:
+def _refuse_reserved(names: Iterable[object]) -> None:
     for name in names:
-        if isinstance(name, str) and name.startswith(OF_MEMORY):
-            raise InvalidStateError(
-                f'{name!r} cannot be the name of a state: those that begin with "{OF_MEMORY}" are kept for what '
-                "BedrockSessionsMemory remembers. Choose another name."
-            )
+        for prefix, what in RESERVED.items():
+            if isinstance(name, str) and name.startswith(prefix):
+                raise InvalidStateError(
+                    f'{name!r} cannot be the name of a state: those that begin with "{prefix}" are kept for {what}. '
+                    "Choose another name."
+                )
+
+
+def _ended_json(said: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Return what a closing says of how a conversation was ended, whoever wrote it."""
+    at = said.get("at")
+    texts = {name: said[name] for name in ("summary", "kind", "by") if isinstance(said.get(name), str)}
+    return {**texts, "at": _iso(at)} if isinstance(at, int) else texts
+
+
+def _texts(**given: str | None) -> dict[str, str]:
+    """Return what was given, all of it text. Raises InvalidStateError."""
+    for name, text in given.items():
+        if text is not None and not isinstance(text, str):
+            raise InvalidStateError(f"{name}= is a text, not {type(text).__name__}.")
+    return {name: text for name, text in given.items() if text is not None}
+
+
+def _message_id(text: str, fold: Fold) -> MessageId:
+    change, _, position = text.rpartition("/") if isinstance(text, str) else ("", "", "")
+    message_id = (change, int(position)) if position.isdecimal() else None
+    if message_id is None or not fold.holds(message_id):
+        raise InvalidMessageError(
+            f"{text!r} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
+        )
+    return message_id
 
 
 def _who() -> object:

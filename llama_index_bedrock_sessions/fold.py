@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.journal import (
@@ -137,7 +137,7 @@ class Fold:
         self.latest: dict[str, int] = {}
         """The time of the newest step of a session that is listed, in ms."""
         self.closings: list[Listed] = []
-        """The closing steps of the heads."""
+        """The steps of the heads that close them: an opening may do so too."""
         self.read: dict[str, Step] = {}
         self.newer = False
         self._ids: dict[str, list[str]] = {}
@@ -280,6 +280,8 @@ class Fold:
             self._sources[home.step] = _Source(home, _change_ids(step), step.taken, own=False)
             if step.opening:
                 self._absorb_opening(home.session, step.opening)
+                if step.closing and all(c.home != home for c in self.closings):
+                    self.closings.append(Listed(home, self.clock))
         elif not inherited or self._is_straggler(home):
             self._absorb_straggler(step, inherited)
         self._segments = None
@@ -396,13 +398,34 @@ class Fold:
         """Whether a message has been archived."""
         return message in self._archived
 
+    def visible(self) -> list[Message]:
+        """Return the messages that are there and not hidden, archived ones too, in order."""
+        return [m for m in self.alive() if not self.hides(self.known[m.id[0]].key)] if self.hidden() else self.alive()
+
     def state(self) -> dict[str, JSON]:
-        """Return the named state."""
-        return {name: value[0] for name, (_, value) in sorted(self._state.items()) if value}
+        """Return the named state that is not hidden."""
+        return {n: value[0] for n, (key, value) in sorted(self._state.items()) if value and not self.hides(key)}
+
+    def named(self, prefix: str) -> dict[str, Any]:
+        """Return the named state that begins so, hidden or not, without the beginning."""
+        return {n.removeprefix(prefix): v[0] for n, (_, v) in self._state.items() if n.startswith(prefix) and v}
+
+    def is_empty(self) -> bool:
+        """Whether nothing is there that could be lost, not even hidden."""
+        return not self.alive() and not any(value for _, value in self._state.values())
 
     def hidden(self) -> bool:
         """Whether the conversation was hidden, and not restored since."""
         return self._hide[1]
+
+    def hides(self, key: Key) -> bool:
+        """Whether what was written then is hidden: what is written after the hiding is seen."""
+        return self.hidden() and key < self._hide[0]
+
+    def holds(self, message: MessageId) -> bool:
+        """Whether a message is known, be it alive or removed."""
+        change = self.known.get(message[0])
+        return message in self._dead or (change is not None and message[1] in change.messages)
 
     def changes(self) -> list[Change]:
         """Return every change that was read, in order."""
@@ -489,13 +512,15 @@ class Fold:
         now: int,
         *,
         opening: Opening | None = None,
+        closing: Mapping[str, JSON] | None = None,
         forced: Sequence[Segment] = (),
         copied: Sequence[Segment] = (),
     ) -> Composed:
         """Return the next step for (session, invocation): the draft, what it carries, and what it names.
 
-        `now` is the service's time in ms. For an opening, `forced` segments are carried whatever their size; those
-        that were `copied` into attachments are in its `segments` already, where those it leaves are added.
+        `now` is the service's time in ms. `forced` segments are carried whatever their size. For an opening, those
+        that were `copied` into attachments are in its `segments` already, where those it leaves are added; `closing`
+        is what it says if it closes its session at once.
         """
         take, left = self._choose(OVERHEAD + (draft.size() if draft else 0), forced, copied)
         self.clock = max(now, self.clock + 1)
@@ -520,8 +545,8 @@ class Fold:
             "taken": sorted(taken),
             "opening": opening_json(opening) if opening else None,
         }
-        step = Step(where, ((step_id, own), *carried), named, taken, opening)
-        return Composed(step, [*payload, envelope({"change": body}, packed)], tuple(take))
+        step = Step(where, ((step_id, own), *carried), named, taken, opening, closing)
+        return Composed(step, [*payload, envelope({"change": body, "closing": closing}, packed)], tuple(take))
 
     def _handed_down(self, change: Change) -> Change:
         """Return a change as an opening carries it: the opening says what is removed; what archived it may be left."""
@@ -618,15 +643,16 @@ class Fold:
             last_set=self._last_set[1] or None,
         )
 
-    def perishable(self, created: Mapping[str, int], now: int) -> list[list[Segment]]:
+    def perishable(self, created: Mapping[str, int], now: int, *, whole: bool = False) -> list[list[Segment]]:
         """Return the segments that have to be carried, in groups of up to 512 KB.
 
-        Those are in a session older than nine days, or refer to one (see `rehome`), or are mostly dead.
+        Those are in a session older than nine days, or refer to one (see `rehome`), or are mostly dead; or, if
+        `whole`, all.
         """
         groups: list[list[Segment]] = [[]]
         size = 0
         for segment in self.segments():
-            if not self._must_be_carried(segment, created, now):
+            if not whole and not self._must_be_carried(segment, created, now):
                 continue
             weight = self.size(segment)
             if groups[-1] and size + weight > BUDGET:
@@ -650,21 +676,28 @@ class Fold:
         stored = sum(m.size for _, c in contents if c for m in c.messages.values())
         return stored > 2 * self.size(segment)
 
-    def copy(self, place: Place, segments: Sequence[Segment], now: int) -> tuple[Composed, Inherited]:
-        """Return an attachment that carries segments, and how the opening names it. It is taken note of as read."""
+    def copy(
+        self, place: Place, segments: Sequence[Segment], now: int, dead: frozenset[MessageId] = frozenset()
+    ) -> tuple[Composed, Inherited]:
+        """Return an attachment that carries segments, less what is about to be `dead`, and how the opening names it.
+
+        It is taken note of as read.
+        """
         self.clock = max(now, self.clock + 1)
         where = Home(*place, new_id(self.clock, Kind.ATTACHMENT))
         ids = sorted(c for segment in segments for c in segment.changes)
-        carried = [(c, self._handed_down(self._reduced(c, frozenset(), self._last_set))) for c in ids]
+        carried = [(c, self._handed_down(self._reduced(c, dead, self._last_set))) for c in ids]
         step = Step(where, ((where.step, None), *carried))
         self.read[where.step] = step
         inherited = self.inherit(Segment(where, tuple(ids), frozenset(), own=False))
         return Composed(step, [envelope({"attachment": True}, carried_json(carried))], ()), inherited
 
-    def old_natives(self, created: Mapping[str, int], now: int) -> list[tuple[Home, int]]:
-        """Return the native blocks of what is alive that are in sessions older than nine days."""
-        found = (reference for message in self.alive() for reference in message.references())
-        return [(home, n) for home, n in dict.fromkeys(found) if self._is_old(home, created, now)]
+    def old_natives(
+        self, created: Mapping[str, int], now: int, dead: frozenset[MessageId] = frozenset(), *, whole: bool = False
+    ) -> list[tuple[Home, int]]:
+        """Return the native blocks of what stays alive: those in sessions older than nine days, or all (`whole`)."""
+        found = (reference for m in self.alive() if m.id not in dead for reference in m.references())
+        return [(home, n) for home, n in dict.fromkeys(found) if whole or self._is_old(home, created, now)]
 
     def rehome(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Callable[[], None]:
         """Take note that native blocks were copied: messages refer to the copies, until the result is called."""

@@ -340,6 +340,17 @@ class Sessions:
         """Delete a session, ended before. Raises Gone, Refused."""
         self._call("delete_session", sessionIdentifier=session)
 
+    def update(self, session: str, metadata: Mapping[str, str]) -> None:
+        """Make this the metadata of a session; whether the service keeps entries left out is unknown.
+
+        Raises Gone, Refused.
+        """
+        self._call("update_session", sessionIdentifier=session, sessionMetadata=dict(metadata))
+
+    def tag(self, arn: str, tags: Mapping[str, str]) -> None:
+        """Add tags to a session. Raises Gone, Refused."""
+        self._call("tag_resource", resourceArn=arn, tags=dict(tags))
+
     def tags(self, arn: str) -> dict[str, str]:
         """Return the tags of a session, {} where they may not be read. Raises Gone."""
         with contextlib.suppress(Refused, AccessDeniedError):

@@ -192,7 +192,7 @@ class History:
         if op.kind == "clear":
             return chat.clear()
         if op.kind == "erase":
-            return chat.erase()
+            return chat.delete()
         return [m.content for m in chat.messages()]
 
     def step(self, number: int, fault: str | None = None) -> bool:

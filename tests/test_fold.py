@@ -160,7 +160,8 @@ def ids_of(fold: Fold) -> list[MessageId]:
 def knows(fold: Fold) -> Any:
     """All that a reader can be asked."""
     archived = [fold.is_archived(m) for m in ids_of(fold)]
-    return list(zip(ids_of(fold), shown(fold), archived, strict=True)), fold.state(), fold.hidden()
+    there = list(zip(ids_of(fold), shown(fold), archived, strict=True))
+    return there, [message.id for message in fold.visible()], fold.state(), fold.hidden()
 
 
 # Against a plain list
@@ -302,8 +303,9 @@ class Conversations(RuleBasedStateMachine):
             for position, content in enumerate(said.contents)
             if (change, position) not in self.removed
         ]
-        state = {name: value[0] for name, (_, value) in sorted(self.state.items()) if value}
-        return alive, state, self.hide[1]
+        until = self.hide[0] if self.hide[1] else (-1, "")
+        state = {name: value[0] for name, (key, value) in sorted(self.state.items()) if value and key > until}
+        return alive, [m for m, _, _ in alive if self.changes[m[0]].key > until], state, self.hide[1]
 
     @invariant()
     def a_cold_reader_knows_all(self) -> None:

@@ -1036,7 +1036,7 @@ def test_a_dict_holds_nothing_of_what_is_stored(service: Service) -> None:
     assert "tea: 1" in str(again.get()[0].content)
     del again
     assert BedrockSessionsMemory.from_dict(unsaved).memory_blocks[0].limit == 8  # type: ignore[attr-defined]
-    store.conversation(KEY).erase()
+    store.conversation(KEY).delete()
     assert BedrockSessionsMemory.from_dict(data).get() == []
 
 
@@ -1129,7 +1129,7 @@ def test_what_was_erased_is_neither_shown_nor_stored_again(service: Service) -> 
     """Facts of a conversation that was erased are gone from the blocks too, and learning goes on from nothing."""
     mine = memory(service.store(), memory_blocks=[facts(), Counting(name="words", words={"set": 1})], **SMALL)
     learn(mine)
-    mine.conversation.erase()
+    mine.conversation.delete()
     mine.memory_blocks[1].words["more"] = 1  # type: ignore[attr-defined]
     mine.put(user("x"))
     assert named(mine) == {}

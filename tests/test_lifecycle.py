@@ -1,0 +1,451 @@
+"""Ending, hiding, redacting, renewing, deleting: what is done to a whole conversation."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import logging
+import zlib
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
+
+from llama_index_bedrock_sessions import (
+    AuditEvent,
+    BedrockSessionsChatStore,
+    BedrockSessionsError,
+    ConfigurationError,
+    ConversationEnded,
+    InvalidMessageError,
+    InvalidStateError,
+    StepTooLargeError,
+)
+from llama_index_bedrock_sessions.emulator import Behaviour
+from llama_index_bedrock_sessions.journal import Kind, new_id
+from tests.service import DAY, IDLE, KEY, Service, png, texts, user, users
+
+SECRET = "my number is 4111-1111"
+EXPIRED = ["ConflictException", "ValidationException", "ResourceNotFoundException", "accepted"]
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+def picture(seed: int) -> ChatMessage:
+    return ChatMessage(role="user", blocks=[TextBlock(text=f"picture {seed}"), ImageBlock(image=png(seed=seed))])
+
+
+def stored(service: Service) -> str:
+    """All that is in the service, unpacked."""
+    said: list[str] = []
+    for session in service.sessions():
+        for step in service.steps(session["sessionId"]):
+            for block in step["payload"]["contentBlocks"]:
+                said.append(repr(block))
+                packed = json.loads(block["text"]).get("zip") if block.get("text", "").startswith('{"llama') else None
+                said.append(zlib.decompress(base64.b64decode(packed)).decode() if packed else "")
+    return "\n".join(said)
+
+
+def statuses(service: Service) -> list[str]:
+    return [session["sessionStatus"] for session in service.sessions()]
+
+
+# Ending
+
+
+@pytest.mark.parametrize("expired", [None, *EXPIRED])
+def test_what_was_ended_takes_no_messages_until_it_is_reopened(expired: Any) -> None:
+    """Also where its session has expired, whatever the service answers to a write then; reading goes on."""
+    service = Service(behaviour=Behaviour(**({"write_to_expired": expired} if expired else {})))
+    warm, other = service.store(), service.store()
+    warm.add_message(KEY, user("it is slow"))
+    other.get_messages(KEY)
+    if expired:
+        service.later(IDLE)
+    chat = service.store().conversation(KEY)
+    assert chat.end("an index was missing", kind="resolved", by="database specialist")
+    assert not chat.end("again")
+    for store in (warm, other, service.store()):
+        with pytest.raises(ConversationEnded, match="reopen"):
+            store.add_message(KEY, user("too late"))
+    with pytest.raises(ConversationEnded, match="reopen"):
+        chat.add(users("too late"))
+    assert texts(service.store()) == texts(warm) == ["it is slow"]
+    ended: Any = service.store().conversation(KEY).describe()["ended"]
+    assert {"summary": "an index was missing", "kind": "resolved", "by": "database specialist"}.items() <= ended.items()
+    assert statuses(service)[-1] == "ENDED"
+    assert service.store().conversation(KEY).reopen()
+    assert not chat.reopen()
+    for store in (warm, other, service.store()):
+        store.add_message(KEY, user("it is slow again"))
+    assert texts(service.store()) == ["it is slow", *["it is slow again"] * 3]
+    assert chat.describe()["ended"] is None
+
+
+def test_a_key_nobody_wrote_to_cannot_be_ended(service: Service) -> None:
+    chat = service.store().conversation(KEY)
+    assert not chat.end()
+    assert not chat.reopen()
+    assert chat.hide() is None
+    assert not chat.restore()
+    assert not chat.renew()
+    assert chat.delete() is None
+    assert service.sessions() == []
+
+
+def test_an_ended_conversation_stays_ended_when_it_is_renewed_or_hidden(service: Service) -> None:
+    """What continues an ended conversation without reopening it is born ended."""
+    chat = service.store().conversation(KEY)
+    chat.add(users("hello"))
+    chat.end("solved")
+    for _ in range(3):
+        service.later(11 * DAY)
+        assert service.store().conversation(KEY).renew()
+    chat.hide()
+    assert chat.restore()
+    chat.redact(chat.history()[0].added[0])
+    with pytest.raises(ConversationEnded):
+        service.store().add_message(KEY, user("too late"))
+    ended: Any = service.store().conversation(KEY).describe()["ended"]
+    assert ended["summary"] == "solved"
+    assert set(statuses(service)) == {"ENDED"}
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_ending_that_fails_half_way_is_finished_by_ending_again(nth: int) -> None:
+    """Whichever call fails: it is ended or it is not, and once it is, no session stays open for writing."""
+    service = Service()
+    chat = service.store().conversation(KEY)
+    chat.add(users("hello"))
+    service.faults.add("*", nth, "lost_reply")
+    try:
+        chat.end("solved")
+    except BedrockSessionsError:
+        chat.end("solved")
+    service.faults.clear()
+    with pytest.raises(ConversationEnded):
+        service.store().add_message(KEY, user("too late"))
+    assert statuses(service) == ["ENDED"]
+
+
+def test_who_ends_while_another_continues(service: Service) -> None:
+    """The session that a writer has just opened is the one that is ended."""
+    ender, writer = service.store(), service.store()
+    writer.add_message(KEY, user("one"))
+    ender.get_messages(KEY)
+    service.later(IDLE)
+    writer.add_message(KEY, user("two"))
+    assert ender.conversation(KEY).end()
+    with pytest.raises(ConversationEnded):
+        writer.add_message(KEY, user("three"))
+    assert texts(service.store()) == ["one", "two"]
+
+
+# Hiding
+
+
+@pytest.mark.parametrize("pause", [0.0, IDLE, 8 * DAY])
+def test_what_is_hidden_can_be_restored(service: Service, pause: float) -> None:
+    """A hidden conversation looks like none, begins anew, and comes back whole and in order."""
+    chat = service.store().conversation(KEY)
+    chat.set(users("one", "two"))
+    chat.add([picture(1)])
+    chat.state["cart"] = ["shoes"]
+    warm = service.store()
+    warm.get_messages(KEY)
+    assert [m.content for m in chat.hide() or ()] == ["one", "two", "picture 1"]
+    assert chat.hide() == []
+    assert set(statuses(service)) == {"ENDED"}
+    service.later(pause)
+    for store in (warm, service.store()):
+        assert store.get_messages(KEY) == []
+        assert dict(store.conversation(KEY).state) == {}
+    warm.add_message(KEY, user("three"))
+    service.later(pause)
+    warm.conversation(KEY).set(users("three", "four"))
+    warm.conversation(KEY).set(users("four", "three"))
+    warm.conversation(KEY).state["cart"] = []
+    assert texts(service.store()) == ["four", "three"]
+    service.later(pause)
+    assert service.store().conversation(KEY).restore()
+    assert not chat.restore()
+    assert service.store().get_messages(KEY) == [*users("one", "two"), picture(1), *users("four", "three")]
+    assert dict(warm.conversation(KEY).state) == {"cart": []}
+
+
+def test_delete_messages_may_hide(service: Service) -> None:
+    """`on_delete="hide"`: LlamaIndex's verb as for every store, and nothing is gone."""
+    store = service.store(on_delete="hide")
+    assert store.delete_messages(KEY) is None
+    store.add_message(KEY, user("one"))
+    assert store.delete_messages(KEY) == users("one")
+    assert store.delete_messages(KEY) == []
+    store.add_message(KEY, user("two"))
+    assert texts(store) == ["two"]
+    assert store.delete_message(KEY, 0) == user("two")
+    assert store.conversation(KEY).restore()
+    assert texts(store) == ["one"]
+
+
+# Redacting
+
+
+@pytest.mark.parametrize("pause", [0.0, IDLE, 8 * DAY])
+@pytest.mark.parametrize("removed", [False, True])
+def test_what_is_redacted_is_gone_from_the_service(service: Service, pause: float, removed: bool) -> None:
+    """In every step of every session, packed or not, with its pictures; all else is as it was."""
+    chat = service.store().conversation(KEY)
+    secret = ChatMessage(role="user", blocks=[TextBlock(text=SECRET), ImageBlock(image=png(seed=9))])
+    chat.add([*users("one"), secret, picture(1)])
+    chat.add(users("old"))
+    chat.archive_oldest(1)
+    chat.state["cart"] = ["shoes"]
+    doomed = chat.history()[0].added[1]
+    for number in range(4):
+        chat.add(users(f"turn {number}"))
+        service.later(pause)
+    if removed:
+        service.store().delete_message(KEY, 0)
+    warm = service.store()
+    warm.get_messages(KEY)
+    assert SECRET in stored(service)
+    chat.redact(doomed)
+    assert SECRET not in stored(service)
+    assert repr(png(seed=9)) not in stored(service)
+    assert len(service.sessions()) == 1
+    expected = [picture(1), *users("old", "turn 0", "turn 1", "turn 2", "turn 3")]
+    for store in (warm, service.store()):
+        assert store.get_messages(KEY) == chat.messages() == expected
+        assert store.conversation(KEY).messages(status=None)[0] == user("one")
+        assert dict(store.conversation(KEY).state) == {"cart": ["shoes"]}
+        store.add_message(KEY, user("more"))
+        expected.append(user("more"))
+
+
+def test_redacting_a_long_conversation(service: Service) -> None:
+    """What is more than a step holds goes into several; nothing of the secret is in any."""
+    chat = service.store().conversation(KEY)
+    for number in range(30):
+        chat.add([user(f"{number} " + "".join(chr(97 + (number * n) % 26) for n in range(60_000)))])
+    chat.add([user(SECRET), *(picture(n) for n in range(25))])
+    before = chat.messages()
+    chat.redact(chat.history()[30].added[0])
+    assert service.store().get_messages(KEY) == [m for m in before if m.content != SECRET]
+    assert SECRET not in stored(service)
+    assert len(service.sessions()) == 1
+
+
+def test_what_was_listed_late_is_not_redacted_with_the_rest() -> None:
+    """A step that lists show only after the opening was written is carried before its session is deleted."""
+    for late in range(1, 30):
+        service = Service(behaviour=Behaviour(steps_listed_after=late))
+        chat = service.store().conversation(KEY)
+        chat.add(users(SECRET))
+        doomed = chat.history()[0].added[0]
+        service.store().add_message(KEY, picture(late))
+        try:
+            chat.redact(doomed)
+        except BedrockSessionsError:
+            continue  # as long as lists do not show the message it cannot be named
+        for _ in range(3 * late):
+            chat.messages()
+        assert SECRET not in stored(service)
+
+
+@pytest.mark.parametrize("fault", ["unavailable", "lost_reply", "refused"])
+def test_redacting_that_fails_anywhere_is_done_by_doing_it_again(fault: str) -> None:
+    """Whichever call fails, nothing else is lost, and the second attempt leaves nothing of the secret."""
+    fired = 0
+    for nth in count(1):
+        service = Service()
+        chat = service.store().conversation(KEY)
+        chat.add([*users("one", SECRET), picture(1)])
+        doomed = chat.history()[0].added[1]
+        service.later(IDLE)
+        chat.add(users("two"))
+        service.faults.add("*", nth, fault)
+        with contextlib.suppress(BedrockSessionsError):
+            chat.redact(doomed)
+        done = not service.faults.fired
+        service.faults.clear()
+        if done:
+            break
+        fired += 1
+        assert [m.content for m in service.store().get_messages(KEY) if m.content != SECRET] == [
+            "one",
+            "picture 1",
+            "two",
+        ]
+        service.store().conversation(KEY).redact(doomed)
+        assert SECRET not in stored(service)
+        assert service.store().get_messages(KEY) == [user("one"), picture(1), user("two")]
+        assert len(service.sessions()) == 1
+    assert fired >= 10
+
+
+def test_a_damaged_step_is_a_placeholder_after_redacting_too(service: Service) -> None:
+    chat = service.store().conversation(KEY)
+    chat.add(users(SECRET, "one"))
+    (session,) = service.sessions()
+    step = new_id(int(service.clock.now().timestamp() * 1000), Kind.CHANGE)
+    service.put(
+        session["sessionId"], [{"text": '{"llama_index_bedrock_sessions": 1, "change": 7}'}], invocationStepId=step
+    )
+    before = texts(service.store())
+    chat.redact(chat.history()[0].added[0])
+    assert texts(service.store()) == before[1:]
+    assert len(before) == 3
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "nonsense/0", "/", "0/-1", None, 7])
+def test_only_a_message_of_the_conversation_can_be_redacted(service: Service, text: Any) -> None:
+    chat = service.store().conversation(KEY)
+    chat.add(users("one"))
+    before = service.everything()
+    with pytest.raises(InvalidMessageError, match="history"):
+        chat.redact(chat.history()[0].added[0], text)
+    assert service.everything() == before
+    chat.redact()
+    assert service.everything() == before
+
+
+# Renewing
+
+
+def test_who_is_renewed_keeps_everything_for_months(service: Service) -> None:
+    """A job every week keeps a conversation nobody writes to; without it the service deletes it."""
+    service.store().set_messages("kept", [*users("one", "two"), picture(1)])
+    kept = service.store().conversation("kept")
+    kept.archive_oldest(1)
+    kept.state["cart"] = ["shoes"]
+    service.store().set_messages("left", users("one"))
+    for _ in range(15):
+        service.later(7 * DAY)
+        service.store().conversation("kept").renew()
+    assert service.store().conversation("kept").messages(status=None) == [*users("one", "two"), picture(1)]
+    assert service.store().get_messages("kept") == [user("two"), picture(1)]
+    assert dict(service.store().conversation("kept").state) == {"cart": ["shoes"]}
+    assert service.store().get_messages("left") == []
+    assert len(service.sessions()) < 6
+
+
+def test_a_job_renews_what_is_old_enough(service: Service) -> None:
+    """One conversation that cannot be renewed does not keep the others from it."""
+    for key in ("a", "b", "c"):
+        service.store().add_message(key, user("hello"))
+    service.store(on_delete="clear").delete_messages("c")
+    service.later(9 * DAY)
+    service.store().add_message("d", user("young"))
+    assert service.store().renew().keys == ()
+    service.later(2 * DAY)
+    service.faults.add("CreateSession", 1, "access_denied")
+    first = service.store(max_concurrency=1).renew()
+    assert len(first.keys) == 1
+    assert [type(error).__name__ for error in first.failed.values()] == ["AccessDeniedError"]
+    assert service.store().renew().keys == tuple(first.failed)
+    service.clock.advance(60)
+    assert service.store().renew(older_than=timedelta(0)).keys == ("a", "b", "d")
+    with pytest.raises(ConfigurationError, match="timedelta"):
+        service.store().conversation("a").renew(10)  # type: ignore[arg-type]
+
+
+# Metadata
+
+
+@pytest.mark.parametrize("update", ["replace", "merge"])
+@pytest.mark.parametrize("pause", [0.0, IDLE])
+def test_metadata_can_be_changed_and_is_inherited(update: Any, pause: float) -> None:
+    """By every process, whatever it has learnt before, and before what the store's constructor says."""
+    service = Service(behaviour=Behaviour(update_metadata=update))
+    other = service.store(session_metadata={"severity": "high", "team": "a"})
+    other.add_message(KEY, user("one"))
+    service.later(pause)
+    service.store().conversation(KEY).update_metadata({"severity": "low"}, tags={"Closed": "yes"})
+    for _ in range(2):
+        session = service.sessions()[-1]
+        assert session["sessionMetadata"]["severity"] == "low"
+        assert session["sessionMetadata"]["team"] == "a"
+        tags = service.boto3.list_tags_for_resource(resourceArn=session["sessionArn"])["tags"]
+        assert tags == {"Closed": "yes"}
+        service.later(IDLE)
+        other.add_message(KEY, user("two"))
+    with pytest.raises(ConfigurationError, match="used by this library"):
+        other.conversation(KEY).update_metadata({"llama-index-key": "somebody else"})
+
+
+def test_metadata_given_before_the_first_message(service: Service) -> None:
+    chat = service.store().conversation(KEY)
+    chat.update_metadata({"severity": "high"})
+    chat.add(users("one"))
+    assert service.sessions()[0]["sessionMetadata"]["severity"] == "high"
+
+
+# Who did it
+
+
+def test_every_such_thing_is_told(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    """To the log without the key or a message, and to a function of the application."""
+    told: list[AuditEvent] = []
+    chat = service.store(audit=told.append).conversation(KEY)
+    with caplog.at_level(logging.DEBUG, "llama_index_bedrock_sessions"):
+        chat.add(users("one", SECRET))
+        chat.end("solved", kind="resolved", by="on call")
+        chat.reopen(reason="again", approver="lead")
+        chat.hide()
+        chat.restore()
+        chat.redact(chat.history()[0].added[1], reason="asked to", approver="privacy")
+        chat.delete(reason="retention policy", approver="privacy")
+        chat.delete()
+    assert [event.action for event in told] == ["ended", "reopened", "hidden", "restored", "redacted", "deleted"]
+    assert all(event.key == KEY and event.sessions and event.time.endswith("Z") for event in told)
+    assert (told[-1].reason, told[-1].approver) == ("retention policy", "privacy")
+    assert len(told[4].messages) == 1
+    logged = [r.getMessage() for r in caplog.records if r.name == "llama_index_bedrock_sessions.audit"]
+    assert [json.loads(line)["action"] for line in logged] == [event.action for event in told]
+    assert KEY not in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_callback_that_fails_undoes_nothing(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(event: AuditEvent) -> None:
+        raise RuntimeError(event.action)
+
+    chat = service.store(audit=fails).conversation(KEY)
+    chat.add(users("one"))
+    assert chat.delete() == users("one")
+    assert service.sessions() == []
+    assert "audit callback failed" in caplog.text
+
+
+def test_a_store_with_an_audit_callback_is_not_rebuilt_without_it(tmp_path: Any) -> None:
+    data = BedrockSessionsChatStore.local(tmp_path / "chats.db", audit=print).to_dict()
+    data = {**data, "instance": "of a process that has ended", "namespace": "other"}
+    with pytest.raises(ConfigurationError, match="function"):
+        BedrockSessionsChatStore.from_dict(data)
+    plain = BedrockSessionsChatStore.local(tmp_path / "chats.db").to_dict()
+    assert BedrockSessionsChatStore.from_dict({**plain, "instance": "gone"}).database == plain["database"]
+
+
+@pytest.mark.parametrize("method", ["end", "reopen", "hide", "restore", "delete"])
+def test_what_is_said_of_it_is_text(service: Service, method: str) -> None:
+    chat = service.store().conversation(KEY)
+    chat.add(users("one"))
+    name = "kind" if method == "end" else "reason"
+    with pytest.raises(InvalidStateError, match=f"{name}= is a text"):
+        getattr(chat, method)(**{name: 7})
+    assert texts(service.store()) == ["one"]
+
+
+def test_a_summary_larger_than_a_step_is_refused(service: Service) -> None:
+    chat = service.store().conversation(KEY)
+    chat.add(users("one"))
+    with pytest.raises(StepTooLargeError):
+        chat.end("x" * 50_000_000)
+    chat.add(users("two"))
