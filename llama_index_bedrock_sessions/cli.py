@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -26,8 +27,11 @@ except ModuleNotFoundError as missing:
     ) from None
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
 
+    from llama_index_bedrock_sessions import BedrockSessionsChatStore
     from llama_index_bedrock_sessions._demo import Held
 
 PAUSE = timedelta(hours=26)
@@ -81,6 +85,58 @@ def demo(*, database: Path | None, forget: bool, region: str | None, profile: st
         _AwsDemo(database.with_suffix(".png"), region, profile, model).run()
     else:
         _LocalDemo(database.with_suffix(".png"), database).run()
+
+
+def _store_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command say which store it is about: on AWS as boto3 finds it, or a file of this machine."""
+
+    @click.option("--database", type=click.Path(exists=True, dir_okay=False), help="A file of the embedded service.")
+    @click.option("--region", help="The AWS region; boto3's usual default if left out.")
+    @click.option("--profile", help="A profile of the AWS configuration; boto3's usual default.")
+    @click.option("--endpoint-url", help="Another endpoint, such as that of `bedrock-sessions emulate`.")
+    @click.option("--namespace", default="default", show_default=True, help="That of the application.")
+    @functools.wraps(command)
+    def run(
+        *,
+        database: str | None,
+        region: str | None,
+        profile: str | None,
+        endpoint_url: str | None,
+        namespace: str,
+        **options: Any,
+    ) -> None:
+        from llama_index_bedrock_sessions import BedrockSessionsChatStore, BedrockSessionsError
+
+        try:
+            store = BedrockSessionsChatStore(
+                region_name=region,
+                profile_name=profile,
+                endpoint_url=endpoint_url,
+                database=database,
+                namespace=namespace,
+            )
+            command(store, **options)
+        except BedrockSessionsError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+@main.command()
+@click.option("--older-than", type=click.IntRange(min=0), default=10, show_default=True, metavar="DAYS")
+@_store_options
+def renew(store: BedrockSessionsChatStore, *, older_than: int) -> None:
+    """Let every conversation go on in a new session whose newest one is older than so many days.
+
+    Bedrock deletes a session 30 days after it was made. Run this once a week for conversations that have to stay
+    although nobody writes to them.
+    """
+    done = store.renew(older_than=timedelta(days=older_than))
+    click.echo(f"{_count(len(done.keys), 'conversation')} renewed.")
+    for key, error in done.failed.items():
+        click.echo(f"{key}: {error}", err=True)
+    if done.failed:
+        raise SystemExit(1)
 
 
 @main.command()

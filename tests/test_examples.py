@@ -71,6 +71,7 @@ def test_every_example_is_tested() -> None:
         "quickstart.py",
         "quickstart.ipynb",
         "raw_boto3.py",
+        "renew_lambda.py",
     }
 
 

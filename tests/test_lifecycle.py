@@ -6,12 +6,14 @@ import base64
 import contextlib
 import json
 import logging
+import runpy
 import zlib
 from datetime import timedelta
 from itertools import count
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
 
 from llama_index_bedrock_sessions import (
@@ -24,10 +26,13 @@ from llama_index_bedrock_sessions import (
     InvalidStateError,
     StepTooLargeError,
 )
+from llama_index_bedrock_sessions.cli import main
 from llama_index_bedrock_sessions.emulator import Behaviour
 from llama_index_bedrock_sessions.journal import Kind, new_id
 from tests.service import DAY, IDLE, KEY, Service, png, texts, user, users
 
+NO_ACCOUNT = {"AWS_ACCESS_KEY_ID": None, "AWS_PROFILE": None, "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
+NO_ACCOUNT |= {"AWS_CONFIG_FILE": "/dev/null", "AWS_EC2_METADATA_DISABLED": "true"}
 SECRET = "my number is 4111-1111"
 EXPIRED = ["ConflictException", "ValidationException", "ResourceNotFoundException", "accepted"]
 
@@ -449,3 +454,33 @@ def test_a_summary_larger_than_a_step_is_refused(service: Service) -> None:
     with pytest.raises(StepTooLargeError):
         chat.end("x" * 50_000_000)
     chat.add(users("two"))
+
+
+def test_a_job_on_the_command_line(tmp_path: Any) -> None:
+    """`bedrock-sessions renew` says how many it renewed, and fails if one could not be."""
+    database = str(tmp_path / "chats.db")
+    BedrockSessionsChatStore.local(database).add_message(KEY, user("hello"))
+    run = CliRunner().invoke
+    assert run(main, ["renew", "--database", database]).output == "0 conversations renewed.\n"
+    assert run(main, ["renew", "--database", database, "--namespace", "other", "--older-than", "0"]).output.startswith(
+        "0"
+    )
+    BedrockSessionsChatStore.local(database).conversation(KEY).end("solved")
+    renewed = run(main, ["renew", "--database", database, "--older-than", "0"])
+    assert (renewed.exit_code, renewed.output) == (0, "1 conversation renewed.\n")
+    assert BedrockSessionsChatStore.local(database).conversation(KEY).describe()["generation"] == 1
+    nowhere = run(main, ["renew", "--endpoint-url", "http://127.0.0.1:9", "--region", "us-east-1"], env=NO_ACCOUNT)
+    assert nowhere.exit_code == 1
+    assert "Error: No usable AWS credentials" in nowhere.output
+
+
+def test_the_scheduled_function(monkeypatch: pytest.MonkeyPatch, service: Service) -> None:
+    """The example's handler renews, and raises if a conversation could not be."""
+    handler = runpy.run_path("examples/renew_lambda.py")["handler"]
+    service.store().add_message(KEY, user("hello"))
+    service.later(11 * DAY)
+    monkeypatch.setitem(handler.__globals__, "store", service.store())
+    service.faults.add("CreateSession", 1, "access_denied")
+    with pytest.raises(RuntimeError, match="1 conversations were not renewed: AccessDeniedError"):
+        handler({}, None)
+    assert handler({}, None) == {"renewed": 1}

@@ -116,15 +116,15 @@ def test_the_contract_snippet_is_a_test_class(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_policy_allows_what_is_called_and_no_more() -> None:
-    """The statement to paste allows the operations the library calls, and what AWS wants besides for two of them."""
+    """The statement to paste allows the operations the library calls, and what AWS wants besides for one of them."""
     statements = json.loads(fenced("json")[0])["Statement"]
     allowed = set(statements[0]["Action"]) | {statements[1]["Action"]}
     source = inspect.getsource(sessions)
     operations = re.findall(r'(?:_call|_pages)\(\s*"(\w+)"', source)
     called = {"bedrock:" + operation.title().replace("_", "") for operation in operations}
-    assert len(called) == 10
-    # IAM asks for these as well: the first with ListInvocationSteps, the second with tags on CreateSession.
-    assert allowed == called | {"bedrock:ListInvocations", "bedrock:TagResource"}
+    assert len(called) == 12
+    # IAM asks for this as well, with ListInvocationSteps.
+    assert allowed == called | {"bedrock:ListInvocations"}
 
 
 def test_the_policy_for_media_allows_what_is_called_and_no_more() -> None:
@@ -153,7 +153,7 @@ def test_every_policy_is_json() -> None:
 def test_every_command_exists() -> None:
     """Each `bedrock-sessions` command and option that the README names is in that command's help."""
     named = {tuple(found) for found in re.findall(r"bedrock-sessions (\w+)((?: --\w+)?)", README)}
-    assert {command for command, _ in named} == {"demo", "emulate"}
+    assert {command for command, _ in named} == {"demo", "emulate", "renew"}
     for command, option in named:
         program = [sys.executable, "-m", "llama_index_bedrock_sessions.cli", command, "--help"]
         result = subprocess.run(program, capture_output=True, encoding="utf-8", check=True)
