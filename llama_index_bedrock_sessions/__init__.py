@@ -6,12 +6,14 @@ from llama_index_bedrock_sessions.conversation import Conversation
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
     AccountError,
+    AlreadyResumed,
     BedrockSessionsError,
     ConfigurationError,
     ConversationEnded,
     CredentialsError,
     DirectoryTooLarge,
     ForeignSessionError,
+    InvalidContextError,
     InvalidKeyError,
     InvalidMessageError,
     InvalidStateError,
@@ -28,10 +30,12 @@ from llama_index_bedrock_sessions.healing import heal_tool_calls
 from llama_index_bedrock_sessions.instrumentation import ServiceCallEvent
 from llama_index_bedrock_sessions.media import S3MediaStore
 from llama_index_bedrock_sessions.memory import BedrockSessionsMemory, BedrockSessionsMemoryStore
+from llama_index_bedrock_sessions.workflows import SavedContext
 
 __all__ = [
     "AccessDeniedError",
     "AccountError",
+    "AlreadyResumed",
     "AuditEvent",
     "BedrockSessionsChatStore",
     "BedrockSessionsError",
@@ -43,6 +47,7 @@ __all__ = [
     "CredentialsError",
     "DirectoryTooLarge",
     "ForeignSessionError",
+    "InvalidContextError",
     "InvalidKeyError",
     "InvalidMessageError",
     "InvalidStateError",
@@ -50,6 +55,7 @@ __all__ = [
     "Renewed",
     "RequestRefusedError",
     "S3MediaStore",
+    "SavedContext",
     "ServiceCallEvent",
     "ServiceError",
     "StepTooLargeError",

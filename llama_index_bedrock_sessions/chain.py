@@ -12,7 +12,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from llama_index_bedrock_sessions import blocks, directory
@@ -25,6 +25,7 @@ from llama_index_bedrock_sessions.errors import (
     ForeignSessionError,
     NewerFormatError,
     StepTooLargeError,
+    StoredDataError,
     UnavailableError,
 )
 from llama_index_bedrock_sessions.fold import SAFE_AGE, Composed, Draft, Fold, Listed, Placed
@@ -32,11 +33,13 @@ from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.journal import (
     BUDGET,
     VERSION,
+    Change,
     Home,
     Kind,
     MessageId,
     Place,
     Step,
+    claim_place,
     dump,
     envelope,
     new_id,
@@ -60,6 +63,8 @@ CONTINUE_AT = 250
 LIST_AFTER = 16
 """Appends without a list after which a writer lists again, so that several writers gather what the others left."""
 ATTEMPTS = 8
+LOOKS = 3
+"""Times to look for the claim of somebody who has just begun one, before the session is closed to find out."""
 METADATA, TAGS = "session/metadata/", "session/tags/"
 """Named state that begins so is metadata and tags that were added to the sessions of a conversation."""
 
@@ -404,6 +409,96 @@ class Chain:
             raise refusal.error() from refusal
         self._closed.add(head)
 
+    # Writing beside the changes
+
+    def attach(self, texts: Sequence[str]) -> list[tuple[Home, int]]:
+        """Write texts as attachments, each a step, and return the references that are to be written next."""
+        written: list[tuple[Home, int]] = []
+        for fold in self._writable():
+            place = (fold.heads[0], default_invocation(fold.heads[0]))
+            try:
+                for text in texts[len(written) :]:
+                    written.append((self._attach(place, [{"text": text}]), 0))  # noqa: PERF401 - may be interrupted
+            except (Gone, Refused) as refusal:
+                self._after_refusal(fold, refusal)
+                continue
+            break
+        return written
+
+    def texts(self, references: Sequence[tuple[Home, int]]) -> list[str]:
+        """Return the texts of native blocks.
+
+        Raises:
+            StoredDataError: one is not there.
+
+        """
+        fold = self.known()
+        homes = dict.fromkeys(home for home, _ in references if self._is_ours(fold, home.session))
+        found = {home: step[0] for home, step in self.sessions.fetch(homes) if step}
+        texts = [block.get("text") for home, n in references for block in found.get(home, [])[n : n + 1]]
+        if len(texts) < len(references) or None in texts:
+            raise StoredDataError("A part of it is no longer there: its session was deleted, or is another's.")
+        return [str(text) for text in texts]
+
+    def _writable(self) -> Iterator[Fold]:
+        """Yield what is known while there is one session that seems to take writes, which is opened if need be."""
+        for _ in range(ATTEMPTS):
+            fold = self.known()
+            self._refuse_other_keys(fold)
+            if self._must_continue(fold):
+                self._continue(fold, _no_draft)
+            else:
+                yield fold
+        raise UnavailableError("The conversation could not be continued in a session that takes writes; try again.")
+
+    def claim(self, of: str, resolve: Resolve) -> Change | None:
+        """Write what `resolve` makes of the fold, unless another claims `of` (an id of ours) now: return his change.
+
+        Of all who call this, in whatever processes, at most one is returned None. What makes it so is that an
+        invocation is created once (the second CreateInvocation of an id is refused: strongly inferred, AWS's own client
+        is built on it), and that a session takes no writes once it has ended (documented). In the head everybody
+        derives the same invocation. Who has created it writes the claim there. Who has not, or cannot tell since the
+        reply was lost, looks for the claim; if there is none he closes the head, so that there never will be one, and
+        all go on in the next. What a put of a known step id does is unknown, and does not matter.
+
+        Two heads that were opened at the same moment are told by a look after the claim: who claims later sees the
+        other's. If both see both, neither has it. (Where the service lists new sessions late, that look can miss one.)
+        What was claimed before is for `resolve` to see, which raises then; that what is known is up to date is not
+        needed for what is said here.
+        """
+        for fold in self._writable():
+            head = fold.heads[0]
+            try:
+                # Parents take no writes any more, but what they took last may be listed late.
+                parents = {parent for opening in fold.openings[head] for parent in opening.parents}
+                before = self._claims(of, parents)
+                draft = resolve(fold)
+                if before or draft is None:
+                    return next(iter(before), None)
+                home = Home(head, *claim_place(of, head))
+                if not self.sessions.create_invocation(*home[:2]):
+                    theirs = next((claim for _ in range(LOOKS) for claim in self._claims(of, [head])), None)
+                    if theirs:
+                        return theirs
+                    self._continue(fold, _no_draft)
+                    continue
+                composed = fold.alone(home, draft, self.sessions.clock.now())
+                self.sessions.put(home, fold.clock, composed.payload)
+            except (Gone, Refused) as refusal:
+                self._after_refusal(fold, refusal)
+                continue
+            fold.stored(composed)
+            self._clock = max(self._clock, fold.clock)
+            found = {summary.session for summary in self._directory.find(self.key, self._since(fold))}
+            return next(iter(self._claims(of, found - {head, *fold.covers()})), None)
+        return None
+
+    def _claims(self, of: str, sessions: Iterable[str]) -> list[Change]:
+        """Return the claims that are in some sessions, however late they are listed."""
+        found = self.sessions.fetch(Home(session, *claim_place(of, session)) for session in sessions)
+        steps = [read_step(home, *step, skip_newer=self.settings.skip_newer) for home, step in found if step]
+        return [change for step in steps for _, change in step.contents[:1] if change]
+
     # Continuing in another session
 
     def _continue(self, fold: Fold, resolve: Resolve, passage: Passage = ORDINARY) -> bool:
@@ -645,14 +740,16 @@ class Chain:
 
         Those of messages that are about to be `dead` are left behind.
         """
-        now = self.sessions.clock.now()
-        old = [
-            (home, n)
-            for home, n in fold.old_natives(self._created_of(fold), now, dead, whole=whole)
-            if home.session != place[0] and n < len(self.natives.get(home, ()))
-        ]
+        found = fold.old_natives(self._created_of(fold), self.sessions.clock.now(), dead, whole=whole)
+        old = [(home, n) for home, n in found if home.session != place[0]]
+        # Parts of the named state are read when somebody wants them, or they have to be copied.
+        unread = dict.fromkeys(
+            home for home, _ in old if home not in self.natives and self._is_ours(fold, home.session)
+        )
+        natives = self.natives | {home: step[0] for home, step in self.sessions.fetch(unread) if step}
+        old = [(home, n) for home, n in old if n < len(natives.get(home, ()))]
         moves: dict[tuple[Home, int], tuple[Home, int]] = {}
-        for part in _parts([self.natives[home][n] for home, n in old], 0):
+        for part in _parts([natives[home][n] for home, n in old], 0):
             if part:
                 attachment = self._attach(place, part)
                 moves |= {old[len(moves) + n]: (attachment, n) for n in range(len(part))}
@@ -965,6 +1062,10 @@ def _parts(natives: list[ContentBlock], records: int) -> list[list[ContentBlock]
     if size + records > limit and parts[-1]:
         parts.append([])
     return parts
+
+
+def _no_draft(_: Fold) -> None:
+    """Say that there is nothing to write: what a session is opened with where something else is to be written."""
 
 
 def _none() -> None:

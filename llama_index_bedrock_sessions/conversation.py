@@ -29,8 +29,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
+from llama_index.core.workflow import Context, Workflow
+from workflows.context.serializers import BaseSerializer
 
-from llama_index_bedrock_sessions import blocks, directory
+from llama_index_bedrock_sessions import blocks, directory, workflows
 from llama_index_bedrock_sessions.audit import Action, AuditEvent, tell
 from llama_index_bedrock_sessions.blocks import Content, ContentBlock, Offload
 from llama_index_bedrock_sessions.chain import (
@@ -57,9 +59,13 @@ from llama_index_bedrock_sessions.fold import Draft, Fold
 from llama_index_bedrock_sessions.journal import (
     Change,
     Home,
+    Kind,
     Message,
     MessageId,
     dump,
+    new_id,
+    parts,
+    parts_json,
 )
 from llama_index_bedrock_sessions.sessions import (
     Gone,
@@ -69,12 +75,14 @@ from llama_index_bedrock_sessions.sessions import (
     after_fork,
 )
 from llama_index_bedrock_sessions.values import JSON, Walk, from_json, to_json
+from llama_index_bedrock_sessions.workflows import SavedContext
 
 OF_MEMORY = "memory/"
 """Begins the names of the state that `BedrockSessionsMemory` keeps."""
 RESERVED = {
     OF_MEMORY: "what BedrockSessionsMemory remembers",
     METADATA: "the metadata of sessions",
+    workflows.PREFIX: "saved contexts",
     TAGS: "the tags of sessions",
 }
 """How the names of state begin that applications neither see nor write, and what it is."""
@@ -614,6 +622,101 @@ class Conversation:
 
     alast_id = twin(last_id)
 
+    # Paused workflows
+
+    def save_context(
+        self, ctx: Context[Any], name: str = "default", *, serializer: BaseSerializer | None = None
+    ) -> SavedContext:
+        """Save where a workflow stands (`handler.ctx`), for `load_context` in any process; what had the name is gone.
+
+        All that the workflow put into its context is stored. Cancel the run afterwards (`handler.cancel_run()`): it
+        would go on where it is, too. One list and one step, and a step for each 4 MB beyond 16 KB (compressed).
+
+        Raises:
+            InvalidContextError: something in it that JSON cannot say.
+            StepTooLargeError: it exceeds 50 MB of JSON.
+
+        """
+        workflows.refuse_bad_name(name)
+        return self._save_context(workflows.snapshot(ctx, serializer), name)
+
+    async def asave_context(
+        self, ctx: Context[Any], name: str = "default", *, serializer: BaseSerializer | None = None
+    ) -> SavedContext:
+        """`save_context`, without blocking the event loop."""
+        workflows.refuse_bad_name(name)
+        # Here, not in the pool: the workflow's steps run in this event loop, and none may while it is looked at.
+        taken = workflows.snapshot(ctx, serializer)
+        return await in_pool(self.sessions.pool, functools.partial(self._save_context, taken, name))
+
+    def _save_context(self, snapshot: workflows.Snapshot, name: str) -> SavedContext:
+        content = snapshot.content()
+        with self._lock:
+            self._chain.refresh(force=True)
+            inline = workflows.is_inline(content)
+            stored = content[0] if inline else parts_json(self._chain.attach(content))
+            now = self.sessions.clock.now()
+            draft = Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), _iso(now), stored))
+            self._chain.append(lambda _: draft, fresh=True)
+            return workflows.find(self._chain.known().state(), name).listed()
+
+    def load_context(
+        self,
+        workflow: Workflow,
+        name: str = "default",
+        *,
+        by: str | None = None,
+        again: bool = False,
+        serializer: BaseSerializer | None = None,
+    ) -> Context[Any]:
+        """Return a saved context for `workflow.run(ctx=...)`, once: of all who load it, in any process, one gets it.
+
+        `by` says who that is, to the others and in `contexts()`. If the process dies after that, nobody has it until
+        somebody says `again=True`. What is wrong is found before it is taken: it stays for the next who tries.
+
+        Raises:
+            AlreadyResumed: somebody has loaded it, and not `again`.
+            InvalidContextError: there is none of that name, it is another workflow's, or needs another serializer.
+            ConfigurationError: a memory or a store in it has to be constructed first.
+            StoredDataError: its content is not there any more, or cannot be read.
+
+        """
+        workflows.refuse_bad_name(name)
+        workflows.refuse_bad_reader(by)
+        with self._lock:
+            found = workflows.find(self._chain.refresh(force=True).state(), name)
+            found.refuse_other(workflow, serializer)
+            if not again:
+                found.refuse_taken()
+            references = parts(found.content)
+            texts = self._chain.texts(references) if references else [str(found.content)]
+        context = found.restored(texts, workflow, serializer)
+        with self._lock:
+            draft = Draft(state=found.claim(by, _iso(self.sessions.clock.now())), by=by)
+            if again:
+                self._chain.append(lambda _: draft)
+            elif rival := self._chain.claim(found.id, lambda fold: _unless_taken(fold, found, draft)):
+                raise found.lost_to(rival)
+        return context
+
+    def contexts(self) -> list[SavedContext]:
+        """Return the saved contexts, by name: when each was saved, of which workflow, and who has taken it when."""
+        with self._lock:
+            state = self._chain.refresh().state()
+        return [workflows.find(state, name).listed() for name in workflows.names(state)]
+
+    def delete_context(self, name: str = "default") -> None:
+        """Delete a saved context, by one step; nothing happens if there is none.
+
+        It can be loaded no more. Content of more than 16 KB stays in its session until that is deleted.
+        """
+        with self._lock:
+            if name in workflows.names(self._chain.refresh(force=True).state()):
+                draft = Draft(state=workflows.deleted(name))
+                self._chain.append(lambda _: draft, fresh=True)
+
+    aload_context, acontexts, adelete_context = twin(load_context), twin(contexts), twin(delete_context)
+
     def _named(self, *, fresh: bool) -> dict[str, JSON]:
         with self._lock:
             state = (self._chain.refresh() if fresh else self._chain.known()).state()
@@ -662,9 +765,9 @@ class State(MutableMapping[str, JSON]):
 
     Of several writes of one name the last counts, whoever wrote it. Every read is one list of the service's steps;
     every write one list and one step. What is read belongs to the caller: changing it in place stores nothing.
-    Names that begin with "memory/" are those of `BedrockSessionsMemory`, those with "session/metadata/" or
-    "session/tags/" those of `Conversation.update_metadata`: they are neither shown nor taken here, and `clear` leaves
-    them. Under asyncio use the methods with an `a`.
+    Names that begin with "memory/" are those of `BedrockSessionsMemory`, those with "context/" of saved contexts, those
+    with "session/metadata/" or "session/tags/" of `Conversation.update_metadata`: they are neither shown nor taken
+    here, and `clear` leaves them. Under asyncio use the methods with an `a`.
 
     Raises:
         KeyError: the name is not there.
@@ -793,6 +896,14 @@ def _message_id(text: str, fold: Fold) -> MessageId:
             f"{text!r} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
         )
     return message_id
+
+
+def _unless_taken(fold: Fold, saved: workflows.Found, draft: Draft) -> Draft:
+    """Return the draft of a claim. Raises AlreadyResumed."""
+    now = fold.state()
+    if saved.name in workflows.names(now) and (there := workflows.find(now, saved.name)).id == saved.id:
+        there.refuse_taken()
+    return draft
 
 
 def _who() -> object:

@@ -6,6 +6,8 @@
     │   ├── InvalidKeyError             (ValueError) not a string, empty, too long
     │   ├── InvalidMessageError         (TypeError)  not a ChatMessage
     │   ├── InvalidStateError           (TypeError)  not a JSON value
+    │   ├── InvalidContextError         (ValueError) a workflow's context that cannot be saved, or be loaded as this one
+    │   ├── AlreadyResumed              somebody has loaded the saved context: his is the run that goes on
     │   ├── StepTooLargeError           (ValueError) more than an invocation step holds
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
     │   ├── ConversationEnded           ended on purpose
@@ -58,6 +60,19 @@ class InvalidMessageError(UsageError, TypeError):
 
 class InvalidStateError(UsageError, TypeError):
     """A name or a value that named state cannot have: names are strings, values what JSON can say."""
+
+
+class InvalidContextError(UsageError, ValueError):
+    """The context of a workflow that JSON cannot say; or there is none of that name, or it is of another workflow."""
+
+
+class AlreadyResumed(UsageError):  # noqa: N818 - reads as the state it reports
+    """A saved context was loaded before: `by` (None if that was not said), `at` a time in ISO 8601."""
+
+    def __init__(self, message: str, *, by: str | None = None, at: str | None = None) -> None:
+        super().__init__(message)
+        self.by = by
+        self.at = at
 
 
 class StepTooLargeError(UsageError, ValueError):

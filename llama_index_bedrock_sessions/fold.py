@@ -35,6 +35,8 @@ from llama_index_bedrock_sessions.journal import (
     own_json,
     own_records,
     parse_id,
+    parts,
+    parts_json,
 )
 from llama_index_bedrock_sessions.values import JSON
 
@@ -548,6 +550,13 @@ class Fold:
         step = Step(where, ((step_id, own), *carried), named, taken, opening, closing)
         return Composed(step, [*payload, envelope({"change": body, "closing": closing}, packed)], tuple(take))
 
+    def alone(self, home: Home, draft: Draft, now: int) -> Composed:
+        """Return a step of a given id that says one change, whose own id is a new one, and carries nothing."""
+        self.clock = max(now, self.clock + 1)
+        draft.id = draft.id or new_id(self.clock, Kind.CHANGE)
+        own, body, payload = self._own(draft, Placed(), home)
+        return Composed(Step(home, ((home.step, own),)), [*payload, envelope({"change": body}, {})], ())
+
     def _handed_down(self, change: Change) -> Change:
         """Return a change as an opening carries it: the opening says what is removed; what archived it may be left."""
         marks = frozenset((change.id, p) for p in change.messages if (change.id, p) in self._archived)
@@ -696,15 +705,16 @@ class Fold:
         self, created: Mapping[str, int], now: int, dead: frozenset[MessageId] = frozenset(), *, whole: bool = False
     ) -> list[tuple[Home, int]]:
         """Return the native blocks of what stays alive: those in sessions older than nine days, or all (`whole`)."""
-        found = (reference for m in self.alive() if m.id not in dead for reference in m.references())
+        found = [reference for m in self.alive() if m.id not in dead for reference in m.references()]
+        found += [reference for _, value in self._state.values() if value for reference in parts(value[0])]
         return [(home, n) for home, n in dict.fromkeys(found) if whole or self._is_old(home, created, now)]
 
     def rehome(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Callable[[], None]:
         """Take note that native blocks were copied: messages refer to the copies, until the result is called."""
-        before = dict(self.known)
+        before, state = dict(self.known), dict(self._state)
 
         def undo() -> None:
-            self.known = before
+            self.known, self._state = before, state
             self._moved.clear()
             self._alive = None
 
@@ -713,6 +723,14 @@ class Fold:
                 change = self.known[message.id[0]]
                 messages = {**change.messages, message.id[1]: message.moved(moves)}
                 self.known[change.id] = dataclasses.replace(change, messages=messages)
+                self._moved.add(change.id)
+        for name, (key, value) in state.items():
+            references = parts(value[0]) if value else []
+            if not moves.keys().isdisjoint(references):
+                change = self.known[key[1]]
+                there = [parts_json(moves.get(reference, reference) for reference in references)]
+                self._state[name] = (key, there)
+                self.known[change.id] = dataclasses.replace(change, state={**change.state, name: there})
                 self._moved.add(change.id)
         self._alive = None
         return undo

@@ -35,7 +35,8 @@ A change
         remove       {change id: [positions]}: these messages are gone
         archive      the same: these messages are archived
         set          true: of several such changes the greatest id counts, what the smaller ones added is gone
-        state        {name: [value]}, or {name: []} if it was deleted: the greatest change id counts
+        state        {name: [value]}, or {name: []} if it was deleted: the greatest change id counts; a value
+                     {"~parts": [[session, invocation, step, position], ...]} is the text of these native blocks
         hide         true hides the conversation, false restores it: the greatest change id counts
         invocations  {invocation id: description}: no operation of the service returns descriptions
         origin       what a fork was made from
@@ -101,6 +102,8 @@ from llama_index_bedrock_sessions.values import JSON
 
 VERSION = 1
 MARK = "llama_index_bedrock_sessions"
+PARTS = "~parts"
+"""The only member of a value of the named state that is the text of native blocks: `values.py` writes no such value."""
 BUDGET = 512 * 1024
 """Bytes of changes a step carries at most."""
 DECOMPRESSED = 64 * 1024 * 1024
@@ -175,6 +178,15 @@ def parse_id(step: str) -> StepId | None:
     if ms > YEAR_2100:
         return None
     return StepId(ms, Kind(bits >> 74 & 3), bits >> 64 & HINT_MAX)
+
+
+def claim_place(of: str, session: str) -> tuple[str, str]:
+    """Return the invocation and the step by which what has an id of ours is claimed in a session; see `Chain.claim`."""
+    parsed = parse_id(of)
+    ms = parsed.ms if parsed else 0
+    digest = hashlib.sha256(f"{of} {session}".encode()).digest()
+    step = uuid.UUID(int=ms << 80 | 8 << 76 | 2 << 62 | int.from_bytes(digest[:8], "big") >> 2)
+    return str(uuid.uuid5(uuid.UUID(session), of)), str(step)
 
 
 # -- changes
@@ -401,6 +413,21 @@ def own_json(change: Change, step: str, add: list[JSON], homes: list[JSON]) -> d
     if homes:
         body["homes"] = homes
     return {**body, **facts_json(change)}
+
+
+def parts(value: JSON) -> list[tuple[Home, int]]:
+    """Return the (home, block position)s that a value of the named state is the text of, [] if it is a value itself."""
+    if not isinstance(value, dict) or list(value) != [PARTS]:
+        return []
+    try:
+        return [(_home(item), _integer(item[3])) for item in _list(value[PARTS])]
+    except (_Damaged, IndexError):
+        return []
+
+
+def parts_json(references: Iterable[tuple[Home, int]]) -> JSON:
+    """Return a value of the named state that is the text of native blocks."""
+    return {PARTS: [[*home, n] for home, n in references]}
 
 
 def envelope(body: Mapping[str, JSON], packed: Mapping[str, JSON]) -> ContentBlock:

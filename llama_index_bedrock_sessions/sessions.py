@@ -359,14 +359,16 @@ class Sessions:
 
     # Invocations and steps
 
-    def create_invocation(self, session: str, invocation: str, description: str | None = None) -> None:
-        """Create an invocation; that it exists already is fine. Raises Gone, Refused."""
+    def create_invocation(self, session: str, invocation: str, description: str | None = None) -> bool:
+        """Create an invocation; return whether this call has, and not one before it. Raises Gone, Refused."""
         arguments: dict[str, Any] = {"description": description} if description else {}
         try:
             self._call("create_invocation", sessionIdentifier=session, invocationId=invocation, **arguments)
         except Refused as refusal:
             if refusal.code not in {"ConflictException", "409"}:
                 raise
+            return False
+        return True
 
     def put(self, home: Home, at: int, payload: list[ContentBlock]) -> None:
         """Store a step exactly once; `at` is its time in ms.
