@@ -3,6 +3,7 @@
 from llama_index_bedrock_sessions.audit import AuditEvent
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore, Renewed
 from llama_index_bedrock_sessions.conversation import Conversation
+from llama_index_bedrock_sessions.copying import CopyProblem, CopyReport, copy_conversations
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
     AccountError,
@@ -44,6 +45,8 @@ __all__ = [
     "ConfigurationError",
     "Conversation",
     "ConversationEnded",
+    "CopyProblem",
+    "CopyReport",
     "CredentialsError",
     "DirectoryTooLarge",
     "ForeignSessionError",
@@ -63,5 +66,6 @@ __all__ = [
     "ThrottledError",
     "UnavailableError",
     "UsageError",
+    "copy_conversations",
     "heal_tool_calls",
 ]

@@ -735,7 +735,7 @@ class Conversation:
             raise InvalidMessageError(f"a list of messages is wanted, not {type(messages).__name__}")
         media = self._chain.settings.media
         offload = media.offload() if media else None
-        read = functools.partial(_read_file, offload=offload)
+        read = functools.partial(read_file, offload=offload)
         encoded = blocks.encode(list(messages), read, max_images=1 << 30, offload=offload)
         refuse_too_large(encoded)
         return encoded
@@ -981,7 +981,8 @@ def _tail(encoded: blocks.Encoded, skip: int) -> blocks.Encoded:
     return blocks.Encoded(records, encoded.blocks[first:], used_contents)
 
 
-def _read_file(path: str, *, offload: Offload | None) -> bytes | Content | None:
+def read_file(path: str, *, offload: Offload | None = None) -> bytes | Content | None:
+    """Return what is in a file, None if it cannot be read; a `Content` where it is to be offloaded."""
     file = Path(path)
     try:
         # What may become a native image has to be looked at.
