@@ -482,7 +482,7 @@ class Chain:
                         return theirs
                     self._continue(fold, _no_draft)
                     continue
-                composed = fold.alone(home, draft, self.sessions.clock.now())
+                composed = fold.bare(home, draft, self.sessions.clock.now())
                 self.sessions.put(home, fold.clock, composed.payload)
             except (Gone, Refused) as refusal:
                 self._after_refusal(fold, refusal)

@@ -550,7 +550,7 @@ class Fold:
         step = Step(where, ((step_id, own), *carried), named, taken, opening, closing)
         return Composed(step, [*payload, envelope({"change": body, "closing": closing}, packed)], tuple(take))
 
-    def alone(self, home: Home, draft: Draft, now: int) -> Composed:
+    def bare(self, home: Home, draft: Draft, now: int) -> Composed:
         """Return a step of a given id that says one change, whose own id is a new one, and carries nothing."""
         self.clock = max(now, self.clock + 1)
         draft.id = draft.id or new_id(self.clock, Kind.CHANGE)

@@ -212,13 +212,10 @@ with mock_aws():
 
 
 def test_from_dynamodb_and_back() -> None:
-    """LlamaIndex's store on DynamoDB is moved from, and back to. In another process: moto takes hold of all of boto3."""
+    """LlamaIndex's store on DynamoDB is moved from and to; in another process, as moto takes hold of all of boto3."""
     pytest.importorskip("moto")
     pytest.importorskip("llama_index.storage.chat_store.dynamodb")
     environment = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-c", DYNAMODB], env=os.environ | environment, capture_output=True, check=False
-    )
+    script = [sys.executable, "-c", DYNAMODB]
+    done = subprocess.run(script, env=os.environ | environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
