@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store.base import BaseChatStore
-from tqdm import tqdm
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
@@ -47,7 +46,7 @@ def copy_conversations(
     target: BaseChatStore,
     keys: Iterable[str] | None = None,
     *,
-    show_progress: bool = False,
+    progress: Callable[[Any, int, int], None] | None = None,
 ) -> CopyReport:
     """Copy conversations (None: all) between any LlamaIndex chat stores, and compare what was written.
 
@@ -56,7 +55,8 @@ def copy_conversations(
     and all else is copied. Of a store of ours the active messages are copied, not archived ones or named state.
 
     Messages are equal if they have one normal form: that of `blocks.py`, in which a picture's file is its bytes.
-    Nobody else should write to the target's keys meanwhile. Raises what the target raises when it cannot write at all
+    `progress` is called after each conversation with its key, how many are done, and how many there are. Nobody else
+    should write to the target's keys meanwhile. Raises what the target raises when it cannot write at all
     (`AccountError`, `ServiceError`), and what `source.get_keys` raises.
 
     Raises:
@@ -70,14 +70,15 @@ def copy_conversations(
     problems: list[CopyProblem] = []
     written = 0
     wanted = list(dict.fromkeys(source.get_keys() if keys is None else keys))
-    for key in tqdm(wanted, desc="conversations", disable=not show_progress):
+    for done, key in enumerate(wanted, 1):
         try:
             count = _copy(source, target, key)
+            (copied if count else unchanged).append(key)
+            written += count
         except _Problem as problem:
             problems.append(CopyProblem(key, *problem.args))
-            continue
-        (copied if count else unchanged).append(key)
-        written += count
+        if progress:
+            progress(key, done, len(wanted))
     return CopyReport(tuple(copied), tuple(unchanged), written, tuple(problems))
 
 
