@@ -14,7 +14,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
@@ -193,6 +193,20 @@ class History:
             return chat.clear()
         if op.kind == "erase":
             return chat.delete()
+        if op.kind == "redact":
+            chat.messages()
+            there = chat._chain.known().visible()
+            if not there:
+                return None
+            chosen = there[argument % len(there)]
+            chat.redact(f"{chosen.id[0]}/{chosen.id[1]}")
+            return blocks_text(chosen.record)
+        if op.kind == "renew":
+            return chat.renew(timedelta(0))
+        if op.kind == "end":
+            return chat.end()
+        if op.kind == "reopen":
+            return chat.reopen()
         return [m.content for m in chat.messages()]
 
     def step(self, number: int, fault: str | None = None) -> bool:
@@ -268,7 +282,7 @@ class History:
         bad.extend(("nobody wrote it", f"{who}: {t}") for t in texts if t not in known)
         where = {text: position for position, text in enumerate(texts)}
         killers = [op for op in self.ops if op.kind in {"set", "clear", "erase"}]
-        removed = [op for op in self.ops if op.kind == "rm"]
+        removed = [op for op in self.ops if op.kind in {"rm", "redact"}]
         unsure = any(not op.ok for op in removed)
         gone = {op.result for op in removed if op.ok and op.result}
         for op in (o for o in self.ops if o.tokens and o.ok and o.end < at):
@@ -287,11 +301,20 @@ class History:
         for op in (o for o in self.ops if len(o.tokens) > 1 and not gone and not unsure):
             if 0 < sum(token in where for token in op.tokens) < len(op.tokens):
                 bad.append(("torn", f"{who}: {op.tokens} in {texts}"))
+        bad.extend(self._written_though_ended(who))
         sets = [op for op in killers if op.kind == "set" and any(token in where for token in op.tokens)]
         if len(sets) > 1:
             bad.append(("two sets", f"{who}: {texts}"))
         if order:
             bad.extend(self._disorder(where, texts, who))
+
+    def _written_though_ended(self, who: str) -> Iterator[tuple[str, str]]:
+        others = [op for op in self.ops if op.kind in {"reopen", "erase"}]
+        for end in (op for op in self.ops if op.kind == "end" and op.ok and op.result and not self.is_late):
+            for op in self.ops:
+                taken = op.ok and op.kind == "add" and op.begin > end.end
+                if taken and not any(o.end > end.begin and o.begin < op.end for o in others):
+                    yield ("written though ended", f"{who}: {op.tokens}")
 
     def _disorder(self, where: dict[str, int], texts: list[str], who: str) -> Iterator[tuple[str, str]]:
         adds = [op for op in self.ops if op.kind == "add" and op.ok and op.tokens[0] in where]
@@ -327,6 +350,7 @@ class History:
             self.anomalies.append(("unreadable", repr(first.error)))
             return self.anomalies
         self.judge(first.result, self.now() + 1, "cold read")
+        self.cold("reopen")
         written = self.cold("add", 1)
         if not written.ok:
             self.anomalies.append(("unwritable", repr(written.error)))

@@ -70,6 +70,17 @@ SUITES: dict[str, dict[str, Any]] = {
             step_ids_unique_per="account",
         ),
     },
+    "redacting and renewing": {
+        "kinds": f"{ALL} redact redact renew",
+        "times": (MINUTE, 61 * MINUTE, 4 * DAY),
+        "processes": 4,
+    },
+    "redacting, listed late": {
+        "kinds": f"{ALL} redact redact renew",
+        "times": (MINUTE, 61 * MINUTE),
+        "behaviour": Behaviour(steps_listed_after=2, sessions_listed_after=1, late_lists="up to"),
+    },
+    "ending and reopening": {"kinds": "add add add read rm end reopen renew", "times": (MINUTE, 61 * MINUTE)},
     "somebody ends sessions": {"kinds": ALL, "times": (MINUTE, 61 * MINUTE), "users": True},
 }
 
