@@ -858,7 +858,8 @@ class Chain:
             fold = self.refresh(force=True)
             self._refuse_other_keys(fold)
             if not fold.heads:
-                return  # deleted meanwhile
+                # Deleted meanwhile; or another has moved it to a session that is listed late.
+                raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
             if self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True)):
                 break
         else:

@@ -74,13 +74,22 @@ SUITES: dict[str, dict[str, Any]] = {
         "kinds": f"{ALL} redact redact renew",
         "times": (MINUTE, 61 * MINUTE, 4 * DAY),
         "processes": 4,
+        "actions": 250,
+        "faults": 0.02,
     },
     "redacting, listed late": {
         "kinds": f"{ALL} redact redact renew",
         "times": (MINUTE, 61 * MINUTE),
+        "actions": 250,
+        "faults": 0.02,
         "behaviour": Behaviour(steps_listed_after=2, sessions_listed_after=1, late_lists="up to"),
     },
-    "ending and reopening": {"kinds": "add add add read rm end reopen renew", "times": (MINUTE, 61 * MINUTE)},
+    "ending and reopening": {
+        "kinds": "add add add read rm end reopen reopen renew",
+        "times": (MINUTE, 61 * MINUTE),
+        "actions": 250,
+        "faults": 0.02,
+    },
     "somebody ends sessions": {"kinds": ALL, "times": (MINUTE, 61 * MINUTE), "users": True},
 }
 
