@@ -11,12 +11,14 @@ from llama_index_bedrock_sessions.errors import (
     BedrockSessionsError,
     ConfigurationError,
     ConversationEnded,
+    ConversationExists,
     CredentialsError,
     DirectoryTooLarge,
     ForeignSessionError,
     InvalidContextError,
     InvalidKeyError,
     InvalidMessageError,
+    InvalidPointError,
     InvalidStateError,
     NewerFormatError,
     RequestRefusedError,
@@ -28,6 +30,7 @@ from llama_index_bedrock_sessions.errors import (
     UsageError,
 )
 from llama_index_bedrock_sessions.healing import heal_tool_calls
+from llama_index_bedrock_sessions.history import Entry, Record
 from llama_index_bedrock_sessions.instrumentation import ServiceCallEvent
 from llama_index_bedrock_sessions.media import S3MediaStore
 from llama_index_bedrock_sessions.memory import BedrockSessionsMemory, BedrockSessionsMemoryStore
@@ -45,16 +48,20 @@ __all__ = [
     "ConfigurationError",
     "Conversation",
     "ConversationEnded",
+    "ConversationExists",
     "CopyProblem",
     "CopyReport",
     "CredentialsError",
     "DirectoryTooLarge",
+    "Entry",
     "ForeignSessionError",
     "InvalidContextError",
     "InvalidKeyError",
     "InvalidMessageError",
+    "InvalidPointError",
     "InvalidStateError",
     "NewerFormatError",
+    "Record",
     "Renewed",
     "RequestRefusedError",
     "S3MediaStore",

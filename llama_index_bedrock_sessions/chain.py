@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llama_index_bedrock_sessions import blocks, directory
 from llama_index_bedrock_sessions.audit import AuditCallback
@@ -22,20 +22,25 @@ from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
     BedrockSessionsError,
     ConversationEnded,
+    ConversationExists,
     ForeignSessionError,
     NewerFormatError,
+    ServiceError,
     StepTooLargeError,
     StoredDataError,
     UnavailableError,
 )
 from llama_index_bedrock_sessions.fold import SAFE_AGE, Composed, Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions.history import Cut, Past, View
 from llama_index_bedrock_sessions.instrumentation import hashed
+from llama_index_bedrock_sessions.invocation import entered
 from llama_index_bedrock_sessions.journal import (
     BUDGET,
     VERSION,
     Change,
     Home,
     Kind,
+    Message,
     MessageId,
     Place,
     Step,
@@ -45,6 +50,7 @@ from llama_index_bedrock_sessions.journal import (
     new_id,
     parse_id,
     read_step,
+    shifted,
 )
 from llama_index_bedrock_sessions.media import Objects
 from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo, Sessions, Summary, default_invocation
@@ -124,6 +130,10 @@ class Chain:
         self._created: dict[str, int] = {}
         self._closed: set[str] = set()
         self._tags: dict[str, dict[str, str]] = {}
+        self._invocations: set[Place] = set()
+        """Invocations of the application's own that have been made."""
+        self._like: list[str] = []
+        """Sessions of another conversation that the first one of this shall be made like."""
         self._unlisted = 0
         self._unopened = False
         """Whether the last look found sessions of the key that nobody has opened."""
@@ -244,14 +254,16 @@ class Chain:
                 break
             self._get(fold, [], parents)
         self._clock = max(self._clock, fold.clock)
-        needed = fold.native_homes(fold.alive())
-        self.natives = {home: payload for home, payload in self.natives.items() if home in needed}
-        missing = [home for home in needed if home not in self.natives]
+        self.natives = self._natives_of(fold, fold.alive())
+
+    def _natives_of(self, fold: Fold, messages: Iterable[Message]) -> dict[Home, list[ContentBlock]]:
+        """Return the native blocks of messages, by the steps that hold them; gets those that are not known."""
+        needed = fold.native_homes(messages)
+        known = {home: self.natives[home] for home in needed if home in self.natives}
+        missing = [home for home in needed if home not in known]
         found = dict(self.sessions.fetch(home for home in missing if self._is_ours(fold, home.session)))
-        for home in missing:
-            # What is not there, or not ours, is remembered as such: it is not asked for at every read.
-            step = found.get(home)
-            self.natives[home] = step[0] if step else []
+        # What is not there, or not ours, is remembered as such: it is not asked for at every read.
+        return known | {home: step[0] if (step := found.get(home)) else [] for home in missing}
 
     def _get(self, fold: Fold, homes: Iterable[Home], parents: Iterable[str]) -> None:
         homes = list(homes)
@@ -299,6 +311,7 @@ class Chain:
     def _switch(self, fold: Fold) -> None:
         self.fold = fold
         self._closed &= set(fold.heads)
+        self._invocations = {place for place in self._invocations if place[0] in fold.heads}
         self._tags = {session: tags for session, tags in self._tags.items() if session in fold.heads}
 
     def _forget_fold(self) -> None:
@@ -323,6 +336,42 @@ class Chain:
         if not sessions or not self.settings.has_retention:
             return None
         return min(created[s] for s in sessions if s in created) + RETENTION
+
+    # What it was
+
+    def past(self) -> Past:
+        """Return every change that the sessions still in the service tell of, those of which nothing is left too.
+
+        Reads each of them in full, in parallel: a list, and about as many gets as a cold read of what it holds.
+        """
+        fold = self.refresh()
+        alone = self.sessions.pool.map(self._alone, [*fold.covers(), *fold.heads])
+        return Past(told for each in (fold, *alone) for told in each.told())
+
+    def _alone(self, session: str) -> Fold:
+        """Read one session by itself, whatever those after it say of it."""
+        now = self.known()
+        fold = self._new_fold([session])
+        with contextlib.suppress(Gone):  # deleted meanwhile
+            if session in now.heads:
+                fold.saw_list(session, now.listed[session].values())
+            elif self._is_ours(now, session):
+                fold.saw_list(session, self._list_or_nothing(session))
+            for homes in fold.rounds():
+                for home in homes:
+                    if home.session != session:
+                        fold.lost(home)
+                self._get(fold, [home for home in homes if home.session == session], [])
+        return fold
+
+    def view(self, past: Past, cut: Cut) -> tuple[View, dict[Home, list[ContentBlock]]]:
+        """Return the conversation at a cut, and the native blocks of its messages; gets what was removed since."""
+        view = past.at(cut)
+        for home, found in self.sessions.fetch(view.missing):
+            if found:
+                past.absorb(read_step(home, *found, skip_newer=True))
+        view = past.at(cut) if view.missing else view
+        return view, self._natives_of(self.known(), [message for _, message in view.messages if message])
 
     # Appending
 
@@ -368,8 +417,7 @@ class Chain:
         return idle or len(steps) >= CONTINUE_AT or now - self._created[head] > DAY or bool(fold.closings)
 
     def _write(self, fold: Fold, draft: Draft) -> None:
-        session = fold.heads[0]
-        place = (session, default_invocation(session))
+        place = self._choose_place(fold.heads[0], draft)
         reused = self._upload(draft)
         placed = self._place(draft, place)
         composed = fold.compose(place, draft, placed, self.sessions.clock.now())
@@ -378,6 +426,21 @@ class Chain:
         self._clock = max(self._clock, fold.clock)
         self._keep_natives(composed.step.home, composed.payload)
         self._upload_again(reused)
+
+    def _choose_place(self, session: str, draft: Draft | None) -> Place:
+        """Return where a draft goes: into the invocation of the block that it is written in, or the default one.
+
+        No operation returns the description of an invocation, so the draft says it too. Raises Gone, Refused.
+        """
+        block = entered(self.sessions, self.key)
+        if block is None or draft is None:
+            return session, default_invocation(session)
+        place = session, block.id_in(session)
+        if place not in self._invocations:
+            self.sessions.create_invocation(*place, block.description)
+            self._invocations.add(place)
+        draft.invocations, draft.by = {place[1]: block.description}, block.by
+        return place
 
     def _keep_natives(self, home: Home, payload: list[ContentBlock]) -> None:
         if any("image" in block for block in payload):
@@ -401,6 +464,7 @@ class Chain:
             self._closed.add(head)
             return
         if isinstance(refusal, Gone):
+            self._invocations.clear()
             with contextlib.suppress(Gone, Refused):  # the next put says what is wrong
                 self.sessions.create_invocation(head, default_invocation(head))
             return
@@ -499,6 +563,59 @@ class Chain:
         steps = [read_step(home, *step, skip_newer=self.settings.skip_newer) for home, step in found if step]
         return [change for step in steps for _, change in step.contents[:1] if change]
 
+    # Beginning with all that another conversation has
+
+    def begin(self, copies: Sequence[Copy], draft: Draft, like: Iterable[str], prepare: Callable[[], object]) -> None:
+        """Write messages, and last the draft, to a key that has nothing: all is there at once, or nothing.
+
+        Nothing is until the opening step is stored; what was written before it then stays in a session nobody has
+        opened, which the next who writes to the key takes. The session is made like those of another conversation.
+        `prepare` is called before anything is written.
+
+        Raises:
+            ConversationExists: there are messages or state, or somebody else began at the same moment. Whoever sees
+                that takes back what he wrote: of two at once, one or none succeeds (if sessions are not listed late).
+
+        """
+        drafts = _drafts(copies, draft)
+        try:
+            self._like = list(like)
+            for _ in range(ATTEMPTS):
+                fold = self.refresh(force=True)
+                if fold.alive() or fold.state():
+                    raise ConversationExists(f"There is a conversation {self.key!r} already. Take another key.")
+                prepare()
+                _number(drafts, max(self.sessions.clock.now(), fold.clock + 1))
+                if self._continue(fold, lambda _: drafts[-1]):
+                    break
+            else:
+                raise UnavailableError(f"The conversation {self.key!r} could not be begun; try again.")
+        finally:
+            self._like = []
+        try:
+            self._yield_to_others(drafts)
+        except ServiceError as error:
+            error.may_have_happened = True
+            raise
+
+    def _yield_to_others(self, drafts: Sequence[Draft]) -> None:
+        with contextlib.suppress(Gone):  # deleted meanwhile
+            self._find()
+        fold = self.known()
+        if sum(_is_opening(step) for head in fold.heads for step in fold.listed[head]) == 1:
+            return
+        mine = {draft.id for draft in drafts if draft.id}
+        for _ in range(ATTEMPTS):
+            withdrawal = _withdrawal(self.known(), mine, drafts[-1].state)
+            if withdrawal is None:
+                break
+            self.append(functools.partial(_same, withdrawal))
+            # Somebody may have withdrawn at the same moment, and brought back what we had.
+            self.refresh(force=True)
+        raise ConversationExists(
+            f"Somebody else began the conversation {self.key!r} at the same moment. Take another key."
+        )
+
     # Continuing in another session
 
     def _continue(self, fold: Fold, resolve: Resolve, passage: Passage = ORDINARY) -> bool:
@@ -595,7 +712,7 @@ class Chain:
             if not candidates and not mine:
                 mine = self._create(fold)
                 continue
-            parents = {head: self.sessions.get(head) for head in fold.heads}
+            parents = {head: self.sessions.get(head) for head in fold.heads or self._like}
             present = [s.session for s in found]
             for summary in candidates:
                 if not self._may_open(summary, mine, parents):
@@ -619,7 +736,7 @@ class Chain:
         """Create a session with what was said for this conversation, what the one before had, and the store's own."""
         settings = self.settings
         own, tags, key_arn = dict(settings.session_metadata), dict(settings.tags), settings.encryption_key_arn
-        for head in fold.heads:
+        for head in fold.heads or self._like:
             before = self._directory.info(head)
             own.update(directory.own_metadata(before))
             tags.update(self._tags_of(before))
@@ -668,6 +785,7 @@ class Chain:
         try:
             self.sessions.create_invocation(*place)
             draft = resolve(fold)
+            place = self._choose_place(summary.session, draft)
             reused = self._upload(draft)
             placed = self._place(draft, place) if draft else Placed()
             dead = draft.removed if draft else frozenset()
@@ -726,6 +844,11 @@ class Chain:
         for group in filter(None, groups):
             composed, inherited = fold.copy(place, group, now, dead)
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
+            copies.append(inherited)
+        for part in draft.parts if draft else ():
+            composed, inherited = fold.part(place, part, self._place(part, place), now)
+            self.sessions.put(composed.step.home, fold.clock, composed.payload)
+            self._keep_natives(composed.step.home, composed.payload)
             copies.append(inherited)
         opening = dataclasses.replace(fold.opening(created, now, present), segments=tuple(copies))
         copied = [segment for group in groups for segment in group]
@@ -1013,6 +1136,66 @@ class Chain:
         self.sessions.put(home, ms, payload)
         self.natives[home] = payload
         return home
+
+
+class Copy(NamedTuple):
+    """A message with all that it needs, and whether it is archived."""
+
+    content: blocks.Encoded
+    archived: bool
+
+
+def _drafts(copies: Iterable[Copy], last: Draft) -> list[Draft]:
+    """Return copies as the fewest drafts that fit into a step each; the last is `last`, with the others as parts."""
+    groups: list[list[Copy]] = [[]]
+    size, images = 0, 0
+    for copy in copies:
+        weight = sum(_wire_size(block) for block in copy.content.blocks) + json_size(dump(copy.content.records[0]))
+        pictures = sum("image" in block for block in copy.content.blocks)
+        if groups[-1] and (size + weight > STEP_LIMIT - 2_000_000 or images + pictures > IMAGES_PER_STEP):
+            groups.append([])
+            size, images = 0, 0
+        groups[-1].append(copy)
+        size, images = size + weight, images + pictures
+    parts = [Draft() for _ in groups[1:]]
+    drafts = [*parts, last]
+    for draft, group in zip(drafts, groups, strict=True):
+        draft.messages = _joined(copy.content for copy in group)
+        draft.archived = frozenset(("", position) for position, copy in enumerate(group) if copy.archived)
+    last.parts = parts
+    return drafts
+
+
+def _withdrawal(fold: Fold, mine: set[str], names: Iterable[str]) -> Draft | None:
+    """Return what takes changes back, as if they had never been: None if nothing of them is left."""
+    alive = {message.id[0] for message in fold.alive()}
+    void = mine | {c.id for c in fold.changes() if c.origin and c.count and c.id not in alive}
+    left = [c.state for c in fold.changes() if c.id not in void and void.isdisjoint(m[0] for m in c.removed)]
+    state = {name: next((each[name] for each in reversed(left) if name in each), []) for name in names}
+    removed = frozenset(message.id for message in fold.alive() if message.id[0] in mine)
+    now = {name: value for name, value in fold.state().items() if name in state}
+    if not removed and now == {name: value[0] for name, value in state.items() if value}:
+        return None
+    return Draft(removed=removed, state=state)
+
+
+def _same(draft: Draft, _: Fold) -> Draft:
+    return draft
+
+
+def _number(drafts: Iterable[Draft], ms: int) -> None:
+    """Give drafts ids in their order: what archives its own messages has to name itself."""
+    for number, draft in enumerate(drafts):
+        draft.id = new_id(ms + number, Kind.CHANGE)
+        draft.archived = frozenset((draft.id, position) for _, position in draft.archived)
+
+
+def _joined(several: Iterable[blocks.Encoded]) -> blocks.Encoded:
+    whole = blocks.Encoded([], [])
+    for encoded in several:
+        whole.records.extend(shifted(record, len(whole.blocks)) for record in encoded.records)
+        whole.blocks.extend(encoded.blocks)
+    return whole
 
 
 def refuse_too_large(encoded: blocks.Encoded) -> None:

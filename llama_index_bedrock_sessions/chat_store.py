@@ -225,7 +225,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             has_retention=self.database is None,
             audit=self.audit,
         )
-        return Conversation(key, self._sessions, self._where, settings)
+        return Conversation(key, self._sessions, self._where, settings, self.conversation)
 
     # LlamaIndex's verbs
 

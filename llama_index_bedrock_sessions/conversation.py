@@ -23,7 +23,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -43,6 +43,7 @@ from llama_index_bedrock_sessions.chain import (
     STEPS_PER_SESSION,
     TAGS,
     Chain,
+    Copy,
     Passage,
     Settings,
     json_size,
@@ -53,9 +54,21 @@ from llama_index_bedrock_sessions.directory import MetadataDirectory
 from llama_index_bedrock_sessions.errors import (
     ConfigurationError,
     InvalidMessageError,
+    InvalidPointError,
     InvalidStateError,
 )
 from llama_index_bedrock_sessions.fold import Draft, Fold
+from llama_index_bedrock_sessions.history import (
+    Entry,
+    Point,
+    Record,
+    copied,
+    iso,
+    origin,
+    text_id,
+    time_of,
+)
+from llama_index_bedrock_sessions.invocation import Invocation
 from llama_index_bedrock_sessions.journal import (
     Change,
     Home,
@@ -66,6 +79,7 @@ from llama_index_bedrock_sessions.journal import (
     new_id,
     parts,
     parts_json,
+    shifted,
 )
 from llama_index_bedrock_sessions.sessions import (
     Gone,
@@ -96,28 +110,8 @@ RENEW_AFTER = timedelta(days=10)
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound="_Pooled")
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One change of a conversation, as `history()` tells it; message ids are "change id/position"."""
-
-    id: str
-    time: str
-    session: str | None
-    invocation: str | None
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    archived: tuple[str, ...]
-    replaced_all: bool
-    state: tuple[str, ...]
-    description: str | None
-    by: str | None
-    foreign: bool
-
-    def as_dict(self) -> dict[str, JSON]:
-        """Return the entry as JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+_Natives = Mapping[Home, Sequence[ContentBlock]]
+_GONE = "its text is no longer in the service"
 
 
 _caller: contextvars.ContextVar[object | None] = contextvars.ContextVar("bedrock_sessions_caller", default=None)
@@ -159,9 +153,17 @@ class Conversation:
     errors of `errors.py`: `AccountError`, `ServiceError`, `StoredDataError`, and `UsageError` where said.
     """
 
-    def __init__(self, key: str, sessions: Sessions, where: MetadataDirectory, settings: Settings) -> None:
+    def __init__(
+        self,
+        key: str,
+        sessions: Sessions,
+        where: MetadataDirectory,
+        settings: Settings,
+        sibling: Callable[[str], Conversation],
+    ) -> None:
         self.key = key
         self.sessions = sessions
+        self._sibling = sibling
         self._directory = where
         self._reset(settings)
         after_fork(self)
@@ -186,19 +188,80 @@ class Conversation:
 
     # Reading
 
-    def messages(self, *, status: MessageStatus | None = MessageStatus.ACTIVE, fresh: bool = True) -> list[ChatMessage]:
+    def messages(
+        self,
+        *,
+        at: Point | None = None,
+        before: Point | None = None,
+        last: int | None = None,
+        status: MessageStatus | None = MessageStatus.ACTIVE,
+        fresh: bool = True,
+    ) -> list[ChatMessage]:
         """Return the messages that are there, oldest first: the active ones, the archived ones, or (None) all.
 
         `fresh=False` makes no call where the conversation was read before: it returns what this process knows, its own
-        writes included. The caller owns the messages.
+        writes included. `last` is the number of messages wanted from the end. The caller owns the messages.
+
+        With `at` or `before` they are those that were there at that point, what was removed later included: the id of
+        a change or of a message, as `history()` tells it, or an aware datetime; `at` includes the point, `before` does
+        not. Reads what `history()` reads, and a step for each change of which something was removed since. A message
+        whose text is no longer in the service is replaced by one that says so; what was removed by a change in a
+        session that is gone is left out. The positions that `remove` takes are those of the list without all these.
+
+        Raises:
+            InvalidPointError: the point is unknown, or a time without a time zone.
+
         """
+        found, natives, _ = self._look(at, before, last, status, fresh=fresh)
+        return self._shown([message for _, message, _ in found], natives)
+
+    def records(
+        self,
+        *,
+        at: Point | None = None,
+        before: Point | None = None,
+        last: int | None = None,
+        status: MessageStatus | None = MessageStatus.ACTIVE,
+        fresh: bool = True,
+    ) -> list[Record]:
+        """Return the messages with their ids, times and statuses; all else is as with `messages`."""
+        found, natives, changes = self._look(at, before, last, status, fresh=fresh)
+        shown = self._shown([message for _, message, _ in found], natives)
+        return [
+            Record(
+                id=text_id(message_id),
+                time=iso(time_of(message_id, changes)),
+                status=MessageStatus.ARCHIVED if archived else MessageStatus.ACTIVE,
+                message=message,
+            )
+            for (message_id, _, archived), message in zip(found, shown, strict=True)
+        ]
+
+    def _look(
+        self, at: Point | None, before: Point | None, last: int | None, status: MessageStatus | None, *, fresh: bool
+    ) -> tuple[list[tuple[MessageId, Message | None, bool]], _Natives, Mapping[str, Change]]:
+        """Return (id, message, whether archived) of what is wanted, their native blocks, and the changes by id."""
+        if last is not None and last < 0:
+            raise InvalidPointError(f"last={last}: it is the number of messages wanted, 0 or more.")
+        found: list[tuple[MessageId, Message | None, bool]]
         with self._lock:
-            fold = self._chain.refresh() if fresh else self._chain.known()
-            found = self._of_status(fold, status)
-            if status is MessageStatus.ACTIVE:
-                self._saw([m.id for m in found])
-            natives = self._chain.natives
-        return self._decoded(found, natives)
+            if at is None and before is None:
+                fold = self._chain.refresh() if fresh else self._chain.known()
+                found = [(m.id, m, fold.is_archived(m.id)) for m in self._of_status(fold, status)]
+                if status is MessageStatus.ACTIVE and last is None:
+                    self._saw([message_id for message_id, _, _ in found])
+                natives, changes = self._chain.natives, fold.known
+            else:
+                past = self._chain.past()
+                view, natives = self._chain.view(past, past.cut(at, before))
+                wanted = {None: (True, False), MessageStatus.ARCHIVED: (True,)}.get(status, (False,))
+                all_ = ((message_id, message, message_id in view.archived) for message_id, message in view.messages)
+                found, changes = [each for each in all_ if each[2] in wanted], past.known
+        return found if last is None else found[max(len(found) - last, 0) :], natives, changes
+
+    def _shown(self, messages: Sequence[Message | None], natives: _Natives) -> list[ChatMessage]:
+        decoded = iter(self._decoded([message for message in messages if message], natives))
+        return [next(decoded) if message else blocks.placeholder(_GONE) for message in messages]
 
     def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
         """Return how many messages there are: active ones, archived ones, or (None) all."""
@@ -208,13 +271,12 @@ class Conversation:
     def history(self) -> list[Entry]:
         """Return what was changed, oldest first: frozen, and JSON by `as_dict()`.
 
-        What was removed in a session before the last one is told by what is missing: a change of which nothing is left
-        is not carried from session to session.
+        Complete for as long as the sessions are in the service: each of them is read in full, in parallel. Of a
+        conversation over many sessions that is a list and a few gets for each.
         """
         with self._lock:
-            fold = self._chain.refresh()
-            descriptions = {i: d for c in fold.changes() for i, d in c.invocations.items()}
-            return [_entry(change, descriptions) for change in fold.changes()]
+            past = self._chain.past()
+            return past.entries(self._chain.known().visible())
 
     def describe(self) -> dict[str, JSON]:
         """Return how the conversation stands, as JSON; what it takes to judge an incident is in it.
@@ -224,6 +286,9 @@ class Conversation:
         first: `age` in seconds; `steps` and `steps_left` of 1,000, None where they were not listed; `idle_at`, when it
         expires unless somebody writes, and `deleted_at`. `orphans` are sessions of the key that nobody has opened:
         nothing of the conversation is in them, and it may go on in one of them.
+
+        `state` is the application's. With `[entry.as_dict() for entry in history()]` this is all there is to know, to
+        hand over.
         """
         with self._lock:
             fold = self._chain.refresh()
@@ -235,7 +300,8 @@ class Conversation:
             orphans = self._chain.orphans(fold)
             wanted = [*fold.covers(), *fold.heads]
             generation, hidden = fold.generation(), fold.hidden()
-            names = sorted(name for name in fold.state() if not name.startswith(tuple(RESERVED)))
+            state = self.state.copy(fresh=False)
+            source = next((change.origin for change in fold.changes() if change.origin), None)
             ended = self._chain.ended(fold)
         infos = self.sessions.pool.map(self._info_or_none, wanted)
         now = self.sessions.clock.now()
@@ -245,20 +311,21 @@ class Conversation:
             "namespace": self._chain.settings.namespace,
             "messages": len(alive) - archived,
             "archived": archived,
-            "state": names,
+            "state": state,
+            "origin": source,
             "generation": generation,
-            "complete_until": None if until is None else _iso(until),
+            "complete_until": None if until is None else iso(until),
             "ended": _ended_json(ended) if ended is not None else None,
             "hidden": hidden,
             "sessions": [
                 {
                     "session": info.session,
                     "status": info.status,
-                    "created": _iso(info.created),
-                    "updated": _iso(info.updated),
+                    "created": iso(info.created),
+                    "updated": iso(info.updated),
                     "age": (now - info.created) // 1000,
-                    "idle_at": _iso(info.updated + HOUR) if info.status == "ACTIVE" else None,
-                    "deleted_at": _iso(info.created + RETENTION) if self._chain.settings.has_retention else None,
+                    "idle_at": iso(info.updated + HOUR) if info.status == "ACTIVE" else None,
+                    "deleted_at": iso(info.created + RETENTION) if self._chain.settings.has_retention else None,
                     "encryption_key_arn": info.encryption_key_arn,
                     "metadata": dict(info.metadata),
                     "head": info.session in heads,
@@ -267,10 +334,11 @@ class Conversation:
                 }
                 for info in sorted((i for i in infos if i), key=lambda i: i.created)
             ],
-            "orphans": [{"session": s.session, "status": s.status, "created": _iso(s.created)} for s in orphans],
+            "orphans": [{"session": s.session, "status": s.status, "created": iso(s.created)} for s in orphans],
         }
 
-    amessages, acount, ahistory, adescribe = twin(messages), twin(count), twin(history), twin(describe)
+    amessages, arecords, acount = twin(messages), twin(records), twin(count)
+    ahistory, adescribe = twin(history), twin(describe)
 
     def _info_or_none(self, session: str) -> SessionInfo | None:
         try:
@@ -288,7 +356,82 @@ class Conversation:
             return list(fold.visible())
         return [m for m in fold.visible() if fold.is_archived(m.id) is (status is MessageStatus.ARCHIVED)]
 
+    def fork(self, new_key: str, *, at: Point | None = None, before: Point | None = None) -> Conversation:
+        """Copy the conversation, as it was at a point, to a key of its own; return that conversation.
+
+        Points are those of `messages`; without one all that is there now is copied. The fork has the messages with
+        their pictures and statuses, the named state, and the session metadata, tags and encryption key that new
+        sessions of this conversation get. It depends on nothing of this one. Its messages have ids and a time of their
+        own; `history()` and `describe()` tell its origin. Where a point is inside of a change, what that change removes
+        and archives counts, and its state does not. What is no longer in the service is as `messages` shows it.
+
+        All or nothing: it is there once its last step is stored. After a failure the call can be repeated; that the
+        conversation exists then says that the first one had stored it (the error's `may_have_happened`).
+
+        Raises:
+            InvalidPointError: the point is unknown, or a time without a time zone.
+            InvalidKeyError: the new key is not a string of 1 to 5,000 characters.
+            ConfigurationError: there are contents in S3, and the store was constructed without `media=`.
+            ConversationExists: there is something under the new key, or two forked onto it at once, of which one at
+                most succeeds.
+
+        """
+        target = self._sibling(new_key)
+        with self._lock:
+            past = self._chain.past()
+            view, natives = self._chain.view(past, past.cut(at, before))
+            like = list(self._chain.known().heads)
+            state = {name: self._whole(value) for name, value in view.state.items() if value}
+        media, place = self._media_for(target, [message for _, message in view.messages if message])
+        copies = [
+            Copy(
+                copied(message, lambda home, n: _native(natives.get(home, ()), n), place)
+                if message
+                else blocks.encode([blocks.placeholder(_GONE)]),
+                message_id in view.archived,
+            )
+            for message_id, message in view.messages
+        ]
+        draft = Draft(state=state, origin=origin(self.key, past, at, before))
+        with target._lock:  # noqa: SLF001 - another of this class
+            target._chain.begin(copies, draft, like, media)  # noqa: SLF001
+        return target
+
+    afork = twin(fork)
+
+    def _whole(self, value: list[JSON]) -> list[JSON]:
+        """Return a value of the named state without references: what they name is in sessions of this conversation."""
+        references = parts(value[0])
+        return ["".join(self._chain.texts(references))] if references else value
+
+    def _media_for(self, target: Conversation, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
+        """Return what copies the contents in S3 that messages refer to, and the place of the copies."""
+        used = {sha256 for message in messages for sha256 in blocks.objects(message.record)}
+        mine, other = self._chain.settings.media, target._chain.settings.media
+        if not used:
+            return bool, ""
+        if mine is None or other is None:
+            raise ConfigurationError(
+                f"The conversation {self.key!r} has contents in S3, which a fork has to copy: construct the chat store "
+                "with the media= it was written with."
+            )
+        return functools.partial(mine.copy, other, used), other.offload().places[0]
+
     # Writing
+
+    def invocation(self, description: str, *, by: str | None = None) -> Invocation:
+        """Return a block, for `with` or `async with`: what is written in it goes into an invocation of its own.
+
+        That is whatever is written to this conversation, by the store and by memories too, in the block and in the
+        tasks started in it; other keys are not affected. `history()` tells the description and who wrote (`by`) with
+        each change. The invocation is made at the first write, by one call, and again with the same description in
+        the session in which the conversation goes on. No call is made by the block itself.
+
+        Raises:
+            ConfigurationError: the description has not 1 to 200 characters, or `by` is not a string.
+
+        """
+        return Invocation(self.sessions, self.key, description, by)
 
     def add(
         self,
@@ -596,7 +739,7 @@ class Conversation:
     ) -> None:
         settings, fold = self._chain.settings, self._chain.fold
         done_to = tuple(sessions) or tuple(fold.heads if fold else ())
-        now = _iso(self.sessions.clock.now())
+        now = iso(self.sessions.clock.now())
         event = AuditEvent(action, self.key, settings.namespace, now, done_to, tuple(messages), reason, approver)
         tell(event, settings.audit)
 
@@ -618,7 +761,7 @@ class Conversation:
         """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
         with self._lock:
             active = self._active(self._chain.refresh() if fresh else self._chain.known())
-            return _text_id(active[-1].id) if active else None
+            return text_id(active[-1].id) if active else None
 
     alast_id = twin(last_id)
 
@@ -656,7 +799,7 @@ class Conversation:
             inline = workflows.is_inline(content)
             stored = content[0] if inline else parts_json(self._chain.attach(content))
             now = self.sessions.clock.now()
-            draft = Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), _iso(now), stored))
+            draft = Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), iso(now), stored))
             self._chain.append(lambda _: draft, fresh=True)
             return workflows.find(self._chain.known().state(), name).listed()
 
@@ -692,7 +835,7 @@ class Conversation:
             texts = self._chain.texts(references) if references else [str(found.content)]
         context = found.restored(texts, workflow, serializer)
         with self._lock:
-            draft = Draft(state=found.claim(by, _iso(self.sessions.clock.now())), by=by)
+            draft = Draft(state=found.claim(by, iso(self.sessions.clock.now())), by=by)
             if again:
                 self._chain.append(lambda _: draft)
             elif rival := self._chain.claim(found.id, lambda fold: _unless_taken(fold, found, draft)):
@@ -740,9 +883,7 @@ class Conversation:
         refuse_too_large(encoded)
         return encoded
 
-    def _decoded(
-        self, messages: Sequence[Message], natives: Mapping[Home, Sequence[ContentBlock]] | None = None
-    ) -> list[ChatMessage]:
+    def _decoded(self, messages: Sequence[Message], natives: _Natives | None = None) -> list[ChatMessage]:
         """Return messages as the caller gets them; what of them is in S3 is fetched, in parallel."""
         natives, media = self._chain.natives if natives is None else natives, self._chain.settings.media
         found = media.fetch(sha256 for m in messages for sha256 in blocks.objects(m.record)) if media else {}
@@ -877,7 +1018,7 @@ def _ended_json(said: Mapping[str, JSON]) -> dict[str, JSON]:
     """Return what a closing says of how a conversation was ended, whoever wrote it."""
     at = said.get("at")
     texts = {name: said[name] for name in ("summary", "kind", "by") if isinstance(said.get(name), str)}
-    return {**texts, "at": _iso(at)} if isinstance(at, int) else texts
+    return {**texts, "at": iso(at)} if isinstance(at, int) else texts
 
 
 def _texts(**given: str | None) -> dict[str, str]:
@@ -911,7 +1052,7 @@ def _who() -> object:
     return _caller.get() or threading.current_thread()
 
 
-def _resolve(message: Message, natives: Mapping[Home, Sequence[ContentBlock]], item: Any) -> ContentBlock | None:
+def _resolve(message: Message, natives: _Natives, item: Any) -> ContentBlock | None:
     """Return the native block that an item of a message's record stands for, None if there is none."""
     h = item.get("h", 0) if isinstance(item, dict) else 0
     if not isinstance(h, int) or not 0 <= h < len(message.homes):
@@ -923,37 +1064,6 @@ def _native(payload: Sequence[ContentBlock], item: Any) -> ContentBlock | None:
     """Return the block of a payload that an item of a record stands for, None if there is none."""
     n = item.get("n") if isinstance(item, dict) else item
     return payload[n] if isinstance(n, int) and 0 <= n < len(payload) else None
-
-
-def _entry(change: Change, descriptions: Mapping[str, str]) -> Entry:
-    session, invocation = change.written or (None, None)
-    return Entry(
-        id=change.id,
-        time=_iso(change.time),
-        session=session,
-        invocation=invocation,
-        added=tuple(_text_id((change.id, position)) for position in range(change.count)),
-        removed=tuple(_text_id(m) for m in sorted(change.removed)),
-        archived=tuple(_text_id(m) for m in sorted(change.archived)),
-        replaced_all=change.is_set,
-        state=tuple(sorted(change.state)),
-        description=descriptions.get(invocation or ""),
-        by=change.by,
-        foreign=change.foreign,
-    )
-
-
-def _text_id(message: MessageId) -> str:
-    return f"{message[0]}/{message[1]}"
-
-
-def _iso(ms: int) -> str:
-    # A step of another tool may bear a time that Python has no form for.
-    return (
-        datetime.fromtimestamp(min(max(ms, -62135596800000), 253402300799000) / 1000, timezone.utc)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
 
 
 def _have_one_in_common(some: Iterable[ChatMessage], others: Iterable[ChatMessage]) -> bool:
@@ -970,13 +1080,7 @@ def _tail(encoded: blocks.Encoded, skip: int) -> blocks.Encoded:
         return encoded
     used = [n for record in encoded.records[skip:] for n in blocks.references(record)]
     first = min(used, default=len(encoded.blocks))
-
-    def moved(item: JSON) -> JSON:
-        if isinstance(item, int):
-            return item - first
-        return {**item, "n": item["n"] - first} if isinstance(item, dict) and "n" in item else item
-
-    records = [{**record, "b": [moved(item) for item in record["b"]]} for record in encoded.records[skip:]]
+    records = [shifted(record, -first) for record in encoded.records[skip:]]
     used_contents = {sha256: encoded.contents[sha256] for r in records for sha256 in blocks.objects(r)}
     return blocks.Encoded(records, encoded.blocks[first:], used_contents)
 

@@ -8,9 +8,11 @@
     │   ├── InvalidStateError           (TypeError)  not a JSON value
     │   ├── InvalidContextError         (ValueError) a workflow's context that cannot be saved, or be loaded as this one
     │   ├── AlreadyResumed              somebody has loaded the saved context: his is the run that goes on
+    │   ├── InvalidPointError           (ValueError) not a change, a message or an aware time
     │   ├── StepTooLargeError           (ValueError) more than an invocation step holds
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
     │   ├── ConversationEnded           ended on purpose
+    │   ├── ConversationExists          something is stored under the key already
     │   ├── RequestRefusedError         Bedrock refuses what was sent; sending it again does not help
     │   └── DirectoryTooLarge           too many sessions to find one by scanning
     ├── AccountError                  the AWS account: change credentials, policy or key
@@ -75,6 +77,10 @@ class AlreadyResumed(UsageError):  # noqa: N818 - reads as the state it reports
         self.at = at
 
 
+class InvalidPointError(UsageError, ValueError):
+    """A point of a conversation that does not exist, or a time without a time zone."""
+
+
 class StepTooLargeError(UsageError, ValueError):
     """A single content block exceeds what one invocation step can hold."""
 
@@ -85,6 +91,10 @@ class ForeignSessionError(UsageError):
 
 class ConversationEnded(UsageError):  # noqa: N818 - reads as the state it reports
     """The conversation was ended on purpose and takes no messages."""
+
+
+class ConversationExists(UsageError):  # noqa: N818 - reads as the state it reports
+    """There is something under the key already: a fork needs a key of its own."""
 
 
 class RequestRefusedError(UsageError):

@@ -75,6 +75,8 @@ class Draft:
     origin: JSON = None
     by: str | None = None
     id: str | None = None
+    parts: Sequence[Draft] = ()
+    """Changes that are there once this one is: those of a fork that are too much for one step."""
 
     def size(self) -> int:
         """Return about the bytes it takes to carry the change."""
@@ -433,6 +435,14 @@ class Fold:
         """Return every change that was read, in order."""
         return [self.known[change_id] for _, change_id in self._order]
 
+    def told(self) -> Iterator[tuple[Change, Home | None]]:
+        """Yield every change that was read, and the listed step of a head it was written in, if there is one."""
+        listed = {step_id: step.home for head in self.heads for step_id, step in self.listed[head].items()}
+        own = (source for source in self._sources.values() if source.own and source.home.session in self.openings)
+        homes = {change_id: source.home for source in own for change_id in source.changes}
+        for change in self.changes():
+            yield change, listed.get(self._came_in.get(change.id, ""), homes.get(change.id))
+
     def generation(self) -> int:
         """Return the number of the newest head; -1 if there is none."""
         return max((o.generation for o in self._all_openings()), default=-1 if not self.heads else 0)
@@ -474,7 +484,7 @@ class Fold:
         if change_id in self._local:
             return True
         reduced = self._reduced(change_id, frozenset(), self._last_set)
-        return bool(reduced.messages or reduced.state or reduced.invocations or reduced.origin) or (
+        return bool(reduced.messages or reduced.state or reduced.origin) or (
             reduced.hide is not None and self._hide[0] == reduced.key
         )
 
@@ -487,7 +497,9 @@ class Fold:
             for p, m in change.messages.items()
             if not gone and (change_id, p) not in self._dead and (change_id, p) not in dead
         }
-        return dataclasses.replace(change, messages=messages, state=self._live_state(change))
+        state = self._live_state(change)
+        replaced = change.replaced | (change.state.keys() - state.keys())
+        return dataclasses.replace(change, messages=messages, state=state, replaced=replaced)
 
     def _size(self, change_id: str) -> int:
         change = self.known[change_id]
@@ -700,6 +712,17 @@ class Fold:
         self.read[where.step] = step
         inherited = self.inherit(Segment(where, tuple(ids), frozenset(), own=False))
         return Composed(step, [envelope({"attachment": True}, carried_json(carried))], ()), inherited
+
+    def part(self, place: Place, draft: Draft, placed: Placed, now: int) -> tuple[Composed, Inherited]:
+        """Return an attachment with a change of its own, and how the opening names it. It is taken note of as read."""
+        self.clock = max(now, self.clock + 1)
+        where = Home(*place, new_id(self.clock, Kind.ATTACHMENT))
+        own, body, payload = self._own(draft, placed, where)
+        step = Step(where, ((where.step, own),))
+        self.read[where.step] = step
+        archived = frozenset(position for change_id, position in draft.archived if change_id == draft.id)
+        inherited = Inherited(where, {}, {0: archived} if archived else {}, own=True)
+        return Composed(step, [*payload, envelope({"attachment": True, "change": body}, {})], ()), inherited
 
     def old_natives(
         self, created: Mapping[str, int], now: int, dead: frozenset[MessageId] = frozenset(), *, whole: bool = False

@@ -37,6 +37,7 @@ A change
         set          true: of several such changes the greatest id counts, what the smaller ones added is gone
         state        {name: [value]}, or {name: []} if it was deleted: the greatest change id counts; a value
                      {"~parts": [[session, invocation, step, position], ...]} is the text of these native blocks
+        was          (carried) the names of the state it set, of those that are left out
         hide         true hides the conversation, false restores it: the greatest change id counts
         invocations  {invocation id: description}: no operation of the service returns descriptions
         origin       what a fork was made from
@@ -61,7 +62,8 @@ Openings
         segments     [{"home": [session, invocation, step], "dead": {position: [positions]},
                        "archived": {...}, "own": true}]: what earlier sessions hold that is alive; `dead` and `archived`
                      by the position of the change in that step (its own is 0, the first carried one 1); `own`: only
-                     the step's own change counts. A segment may be an attachment of this session.
+                     the step's own change counts. A segment may be an attachment of this session, which carries
+                     changes, or has one of its own that is too large for the opening (of a fork).
         last_set     the greatest id of a `set`
     and of a session before it a reader takes the own changes of steps the opening has not seen, nothing else.
 
@@ -232,7 +234,8 @@ Place = tuple[str, str]
 class Change:
     """What one step says. `time` is in ms; `state` maps a name to [value], or [] if deleted; `written` is where.
 
-    `count` is how many messages it had: `messages` are those that are left.
+    `count` is how many messages it had: `messages` are those that are left. `replaced` are the names of the state it
+    set of which the value is left out.
     """
 
     id: str
@@ -242,6 +245,7 @@ class Change:
     archived: frozenset[MessageId] = frozenset()
     is_set: bool = False
     state: Mapping[str, list[JSON]] = dataclasses.field(default_factory=dict)
+    replaced: frozenset[str] = frozenset()
     hide: bool | None = None
     invocations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origin: JSON = None
@@ -265,13 +269,15 @@ class Change:
             mine = messages.get(position)
             if mine is None or message.newest_home() > mine.newest_home():
                 messages[position] = message
+        state = {**other.state, **self.state}
         return dataclasses.replace(
             self,
             messages=messages,
             removed=self.removed | other.removed,
             archived=self.archived | other.archived,
             is_set=self.is_set or other.is_set,
-            state={**other.state, **self.state},
+            state=state,
+            replaced=(self.replaced | other.replaced) - state.keys(),
             hide=other.hide if self.hide is None else self.hide,
             invocations={**other.invocations, **self.invocations},
             origin=self.origin or other.origin,
@@ -359,6 +365,17 @@ def own_records(
     return records, [list(home) if home else None for home in homes]
 
 
+def shifted(record: JSON, by: int) -> JSON:
+    """Return a record whose native blocks are numbered from another start."""
+
+    def item(value: JSON) -> JSON:
+        if not is_reference(value):
+            return value
+        return value + by if isinstance(value, int) else {**value, "n": value["n"] + by}
+
+    return {**record, "b": [item(value) for value in record["b"]]}
+
+
 def carried_json(carried: Iterable[tuple[str, Change]]) -> dict[str, JSON]:
     """Return (step, change) pairs as another step carries them: the members `carried` and `places`."""
     places: dict[Place, int] = {}
@@ -384,6 +401,8 @@ def _carried_json(change: Change, step: str, places: dict[Place, int]) -> dict[s
             body["homes"] = [list(home) for home in homes]
     if change.count > len(change.messages):
         body["of"] = change.count
+    if change.replaced:
+        body["was"] = sorted(change.replaced)
     body.update(facts_json(change))
     return body
 
@@ -683,6 +702,7 @@ def _change(
         archived=_ids(body.get("archive", {})),
         is_set=body.get("set") is True,
         state={_string(k): _list(v)[:1] for k, v in _object(body.get("state", {})).items()},
+        replaced=frozenset(_string(name) for name in _list(body.get("was", []))),
         hide=hide if isinstance(hide, bool) else None,
         invocations={_string(k): _string(v) for k, v in _object(body.get("invocations", {})).items()},
         origin=body.get("origin"),

@@ -15,8 +15,8 @@ from llama_index_bedrock_sessions import Conversation
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llama_index_bedrock_sessions"
 PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
-WITHOUT_IO = {"configure", "forget"}
-"""Public methods of a conversation that only change what it remembers."""
+WITHOUT_IO = {"configure", "forget", "invocation"}
+"""Public methods of a conversation that make no call."""
 
 
 def contract(name: str) -> str:

@@ -671,8 +671,8 @@ def copied(fold: Fold) -> None:
 
 MEMBERS = re.findall(
     r"\w+",
-    "n h b r k id add at homes in step time remove archive set state hide invocations origin by home dead archived own "
-    "generation covers parents removed segments last_set reason 0 1",
+    "n h b r k id add at homes in step time remove archive set state was hide invocations origin by home dead archived "
+    "own generation covers parents removed segments last_set reason 0 1",
 )
 anything = st.recursive(
     st.none()
