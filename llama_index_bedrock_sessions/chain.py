@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from llama_index_bedrock_sessions import blocks, directory
 from llama_index_bedrock_sessions.audit import AuditCallback
 from llama_index_bedrock_sessions.blocks import Content, ContentBlock
-from llama_index_bedrock_sessions.directory import MetadataDirectory
+from llama_index_bedrock_sessions.directory import Directory, session_closed
 from llama_index_bedrock_sessions.errors import (
     BedrockSessionsError,
     ConversationEnded,
@@ -116,7 +116,7 @@ ORDINARY, KEPT = Passage(), Passage(ended="keep")
 class Chain:
     """The sessions of one conversation, and what is known of them (`fold`, None if nothing)."""
 
-    def __init__(self, key: str, sessions: Sessions, where: MetadataDirectory, settings: Settings) -> None:
+    def __init__(self, key: str, sessions: Sessions, where: Directory, settings: Settings) -> None:
         self.key = key
         self.name = hashed(key)
         """How logs tell the key."""
@@ -174,6 +174,8 @@ class Chain:
         for head, steps in zip(fold.heads, results, strict=False):
             fold.saw_list(head, steps)
         self._read(fold)
+        if not self._directory.continues:
+            return True
         full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
         if full or fold.closings or not all(results[len(fold.heads) :]):
             return False
@@ -182,6 +184,8 @@ class Chain:
 
     def _old(self, heads: Iterable[str]) -> list[str]:
         """Return the sessions that may have expired: those that were created more than 50 minutes ago."""
+        if not self._directory.continues:
+            return []  # what has become of the session changes nothing for a reader
         now = self.sessions.clock.now()
         return [head for head in heads if now - self._created[head] > 50 * MINUTE]
 
@@ -199,10 +203,16 @@ class Chain:
 
     def _is_ours(self, fold: Fold, session: str) -> bool:
         """Whether a session that a stored step names is one of this conversation: anybody may name any session."""
-        if session in fold.heads or self._directory.owns(session, self.key):
+        if session in fold.heads or self._directory.owned(session, self.key):
             return True
         logger.info("conversation %s: session %s, which a step names, is gone or another's", self.name, session)
         return False
+
+    def _ours(self, fold: Fold, sessions: Iterable[str]) -> set[str]:
+        """Return those of the sessions that are of this conversation."""
+        named = sorted(set(sessions))
+        ours = self.sessions.pool.map(functools.partial(self._is_ours, fold), named)
+        return {session for session, owned in zip(named, ours, strict=True) if owned}
 
     def _list(self, session: str) -> list[Listed]:
         return [Listed(home, at) for home, at in self.sessions.steps(session)]
@@ -214,17 +224,26 @@ class Chain:
         folds: dict[str, Fold] = {}
         covered: set[str] = set()
         self._unopened = False
-        for summary in self._directory.find(self.key, since):
-            self._created[summary.session] = summary.created
+
+        def still_wanted() -> int:
+            # Once an open session is found, what was created long before it needs no look any more.
+            return since
+
+        for summary in self._directory.find(self.key, still_wanted):
             if summary.session in covered:
                 continue
+            info = self._directory.owned(summary.session, self.key, fresh=True)
+            if info is None:
+                continue
+            self._created[summary.session] = info.created
             steps = self._list(summary.session)
             fold = self._new_fold([summary.session])
             fold.saw_list(summary.session, steps)
             self._get(fold, next(fold.rounds()), [])
-            if fold.is_open(summary.session):
+            if fold.is_open(summary.session) or not self._directory.continues:
                 folds[summary.session] = fold
                 covered |= set(fold.covers())
+                since = max(since, self._since(fold))
             else:
                 self._unopened = True
         heads = sorted((s for s in folds if s not in covered), key=lambda s: (self._created[s], s))
@@ -261,7 +280,8 @@ class Chain:
         needed = fold.native_homes(messages)
         known = {home: self.natives[home] for home in needed if home in self.natives}
         missing = [home for home in needed if home not in known]
-        found = dict(self.sessions.fetch(home for home in missing if self._is_ours(fold, home.session)))
+        ours = self._ours(fold, (home.session for home in missing))
+        found = dict(self.sessions.fetch(home for home in missing if home.session in ours))
         # What is not there, or not ours, is remembered as such: it is not asked for at every read.
         return known | {home: step[0] if (step := found.get(home)) else [] for home in missing}
 
@@ -269,11 +289,11 @@ class Chain:
         homes = list(homes)
         known = {home.step: self.fold.read[home.step] for home in homes if self.fold and home.step in self.fold.read}
         lists, wanted = list(parents), [home for home in homes if home.step not in known]
-        ours = {s: self._is_ours(fold, s) for s in {*lists, *(home.session for home in wanted)}}
+        ours = self._ours(fold, [*lists, *(home.session for home in wanted)])
         jobs: list[Callable[[], Any]] = [
-            functools.partial(self._list_or_nothing, p) if ours[p] else list for p in lists
+            functools.partial(self._list_or_nothing, p) if p in ours else list for p in lists
         ]
-        jobs += [functools.partial(self._step_or_none, home) if ours[home.session] else _none for home in wanted]
+        jobs += [functools.partial(self._step_or_none, home) if home.session in ours else _none for home in wanted]
         results = self.sessions.pool.map(lambda job: job(), jobs)
         for parent, steps in zip(lists, results, strict=False):
             fold.saw_list(parent, steps)
@@ -325,7 +345,8 @@ class Chain:
     def orphans(self, fold: Fold) -> list[Summary]:
         """Return the sessions of the key that nobody has opened: a writer died, or another was faster."""
         ours = {*fold.heads, *fold.covers()}
-        found = [s for s in self._directory.find(self.key, self._since(fold)) if s.session not in ours]
+        found = [s for s in self._directory.find(self.key, lambda: self._since(fold)) if s.session not in ours]
+        found = [s for s in found if self._directory.owned(s.session, self.key)]
         return [s for s in found if not any(_is_opening(x.home.step) for x in self._list_or_nothing(s.session))]
 
     def complete_until(self, fold: Fold) -> int | None:
@@ -410,6 +431,8 @@ class Chain:
     def _must_continue(self, fold: Fold) -> bool:
         if len(fold.heads) != 1 or fold.heads[0] in self._closed:
             return True
+        if not self._directory.continues:
+            return False
         head = fold.heads[0]
         steps = fold.listed[head]
         now = self.sessions.clock.now()
@@ -626,6 +649,7 @@ class Chain:
         try:
             self._refuse_if_newer(fold)
             self._refuse_if_ended(fold, passage)
+            self._refuse_if_not_continued(fold)
             for head in fold.heads:
                 if head not in self._closed:
                     self._seal(head, "continued", fold)
@@ -666,6 +690,14 @@ class Chain:
                 return step.closing
         return None
 
+    def _refuse_if_not_continued(self, fold: Fold) -> None:
+        if self._directory.continues:
+            return
+        if not fold.heads:
+            raise session_closed(self.key, "is not there (any more)")
+        status = self.sessions.get(self.key).status
+        raise session_closed(self.key, f"takes no more messages (it is {'full' if status == 'ACTIVE' else status})")
+
     def _seal(self, session: str, reason: str, fold: Fold | None = None) -> None:
         """Write a closing step and end the session, until that succeeds or the closing step is refused. Raises Gone."""
         for _ in range(ATTEMPTS):
@@ -701,10 +733,14 @@ class Chain:
         for attempt in range(ATTEMPTS):
             # The first session of a key: the look that found nothing to take has just been taken.
             look = attempt or fold.heads or self._unopened
-            found = self._directory.find(self.key, self._since(fold)) if look else []
+            found = list(self._directory.find(self.key, lambda: self._since(fold))) if look else []
             if mine and mine.session not in {s.session for s in found}:
                 found.append(mine)
-            candidates = sorted((s for s in found if s.session not in void), key=lambda s: (s.created, s.session))
+            unknown = [i for s in found if s.session not in void and (i := self._directory.owned(s.session, self.key))]
+            candidates = [
+                Summary(i.session, i.status, i.created, i.arn)
+                for i in sorted(unknown, key=lambda i: (i.created, i.session))
+            ]
             # Not of the one just created: should somebody have opened it, two openings of a session are one fold.
             if any(self._has_opening(s.session) for s in candidates if not mine or s.session != mine.session):
                 self._forget_fold()
@@ -989,9 +1025,9 @@ class Chain:
             raise UnavailableError("The conversation could not be continued in another session; try again.")
         fold = self.known()
         self._gather(fold)
-        self._delete({session for session in fold.covers() if self._directory.owns(session, self.key)})
+        self._delete({session for session in fold.covers() if self._directory.owned(session, self.key)})
         for summary in self._directory.find(self.key):
-            if summary.session not in fold.heads:
+            if summary.session not in fold.heads and self._directory.owned(summary.session, self.key):
                 self._delete_unopened(summary.session)
 
     def _delete_unopened(self, session: str) -> None:
@@ -1001,6 +1037,7 @@ class Chain:
                 self._seal(session, "deleted")
                 if not self._has_opening(session):
                     self.sessions.delete(session)
+                    self._directory.remove(session, self.key)
 
     def _gather(self, fold: Fold) -> None:
         """Carry what lists have shown late of the sessions before: they are about to be deleted."""
@@ -1036,11 +1073,13 @@ class Chain:
         first = stored = self._media()
         for attempt in range(ATTEMPTS):
             stored = self._media() if attempt else first
-            found = {s.session: s.created for s in self._directory.find(self.key)}
+            named = [s.session for s in self._directory.find(self.key)]
+            owned = self.sessions.pool.map(lambda session: self._directory.owned(session, self.key), named)
+            found = {info.session: info.created for info in owned if info}
             if others:
                 doomed |= {s for s in found if s not in doomed and (attempt == 0 or self._continues(s, doomed))}
             # A session may be listed late: what is known of it is that it has not been deleted.
-            left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owns(s, self.key))]
+            left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owned(s, self.key))]
             if not left:
                 # Where no session is, all that was in S3 before is of those deleted; else it goes on, or begins anew.
                 self._delete_media(first if found else stored, others=bool(found))
@@ -1065,6 +1104,7 @@ class Chain:
         try:
             self._seal(session, "deleted")
             self.sessions.delete(session)
+            self._directory.remove(session, self.key)
         except (Gone, Refused):
             # Refused: somebody wrote in between, or it is listed as it was; the next look shows it.
             logger.info("conversation %s: session %s is not deleted yet", self.name, session)

@@ -8,13 +8,14 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import logging
+import math
 import os
-import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -23,6 +24,7 @@ from botocore.config import Config
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store import loading
 from llama_index.core.storage.chat_store.base import BaseChatStore
+from llama_index.core.storage.kvstore.types import BaseKVStore
 from pydantic import (
     ConfigDict,
     Field,
@@ -37,12 +39,23 @@ from pydantic import (
 
 from llama_index_bedrock_sessions.audit import AuditEvent
 from llama_index_bedrock_sessions.chain import Settings
-from llama_index_bedrock_sessions.conversation import RENEW_AFTER, Conversation, in_pool
-from llama_index_bedrock_sessions.directory import MetadataDirectory, refuse_metadata, refuse_tags
+from llama_index_bedrock_sessions.conversation import RENEW_AFTER, Conversation, ConversationSummary, in_pool
+from llama_index_bedrock_sessions.directory import (
+    Directory,
+    KeyValueDirectory,
+    MetadataDirectory,
+    Progress,
+    SessionIdDirectory,
+    fingerprint,
+    refuse_metadata,
+    refuse_no_session_id,
+    refuse_tags,
+    session_closed,
+)
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError, InvalidKeyError
 from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
-from llama_index_bedrock_sessions.sessions import Pool, Sessions, after_fork
+from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions, after_fork
 
 R = TypeVar("R")
 
@@ -94,8 +107,15 @@ class BedrockSessionsChatStore(BaseChatStore):
     namespace: str = Field(
         default="default", min_length=1, max_length=KEY_LENGTH, description="Separates applications."
     )
-    directory: Literal["metadata"] = Field(default="metadata", description="How the sessions of a key are found.")
+    directory: Literal["metadata", "session-id"] | BaseKVStore = Field(
+        default="metadata",
+        exclude=True,
+        repr=False,
+        description="How the sessions of a key are found: by their metadata, by entries in a key-value store, or keys "
+        "are session ids.",
+    )
     scan_limit: int = Field(default=2000, ge=1, description="Sessions a scan of the metadata looks through at most.")
+    scan_rate: float = Field(default=100.0, gt=0, description="Sessions a scan of the metadata looks at in a second.")
     encryption_key_arn: str | Callable[[str], str | None] | None = Field(
         default=None, description="KMS key of new sessions, or a function of the conversation's key."
     )
@@ -127,7 +147,8 @@ class BedrockSessionsChatStore(BaseChatStore):
     )
 
     _sessions: Sessions = PrivateAttr()
-    _where: MetadataDirectory = PrivateAttr()
+    _where: Directory = PrivateAttr()
+    _by_id: SessionIdDirectory = PrivateAttr()
     _bucket: Bucket | None = PrivateAttr(default=None)
     _open: _Open = PrivateAttr()
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
@@ -149,8 +170,14 @@ class BedrockSessionsChatStore(BaseChatStore):
         self._refuse_contradictions()
         self._sessions = Sessions(self._make_client, Pool(self.max_concurrency))
         # In a file on this machine a scan is cheap, and sessions are never deleted.
-        limit = self.scan_limit if self.database is None else sys.maxsize
-        self._where = MetadataDirectory(self._sessions, self.namespace, limit)
+        limit, rate = (self.scan_limit, self.scan_rate) if self.database is None else (math.inf, math.inf)
+        self._by_id = SessionIdDirectory(self._sessions, self.namespace, limit, rate)
+        if isinstance(self.directory, BaseKVStore):
+            self._where = KeyValueDirectory(self.directory, self._sessions, self.namespace, rate)
+        elif self.directory == "session-id":
+            self._where = self._by_id
+        else:
+            self._where = MetadataDirectory(self._sessions, self.namespace, limit, rate)
         if self.media is not None:
             self._bucket = Bucket(self.media, self._make_s3_client, self._sessions.pool)
         self._open = _Open()
@@ -200,17 +227,67 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Return the conversation of a key; no call is made. What is given is for the sessions it will create.
 
         Raises:
-            InvalidKeyError: the key is not a string of 1 to 5,000 characters.
+            InvalidKeyError: the key is not a string of 1 to 5,000 characters, or under `directory="session-id"` no
+                session id.
             ConfigurationError: metadata or tags that a session cannot have.
 
         """
         _refuse_bad_key(key)
-        found = self._open.get(key, lambda: self._new_conversation(key))
+        if self._where is self._by_id:
+            refuse_no_session_id(key)
+        found = self._open.get((key, self._where.continues), lambda: self._new_conversation(key, self._where))
         given = {"own_metadata": session_metadata, "own_tags": tags, "encryption_key_arn": encryption_key_arn}
         found.configure(**{name: value for name, value in given.items() if value is not None})
         return found
 
-    def _new_conversation(self, key: str) -> Conversation:
+    def attach(self, session_id: str) -> Conversation:
+        """Return the conversation in a session that another tool made, whatever the directory; its key is the id.
+
+        It can be read, continued and deleted as any other, as long as the session takes writes: it is not continued in
+        another, and writing then raises `SessionClosed`. Costs one GetSession.
+
+        Raises:
+            InvalidKeyError: this is no session id.
+            SessionClosed: there is no such session.
+            ForeignSessionError: it belongs to a conversation of this library: use that by its key.
+
+        """
+        refuse_no_session_id(session_id)
+        try:
+            self._by_id.look(session_id)
+        except Gone:
+            raise session_closed(session_id, "is not there (any more) in this account and region") from None
+        return self._open.get((session_id, False), lambda: self._new_conversation(session_id, self._by_id))
+
+    def conversations(
+        self, prefix: str = "", session_metadata: Mapping[str, str] | None = None
+    ) -> Iterator[ConversationSummary]:
+        """Yield the conversations whose key begins so and whose metadata says all of this, last begun session first.
+
+        Sessions are looked at as conversations are asked for. Raises DirectoryTooLarge as any search does.
+        """
+        wanted = dict(session_metadata or {}).items()
+        for key, summary, info in self._where.newest(prefix):
+            found = ConversationSummary.of(key, summary, info)
+            if wanted <= found.metadata.items():
+                yield found
+
+    def rebuild_directory(self, progress: Progress | None = None) -> int:
+        """Put an entry into the key-value store for every session of the namespace; return how many there are.
+
+        For sessions that were made under another directory, or for a store that was lost. It scans the metadata of
+        all sessions at `scan_rate`, removes entries whose session is gone, and may be repeated. `progress` is told how
+        many sessions have been looked at, and of how many.
+
+        Raises:
+            ConfigurationError: the directory is no key-value store.
+
+        """
+        if not isinstance(self._where, KeyValueDirectory):
+            raise ConfigurationError(f"directory={self.directory!r} keeps nothing: there is nothing to rebuild.")
+        return self._where.rebuild(progress)
+
+    def _new_conversation(self, key: str, where: Directory) -> Conversation:
         session_metadata, tags = _of_key(self.session_metadata, key), _of_key(self.tags, key)
         refuse_metadata(session_metadata)
         refuse_tags(tags)
@@ -221,11 +298,14 @@ class BedrockSessionsChatStore(BaseChatStore):
             encryption_key_arn=_of_key(self.encryption_key_arn, key),
             refresh_interval=self.refresh_interval,
             skip_newer=self.skip_newer,
-            media=self._bucket.objects(self.namespace, key) if self._bucket else None,
+            # An id may be somebody's key as well: what is attached has a place of its own.
+            media=self._bucket.objects(self.namespace, key if where.continues else f"session {key}")
+            if self._bucket
+            else None,
             has_retention=self.database is None,
             audit=self.audit,
         )
-        return Conversation(key, self._sessions, self._where, settings, self.conversation)
+        return Conversation(key, self._sessions, where, settings, self.conversation)
 
     # LlamaIndex's verbs
 
@@ -313,6 +393,24 @@ class BedrockSessionsChatStore(BaseChatStore):
         """`get_keys`, without blocking the event loop."""
         return await self._in_pool(self.get_keys)
 
+    async def aattach(self, session_id: str) -> Conversation:
+        """`attach`, without blocking the event loop."""
+        return await self._in_pool(self.attach, session_id)
+
+    async def aconversations(
+        self, prefix: str = "", session_metadata: Mapping[str, str] | None = None
+    ) -> AsyncIterator[ConversationSummary]:
+        """`conversations`, without blocking the event loop."""
+        found = self.conversations(prefix, session_metadata)
+        batch: list[ConversationSummary]
+        while batch := await self._in_pool(list, itertools.islice(found, self.max_concurrency)):
+            for one in batch:
+                yield one
+
+    async def arebuild_directory(self, progress: Progress | None = None) -> int:
+        """`rebuild_directory`, without blocking the event loop; `progress` is called in another thread."""
+        return await self._in_pool(self.rebuild_directory, progress)
+
     async def _in_pool(self, method: Callable[..., R], *arguments: Any) -> R:
         return await in_pool(self._sessions.pool, functools.partial(method, *arguments))
 
@@ -344,7 +442,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             "endpoint_url": endpoint,
             "database": self.database,
             "namespace": self.namespace,
-            "directory": self.directory,
+            "directory": fingerprint(self.directory) if isinstance(self.directory, BaseKVStore) else self.directory,
             "account": self._account(),
         }
 
@@ -382,12 +480,13 @@ class BedrockSessionsChatStore(BaseChatStore):
         missing = [name for name in ("encryption_key_arn", "tags", "session_metadata") if name not in data]
         media = data.get("media")
         held = data.get("account") is not None or data.get("audit") or (isinstance(media, dict) and "client" in media)
-        if held or missing or data.get("database") == _IN_MEMORY:
+        elsewhere = data.get("directory") not in {"metadata", "session-id"}
+        if held or missing or elsewhere or data.get("database") == _IN_MEMORY:
             place = {name: data[name] for name in _PLACE if data.get(name) is not None}
             raise ConfigurationError(
                 "This chat store was made with what a dict cannot hold (a client, credentials, a configuration of "
-                "botocore, a function, or memory). Construct the same BedrockSessionsChatStore first, with "
-                f"{place}, and load it again."
+                "botocore, a function, a key-value store, or memory). Construct the same BedrockSessionsChatStore "
+                f"first, with {place}, and load it again."
             )
         return cls(**{name: value for name, value in data.items() if name in cls.model_fields and name != "audit"})
 
@@ -481,9 +580,9 @@ class _Open:
 
     def forget(self) -> None:
         self._lock = threading.Lock()
-        self._by_key: collections.OrderedDict[str, Conversation] = collections.OrderedDict()
+        self._by_key: collections.OrderedDict[tuple[str, bool], Conversation] = collections.OrderedDict()
 
-    def get(self, key: str, make: Callable[[], Conversation]) -> Conversation:
+    def get(self, key: tuple[str, bool], make: Callable[[], Conversation]) -> Conversation:
         with self._lock:
             if key not in self._by_key:
                 self._by_key[key] = make()

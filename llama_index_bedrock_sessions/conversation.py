@@ -50,7 +50,7 @@ from llama_index_bedrock_sessions.chain import (
     refuse_size,
     refuse_too_large,
 )
-from llama_index_bedrock_sessions.directory import MetadataDirectory
+from llama_index_bedrock_sessions.directory import Directory
 from llama_index_bedrock_sessions.errors import (
     ConfigurationError,
     InvalidMessageError,
@@ -86,6 +86,7 @@ from llama_index_bedrock_sessions.sessions import (
     Pool,
     SessionInfo,
     Sessions,
+    Summary,
     after_fork,
 )
 from llama_index_bedrock_sessions.values import JSON, Walk, from_json, to_json
@@ -112,6 +113,24 @@ R = TypeVar("R")
 C = TypeVar("C", bound="_Pooled")
 _Natives = Mapping[Home, Sequence[ContentBlock]]
 _GONE = "its text is no longer in the service"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationSummary:
+    """What is known of a conversation without reading it: its key, and how the newest of its sessions stands."""
+
+    key: str
+    session: str
+    status: str
+    created: str
+    updated: str
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, key: str, summary: Summary, info: SessionInfo) -> ConversationSummary:
+        """Return it; times as `describe()` spells them, the metadata without our own entries."""
+        times = iso(summary.created), iso(summary.updated)
+        return cls(key, summary.session, summary.status, *times, directory.own_metadata(info))
 
 
 _caller: contextvars.ContextVar[object | None] = contextvars.ContextVar("bedrock_sessions_caller", default=None)
@@ -157,7 +176,7 @@ class Conversation:
         self,
         key: str,
         sessions: Sessions,
-        where: MetadataDirectory,
+        where: Directory,
         settings: Settings,
         sibling: Callable[[str], Conversation],
     ) -> None:

@@ -13,6 +13,7 @@
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
     │   ├── ConversationEnded           ended on purpose
     │   ├── ConversationExists          something is stored under the key already
+    │   ├── SessionClosed               used by its id, and takes no more writes, or is gone
     │   ├── RequestRefusedError         Bedrock refuses what was sent; sending it again does not help
     │   └── DirectoryTooLarge           too many sessions to find one by scanning
     ├── AccountError                  the AWS account: change credentials, policy or key
@@ -95,6 +96,10 @@ class ConversationEnded(UsageError):  # noqa: N818 - reads as the state it repor
 
 class ConversationExists(UsageError):  # noqa: N818 - reads as the state it reports
     """There is something under the key already: a fork needs a key of its own."""
+
+
+class SessionClosed(UsageError):  # noqa: N818 - reads as the state it reports
+    """A session that is used by its id takes no more writes or is gone, and is not continued in another."""
 
 
 class RequestRefusedError(UsageError):

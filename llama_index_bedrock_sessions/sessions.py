@@ -97,12 +97,13 @@ class SessionInfo(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What `ListSessions` says of a session; `created` in ms since the epoch."""
+    """What `ListSessions` says of a session; times in ms since the epoch."""
 
     session: str
     status: str
     created: int
     arn: str | None = None
+    updated: int = 0
 
 
 class Pool:
@@ -322,7 +323,13 @@ class Sessions:
         """Return all sessions of the account and region, in the service's order."""
         try:
             return [
-                Summary(s["sessionId"], s.get("sessionStatus", "ACTIVE"), self._ms(s, "createdAt"))
+                Summary(
+                    s["sessionId"],
+                    s.get("sessionStatus", "ACTIVE"),
+                    self._ms(s, "createdAt"),
+                    s.get("sessionArn"),
+                    self._ms(s, "lastUpdatedAt"),
+                )
                 for s in self._pages("list_sessions", "sessionSummaries")
             ]
         except (Refused, Gone) as refusal:
@@ -491,6 +498,28 @@ def _client_error(error: aws.ClientError, *, writes: bool) -> Exception:
             f"Bedrock failed in {error.operation_name} ({code}): {message}", may_have_happened=writes
         )
     return Refused(code, message)
+
+
+def other_aws_error(error: Exception, what: str) -> BedrockSessionsError | None:
+    """Return what boto3 raised for another service of AWS as one of ours; None if it is none of boto3's.
+
+    `what` says what failed, as the beginning of a sentence.
+    """
+    if isinstance(error, aws.BotoCoreError):
+        return translated(error, writes=False, service=what)
+    if not isinstance(error, aws.ClientError):
+        return None
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in BAD_CREDENTIALS:
+        return CredentialsError(f"{what}: AWS does not accept the credentials: {error}")
+    if code.startswith("AccessDenied") or status == 403:
+        return AccessDeniedError(f"{what}: AWS does not allow {error.operation_name}: {error}")
+    if code.startswith("Throttl") or code in {"ProvisionedThroughputExceededException", "RequestLimitExceeded"}:
+        return ThrottledError(f"{what} was throttled even after retries: {error}")
+    if status >= 500:
+        return UnavailableError(f"{what} failed: {error}")
+    return ConfigurationError(f"{what} cannot be used as it is: {error}")
 
 
 def translated(error: Exception, *, writes: bool, service: str = "Bedrock") -> BedrockSessionsError:

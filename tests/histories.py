@@ -19,6 +19,8 @@ from typing import Any
 
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from llama_index.core.llms import ChatMessage
+from llama_index.core.storage.kvstore import SimpleKVStore
+from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, chain
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
@@ -78,12 +80,50 @@ class GatedClient:
         return functools.partial(self._process.call, operation)
 
 
+class GatedKVStore(BaseKVStore):
+    """A key-value store whose sync calls wait for the scheduler, on one that all processes share."""
+
+    def __init__(self, process: Process, kv: BaseKVStore) -> None:
+        self._process, self._kv = process, kv
+
+    def _call(self, operation: str, *arguments: Any) -> Any:
+        process, send = self._process, functools.partial(getattr(self._kv, operation), *arguments)
+        fault = process.gate.wait(f"kv {operation}") if process.gate else None
+        if fault == "crash":
+            raise Crash
+        if fault == "arrives late" and operation != "get_all":
+            process.history.late.append(send)
+        if fault == "lost reply":
+            send()
+        if fault is not None:
+            raise ConnectionError("the key-value store does not answer")
+        return send()
+
+    def put(self, key: str, val: dict[str, Any], collection: str = "data") -> None:
+        self._call("put", key, val, collection)
+
+    def get(self, key: str, collection: str = "data") -> Any:
+        return self._call("get", key, collection)
+
+    def get_all(self, collection: str = "data") -> Any:
+        return self._call("get_all", collection)
+
+    def delete(self, key: str, collection: str = "data") -> Any:
+        return self._call("delete", key, collection)
+
+    async def aput(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    aget = aget_all = adelete = aput
+
+
 class Process:
     """A store whose calls wait at a gate, with a local clock of its own."""
 
     def __init__(self, history: History, number: int, skew: float) -> None:
         self.history, self.number, self.skew = history, number, skew
-        self.store = BedrockSessionsChatStore(client=GatedClient(self), max_concurrency=1)
+        where: Any = "metadata" if history.kv is None else GatedKVStore(self, history.kv)
+        self.store = BedrockSessionsChatStore(client=GatedClient(self), max_concurrency=1, directory=where)
         sessions = self.store._sessions
         sessions.clock = Clock(lambda: history.now() + skew)
         sessions.pool.map = lambda function, items: [function(item) for item in items]  # type: ignore[method-assign]
@@ -125,7 +165,9 @@ class History:
         processes: int = 3,
         skews: tuple[float, ...] = (0.0,),
         steps: int = 8,
+        kv: bool = False,
     ) -> None:
+        self.kv = SimpleKVStore() if kv else None
         self.random = random.Random(seed)
         self.emulator = Emulator(behaviour=behaviour)
         self.emulator.clock.stop(START)

@@ -256,4 +256,4 @@ def test_a_fold_takes_ids_up_to_its_horizon() -> None:
 def test_an_unknown_session_id_is_not_ours() -> None:
     """A session that does not exist belongs to no key."""
     store = Service().store()
-    assert not store._where.owns(str(uuid.uuid4()), KEY)
+    assert not store._where.owned(str(uuid.uuid4()), KEY)

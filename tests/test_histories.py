@@ -90,6 +90,14 @@ SUITES: dict[str, dict[str, Any]] = {
         "actions": 250,
         "faults": 0.02,
     },
+    "entries in a key-value store": {
+        "kinds": f"{ALL} erase",
+        "times": (MINUTE, 61 * MINUTE),
+        "processes": 4,
+        "faults": 0.1,
+        "crashes": 0.05,
+        "kv": True,
+    },
     "somebody ends sessions": {"kinds": ALL, "times": (MINUTE, 61 * MINUTE), "users": True},
 }
 
@@ -108,7 +116,7 @@ def test_no_history_breaks_a_promise(suite: str) -> None:
 
 def _only_the_newest_session(patch: pytest.MonkeyPatch) -> None:
     find = directory.MetadataDirectory.find
-    patch.setattr(directory.MetadataDirectory, "find", lambda self, key, since=0: find(self, key, since)[:1])
+    patch.setattr(directory.MetadataDirectory, "find", lambda self, key, *since: list(find(self, key, *since))[:1])
 
 
 def _sessions_are_not_closed(patch: pytest.MonkeyPatch) -> None:
@@ -124,9 +132,14 @@ def _local_clocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sessions.Clock, "saw", lambda *_: None)
 
 
+def _entries_are_not_put(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(directory.KeyValueDirectory, "_put", lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("broken", "suite"),
     [
+        (_entries_are_not_put, "entries in a key-value store"),
         (_only_the_newest_session, "every kind of operation"),
         (_sessions_are_not_closed, "every kind of operation"),
         (_removals_are_not_carried, "clocks wrong by minutes"),

@@ -253,7 +253,7 @@ def test_lists_are_read_to_their_last_page(pages: str) -> None:
     assert dict(service.sessions.steps(service.session)) == dict.fromkeys(homes, MS)
     listed = service.sessions.list_sessions()
     assert sorted(s.session for s in listed) == sorted([service.session, *others])
-    assert set(listed) == {Summary(s.session, "ACTIVE", MS) for s in listed}
+    assert set(listed) == {Summary(s.session, "ACTIVE", MS, s.arn, MS) for s in listed}
 
 
 @pytest.mark.parametrize("operation", ["GetSession", "ListSessions", "ListInvocationSteps", "GetInvocationStep"])
