@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.benchmarks import __main__ as benchmarks
+from tests.benchmarks import directory
 
 
 def test_the_benchmarks_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,3 +16,11 @@ def test_the_benchmarks_run(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert "warm append at 10" in output
     assert "first write after an idle hour" in output
     assert "Again: python -m tests.benchmarks --quick" in output
+
+
+def test_the_calls_to_find_a_conversation_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """The smallest number of sessions prints its table and the command that prints it again."""
+    directory.main(["--quick"])
+    output = capsys.readouterr().out
+    assert "that does not exist" in output
+    assert "Again: python -m tests.benchmarks.directory --quick" in output
