@@ -576,8 +576,9 @@ class Chain:
                 continue
             fold.stored(composed)
             self._clock = max(self._clock, fold.clock)
-            found = {summary.session for summary in self._directory.find(self.key, self._since(fold))}
-            return next(iter(self._claims(of, found - {head, *fold.covers()})), None)
+            found = {s.session for s in self._directory.find(self.key, functools.partial(self._since, fold))}
+            others = {s for s in found - {head, *fold.covers()} if self._directory.owned(s, self.key)}
+            return next(iter(self._claims(of, others)), None)
         return None
 
     def _claims(self, of: str, sessions: Iterable[str]) -> list[Change]:
