@@ -235,7 +235,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         _refuse_bad_key(key)
         if self._where is self._by_id:
             refuse_no_session_id(key)
-        found = self._open.get((key, self._where.continues), lambda: self._new_conversation(key, self._where))
+        found = self._open.get((key, self._where.continues), lambda: self._new_conversation(key))
         given = {"own_metadata": session_metadata, "own_tags": tags, "encryption_key_arn": encryption_key_arn}
         found.configure(**{name: value for name, value in given.items() if value is not None})
         return found
@@ -287,7 +287,8 @@ class BedrockSessionsChatStore(BaseChatStore):
             raise ConfigurationError(f"directory={self.directory!r} keeps nothing: there is nothing to rebuild.")
         return self._where.rebuild(progress)
 
-    def _new_conversation(self, key: str, where: Directory) -> Conversation:
+    def _new_conversation(self, key: str, where: Directory | None = None) -> Conversation:
+        where = where or self._where
         session_metadata, tags = _of_key(self.session_metadata, key), _of_key(self.tags, key)
         refuse_metadata(session_metadata)
         refuse_tags(tags)
