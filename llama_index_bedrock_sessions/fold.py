@@ -77,12 +77,15 @@ class Draft:
     id: str | None = None
     parts: Sequence[Draft] = ()
     """Changes that are there once this one is: those of a fork that are too much for one step."""
+    _size: int | None = None
 
     def size(self) -> int:
         """Return about the bytes it takes to carry the change."""
-        records = sum(len(dump(record).encode()) for record in self.messages.records)
-        texts = sum(len(b["text"].encode()) for b in self.messages.blocks if "text" in b)
-        return records + texts + len(dump(facts_json(self.change("", {}, None))).encode())
+        if self._size is None:
+            records = sum(len(dump(record).encode()) for record in self.messages.records)
+            texts = sum(len(b["text"].encode()) for b in self.messages.blocks if "text" in b)
+            self._size = records + texts + len(dump(facts_json(self.change("", {}, None))).encode())
+        return self._size
 
     def change(self, change_id: str, messages: Mapping[int, Message], written: Place | None) -> Change:
         """Return the change that it becomes."""
@@ -373,7 +376,8 @@ class Fold:
             self._hide = max(self._hide, (change.key, change.hide))
         if change.is_set:
             self._last_set = max(self._last_set, change.key)
-        self._facts[change.id] = len(dump(facts_json(dataclasses.replace(after, state={}))).encode())
+        facts = {name: value for name, value in facts_json(after).items() if name != "state"}
+        self._facts[change.id] = len(dump(facts).encode()) if facts else 2
         if before is not None or change.removed or change.is_set or change.state:
             self._weights.clear()
         if self._alive is not None and newest and not change.removed and not change.is_set:
@@ -498,6 +502,8 @@ class Fold:
             if not gone and (change_id, p) not in self._dead and (change_id, p) not in dead
         }
         state = self._live_state(change)
+        if len(messages) == len(change.messages) and len(state) == len(change.state):
+            return change
         replaced = change.replaced | (change.state.keys() - state.keys())
         return dataclasses.replace(change, messages=messages, state=state, replaced=replaced)
 

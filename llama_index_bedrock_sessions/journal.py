@@ -409,18 +409,18 @@ def _carried_json(change: Change, step: str, places: dict[Place, int]) -> dict[s
 
 def facts_json(change: Change) -> dict[str, JSON]:
     """Return what a change says besides its messages."""
-    facts: dict[str, JSON] = {
-        "remove": _ids_json(change.removed),
-        "archive": _ids_json(change.archived),
-        "set": change.is_set,
-        "state": dict(change.state),
-        "invocations": dict(change.invocations),
-        "origin": change.origin,
-        "by": change.by,
-    }
-    facts = {name: value for name, value in facts.items() if value}
+    facts: dict[str, JSON] = {}
+    if change.removed:
+        facts["remove"] = _ids_json(change.removed)
+    if change.archived:
+        facts["archive"] = _ids_json(change.archived)
+    if change.is_set:
+        facts["set"] = True
     if change.hide is not None:
         facts["hide"] = change.hide
+    for name in ("state", "invocations", "origin", "by"):
+        if value := getattr(change, name):
+            facts[name] = dict(value) if isinstance(value, Mapping) else value
     return facts
 
 
