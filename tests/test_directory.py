@@ -381,7 +381,7 @@ def test_under_session_id_a_key_is_a_session(service: Service) -> None:
 
 @pytest.mark.parametrize("why", ["EXPIRED", "ENDED", "full", "is not there"])
 @pytest.mark.parametrize("attached", [True, False])
-def test_a_session_that_takes_no_writes_is_closed(why: str, *, attached: bool) -> None:
+def test_a_session_that_takes_no_writes_is_closed(why: str, monkeypatch: pytest.MonkeyPatch, *, attached: bool) -> None:
     """Writing says why, names the other directories and makes no session; what is there is still read."""
     service = Service(behaviour=Behaviour(steps_per_session=3))
     session = by_hand(service)
@@ -395,21 +395,17 @@ def test_a_session_that_takes_no_writes_is_closed(why: str, *, attached: bool) -
     if why == "is not there":
         service.boto3.delete_session(sessionIdentifier=session)
     if why == "full":
-        chain.STEPS_PER_SESSION, before = 3, chain.STEPS_PER_SESSION
+        monkeypatch.setattr(chain, "STEPS_PER_SESSION", 3)
         chat.add([user("hello")])
     read = [] if why == "is not there" else ["by hand", "hello", *(["hello"] if why == "full" else [])]
-    try:
-        for _ in range(2):
-            with pytest.raises(SessionClosed, match=rf'{why}.*directory="metadata".*key-value store'):
-                chat.add([user("more")])
-            assert [message.content for message in chat.messages()] == read
-        with service.counting() as calls:
-            chat.messages()
-        assert calls["total"] <= 2
-        assert len(service.sessions()) == (why != "is not there")
-    finally:
-        if why == "full":
-            chain.STEPS_PER_SESSION = before
+    for _ in range(2):
+        with pytest.raises(SessionClosed, match=rf'{why}.*directory="metadata".*key-value store'):
+            chat.add([user("more")])
+        assert [message.content for message in chat.messages()] == read
+    with service.counting() as calls:
+        chat.messages()
+    assert calls["total"] <= 2
+    assert len(service.sessions()) == (why != "is not there")
 
 
 def test_a_long_attached_conversation_stays_in_its_session(service: Service) -> None:

@@ -434,7 +434,8 @@ def test_servers_that_are_not_there_are_unavailable(service: Service) -> None:
     port = kvstores.free_port()
     keys = {"aws_access_key_id": "AKIDTESTS", "aws_secret_access_key": "tests", "region_name": "us-east-1"}
     once = Config(retries={"total_max_attempts": 1})
-    table = boto3.resource("dynamodb", endpoint_url=f"http://127.0.0.1:{port}", config=once, **keys).Table("t")
+    resource: Any = boto3.resource("dynamodb", endpoint_url=f"http://127.0.0.1:{port}", config=once, **keys)
+    table = resource.Table("t")
     # Its schema is asked for when the store is made.
     table.meta.data = {"KeySchema": [{"KeyType": kind, "AttributeName": kind} for kind in ("HASH", "RANGE")]}
     for kv in (
