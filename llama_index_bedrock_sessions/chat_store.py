@@ -38,8 +38,7 @@ from pydantic import (
 )
 
 from llama_index_bedrock_sessions.audit import AuditEvent
-from llama_index_bedrock_sessions.chain import Settings
-from llama_index_bedrock_sessions.conversation import RENEW_AFTER, Conversation, ConversationSummary, in_pool
+from llama_index_bedrock_sessions.conversation import RENEW_AFTER, Conversation, ConversationSummary
 from llama_index_bedrock_sessions.directory import (
     Directory,
     KeyValueDirectory,
@@ -55,6 +54,8 @@ from llama_index_bedrock_sessions.directory import (
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError, InvalidKeyError
 from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
+from llama_index_bedrock_sessions.pooled import in_pool
+from llama_index_bedrock_sessions.reading import Settings
 from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions, after_fork
 
 R = TypeVar("R")

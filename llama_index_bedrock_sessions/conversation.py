@@ -5,8 +5,6 @@ Over which sessions it goes is the business of `chain.py`.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import dataclasses
 import functools
 import logging
@@ -14,18 +12,13 @@ import threading
 import weakref
 from collections.abc import (
     Callable,
-    Coroutine,
-    ItemsView,
     Iterable,
-    Iterator,
     Mapping,
-    MutableMapping,
     Sequence,
-    ValuesView,
 )
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
@@ -35,21 +28,7 @@ from workflows.context.serializers import BaseSerializer
 from llama_index_bedrock_sessions import blocks, directory, workflows
 from llama_index_bedrock_sessions.audit import Action, AuditEvent, tell
 from llama_index_bedrock_sessions.blocks import Content, ContentBlock, Offload
-from llama_index_bedrock_sessions.chain import (
-    HOUR,
-    KEPT,
-    METADATA,
-    RETENTION,
-    STEPS_PER_SESSION,
-    TAGS,
-    Chain,
-    Copy,
-    Passage,
-    Settings,
-    json_size,
-    refuse_size,
-    refuse_too_large,
-)
+from llama_index_bedrock_sessions.chain import KEPT, Passage
 from llama_index_bedrock_sessions.directory import Directory
 from llama_index_bedrock_sessions.errors import (
     ConfigurationError,
@@ -81,26 +60,20 @@ from llama_index_bedrock_sessions.journal import (
     parts_json,
     shifted,
 )
+from llama_index_bedrock_sessions.lifecycle import Lifecycle
+from llama_index_bedrock_sessions.limits import Copy, json_size, refuse_size, refuse_too_large
+from llama_index_bedrock_sessions.pooled import caller, in_pool, twin
+from llama_index_bedrock_sessions.reading import HOUR, RETENTION, STEPS_PER_SESSION, Settings
 from llama_index_bedrock_sessions.sessions import (
     Gone,
-    Pool,
     SessionInfo,
     Sessions,
     Summary,
     after_fork,
 )
-from llama_index_bedrock_sessions.values import JSON, Walk, from_json, to_json
+from llama_index_bedrock_sessions.state import State, refuse_reserved, state_json
+from llama_index_bedrock_sessions.values import JSON, from_json
 from llama_index_bedrock_sessions.workflows import SavedContext
-
-OF_MEMORY = "memory/"
-"""Begins the names of the state that `BedrockSessionsMemory` keeps."""
-RESERVED = {
-    OF_MEMORY: "what BedrockSessionsMemory remembers",
-    METADATA: "the metadata of sessions",
-    workflows.PREFIX: "saved contexts",
-    TAGS: "the tags of sessions",
-}
-"""How the names of state begin that applications neither see nor write, and what it is."""
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
@@ -108,9 +81,6 @@ REOPENED = Passage(ended="reopen")
 RENEW_AFTER = timedelta(days=10)
 """A weekly job that renews what is older leaves 13 days of the service's 30."""
 
-P = ParamSpec("P")
-R = TypeVar("R")
-C = TypeVar("C", bound="_Pooled")
 _Natives = Mapping[Home, Sequence[ContentBlock]]
 _GONE = "its text is no longer in the service"
 
@@ -131,38 +101,6 @@ class ConversationSummary:
         """Return it; times as `describe()` spells them, the metadata without our own entries."""
         times = iso(summary.created), iso(summary.updated)
         return cls(key, summary.session, summary.status, *times, directory.own_metadata(info))
-
-
-_caller: contextvars.ContextVar[object | None] = contextvars.ContextVar("bedrock_sessions_caller", default=None)
-
-
-async def in_pool(pool: Pool, function: Callable[[], R]) -> R:
-    """Run a function in the pool on behalf of the current task."""
-    token = _caller.set(asyncio.current_task())
-    try:
-        return await pool.run(function)
-    finally:
-        _caller.reset(token)
-
-
-class _Pooled(Protocol):
-    """What has methods that talk to the service."""
-
-    @property
-    def sessions(self) -> Sessions: ...
-
-
-def twin(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], Coroutine[Any, Any, R]]:
-    """Return the async form of a method: the same, in the store's thread pool."""
-
-    @functools.wraps(method)
-    async def call(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await in_pool(self.sessions.pool, functools.partial(method, self, *args, **kwargs))
-
-    call.__name__ = f"a{method.__name__}"
-    call.__qualname__ = f"{method.__qualname__.removesuffix(method.__name__)}{call.__name__}"
-    call.__doc__ = f"`{method.__name__}`, without blocking the event loop."
-    return call
 
 
 class Conversation:
@@ -189,7 +127,7 @@ class Conversation:
 
     def _reset(self, settings: Settings) -> None:
         self._lock = threading.RLock()
-        self._chain = Chain(self.key, self.sessions, self._directory, settings)
+        self._chain = Lifecycle(self.key, self.sessions, self._directory, settings)
         self._views: weakref.WeakKeyDictionary[Any, list[MessageId]] = weakref.WeakKeyDictionary()
 
     def configure(self, **given: Any) -> None:
@@ -472,7 +410,7 @@ class Conversation:
 
         """
         state, forget = dict(state or {}), tuple(forget)
-        _refuse_reserved((*state, *forget))
+        refuse_reserved((*state, *forget))
         self._add(messages, status=status, state=state, forget=forget)
 
     def _add(
@@ -484,7 +422,7 @@ class Conversation:
         forget: Iterable[str] = (),
     ) -> None:
         """`add`, of names of the memory too."""
-        encoded, named = self._encode(messages), _state_json(state or {}, forget)
+        encoded, named = self._encode(messages), state_json(state or {}, forget)
         if not encoded.records and not named:
             return
         draft = Draft(encoded, state=named)
@@ -546,7 +484,7 @@ class Conversation:
         """
         with self._lock:
             active = {m.id: m for m in self._active(self._chain.refresh(force=True))}
-            view = self._views.get(_who(), list(active))
+            view = self._views.get(caller(), list(active))
             try:
                 target = view[index]
             except IndexError:
@@ -565,7 +503,7 @@ class Conversation:
         (removed,) = self._decoded([message])
         draft = Draft(removed=frozenset({message.id}))
         self._chain.append(lambda _: draft, fresh=True)
-        view = self._views.get(_who())
+        view = self._views.get(caller())
         if view is not None and message.id in view:
             view.remove(message.id)
         return removed
@@ -585,7 +523,7 @@ class Conversation:
         self, n: int, draft: Callable[[frozenset[MessageId]], Draft], *, whole: bool = False
     ) -> list[ChatMessage]:
         with self._lock:
-            view = self._views.get(_who())
+            view = self._views.get(caller())
             # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
             active = {m.id: m for m in self._active(self._chain.refresh() if view is None else self._chain.known())}
             oldest = (list(active) if view is None else view)[: max(n, 0)]
@@ -774,7 +712,7 @@ class Conversation:
     @property
     def state(self) -> State:
         """JSON values by name, kept beside the messages: preferences, hypotheses, carts."""
-        return State(self)
+        return State(self.key, self.sessions, self._named, self._name)
 
     def last_id(self, *, fresh: bool = True) -> str | None:
         """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
@@ -885,7 +823,7 @@ class Conversation:
         return {name: from_json(value, lambda: "[unreadable value]") for name, value in state.items()}
 
     def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
-        named = _state_json(values, forget)
+        named = state_json(values, forget)
         draft = Draft(state=named)
         with self._lock:
             if named:
@@ -912,125 +850,12 @@ class Conversation:
     # Positions
 
     def _saw(self, ids: list[MessageId]) -> None:
-        self._views[_who()] = ids
+        self._views[caller()] = ids
 
     def _seen_also(self, draft: Draft) -> None:
-        view = self._views.get(_who())
+        view = self._views.get(caller())
         if view is not None and draft.id is not None:
             view += [(draft.id, position) for position in range(len(draft.messages.records))]
-
-
-class State(MutableMapping[str, JSON]):
-    """The named state of a conversation: JSON values by name, for the application's own use.
-
-    Of several writes of one name the last counts, whoever wrote it. Every read is one list of the service's steps;
-    every write one list and one step. What is read belongs to the caller: changing it in place stores nothing.
-    Names that begin with "memory/" are those of `BedrockSessionsMemory`, those with "context/" of saved contexts, those
-    with "session/metadata/" or "session/tags/" of `Conversation.update_metadata`: they are neither shown nor taken
-    here, and `clear` leaves them. Under asyncio use the methods with an `a`.
-
-    Raises:
-        KeyError: the name is not there.
-        InvalidStateError: a name that is not a string or is reserved, or a value that JSON cannot say.
-        StepTooLargeError: the values exceed 50 MB.
-
-    """
-
-    def __init__(self, conversation: Conversation) -> None:
-        self._conversation = conversation
-
-    @property
-    def sessions(self) -> Sessions:
-        """What the twins run in."""
-        return self._conversation.sessions
-
-    def __repr__(self) -> str:
-        return f"State({self._conversation.key!r})"
-
-    def __getitem__(self, name: str) -> JSON:
-        return self.copy()[name]
-
-    def __setitem__(self, name: str, value: JSON) -> None:
-        self.update({name: value})
-
-    def __delitem__(self, name: str) -> None:
-        del self.copy()[name]
-        self._conversation._name({}, [name])  # noqa: SLF001 - one object in two parts
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.copy())
-
-    def __len__(self) -> int:
-        return len(self.copy())
-
-    def items(self) -> ItemsView[str, JSON]:
-        """Return the names and values, by one read."""
-        return self.copy().items()
-
-    def values(self) -> ValuesView[JSON]:
-        """Return the values, by one read."""
-        return self.copy().values()
-
-    def get(self, name: str, default: JSON = None, *, fresh: bool = True) -> JSON:
-        """Return a value, or the default; `fresh` as in `Conversation.messages`."""
-        return self.copy(fresh=fresh).get(name, default)
-
-    def pop(self, name: str, *default: JSON) -> JSON:
-        """Delete a name, and return the value it had; the default, if one is given, where there is none."""
-        values = self.copy()
-        there = name in values
-        value = values.pop(name, *default)
-        if not there:
-            return value
-        self._conversation._name({}, [name])  # noqa: SLF001 - one object in two parts
-        return value
-
-    def update(self, *values: Any, **more: JSON) -> None:
-        """Set several names by one step."""
-        named = dict(*values, **more)
-        _refuse_reserved(named)
-        self._conversation._name(named, ())  # noqa: SLF001 - one object in two parts
-
-    def clear(self) -> None:
-        """Delete every name by one step."""
-        self._conversation._name({}, self.copy())  # noqa: SLF001 - one object in two parts
-
-    def copy(self, *, fresh: bool = True) -> dict[str, JSON]:
-        """Return all of it by one read; `fresh` as in `Conversation.messages`."""
-        named = self._conversation._named(fresh=fresh)  # noqa: SLF001 - one object in two parts
-        return {name: value for name, value in named.items() if not name.startswith(tuple(RESERVED))}
-
-    aget, apop, aupdate, aclear, acopy = twin(get), twin(pop), twin(update), twin(clear), twin(copy)
-
-
-def _state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[str, list[JSON]]:
-    """Return named state as a change says it: {name: [value]}, or {name: []} where it is deleted.
-
-    Raises InvalidStateError and StepTooLargeError.
-    """
-    named: dict[str, list[JSON]] = {name: [] for name in forget}
-    for name in (*named, *values):
-        if not isinstance(name, str):
-            raise InvalidStateError(f"The name of a state is a string, not {type(name).__name__}.")
-    for name, value in values.items():
-        walk = Walk()
-        plain = walk.plain(value)
-        if walk.notes:
-            raise InvalidStateError(f"The state {name!r} is not a JSON value: {'; '.join(walk.notes)}.")
-        named[name] = [to_json(plain)]
-    if values:
-        refuse_size(json_size(dump(named)))
-    return named
-
-
-def _refuse_reserved(names: Iterable[object]) -> None:
-    for name in names:
-        for prefix, what in RESERVED.items():
-            if isinstance(name, str) and name.startswith(prefix):
-                raise InvalidStateError(
-                    f'{name!r} cannot be the name of a state: those that begin with "{prefix}" are kept for {what}. '
-                    "Choose another name."
-                )
 
 
 def _ended_json(said: Mapping[str, JSON]) -> dict[str, JSON]:
@@ -1064,11 +889,6 @@ def _unless_taken(fold: Fold, saved: workflows.Found, draft: Draft) -> Draft:
     if saved.name in workflows.names(now) and (there := workflows.find(now, saved.name)).id == saved.id:
         there.refuse_taken()
     return draft
-
-
-def _who() -> object:
-    """Return the task, or else the thread, that is calling: a position means the list it was last given."""
-    return _caller.get() or threading.current_thread()
 
 
 def _resolve(message: Message, natives: _Natives, item: Any) -> ContentBlock | None:

@@ -50,10 +50,12 @@ from workflows.plugins import basic_runtime
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
-from llama_index_bedrock_sessions.conversation import OF_MEMORY, Conversation, in_pool
+from llama_index_bedrock_sessions.conversation import Conversation
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError
 from llama_index_bedrock_sessions.healing import Healed, has_calls, heal, tell
 from llama_index_bedrock_sessions.instrumentation import hashed
+from llama_index_bedrock_sessions.pooled import in_pool
+from llama_index_bedrock_sessions.state import OF_MEMORY
 from llama_index_bedrock_sessions.values import JSON
 
 if TYPE_CHECKING:

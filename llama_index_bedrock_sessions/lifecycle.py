@@ -1,0 +1,303 @@
+"""What is done to a whole conversation: it is begun as a copy, ended, moved on, redacted, deleted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from llama_index_bedrock_sessions import blocks
+from llama_index_bedrock_sessions.chain import KEPT, METADATA, TAGS, Chain, Passage
+from llama_index_bedrock_sessions.errors import (
+    BedrockSessionsError,
+    ConversationExists,
+    ServiceError,
+    UnavailableError,
+)
+from llama_index_bedrock_sessions.fold import Draft, Fold, Placed
+from llama_index_bedrock_sessions.journal import (
+    Kind,
+    MessageId,
+    new_id,
+)
+from llama_index_bedrock_sessions.limits import Copy, drafts
+from llama_index_bedrock_sessions.reading import (
+    ATTEMPTS,
+    is_opening,
+    nothing,
+)
+from llama_index_bedrock_sessions.sessions import Gone, Refused, default_invocation
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+
+
+class Lifecycle(Chain):
+    """The sessions of a conversation, and what is done to all of them. Not locked: its conversation holds the lock."""
+
+    # Beginning with all that another conversation has
+
+    def begin(self, copies: Sequence[Copy], draft: Draft, like: Iterable[str], prepare: Callable[[], object]) -> None:
+        """Write messages, and last the draft, to a key that has nothing: all is there at once, or nothing.
+
+        Nothing is until the opening step is stored; what was written before it then stays in a session nobody has
+        opened, which the next who writes to the key takes. The session is made like those of another conversation.
+        `prepare` is called before anything is written.
+
+        Raises:
+            ConversationExists: there are messages or state, or somebody else began at the same moment. Whoever sees
+                that takes back what he wrote: of two at once, one or none succeeds (if sessions are not listed late).
+
+        """
+        wanted = drafts(copies, draft)
+        try:
+            self._like = list(like)
+            for _ in range(ATTEMPTS):
+                fold = self.refresh(force=True)
+                if fold.alive() or fold.state():
+                    raise ConversationExists(f"There is a conversation {self.key!r} already. Take another key.")
+                prepare()
+                _number(wanted, max(self.sessions.clock.now(), fold.clock + 1))
+                if self._continue(fold, lambda _: wanted[-1]):
+                    break
+            else:
+                raise UnavailableError(f"The conversation {self.key!r} could not be begun; try again.")
+        finally:
+            self._like = []
+        try:
+            self._yield_to_others(wanted)
+        except ServiceError as error:
+            error.may_have_happened = True
+            raise
+
+    def _yield_to_others(self, written: Sequence[Draft]) -> None:
+        with contextlib.suppress(Gone):  # deleted meanwhile
+            self._find()
+        fold = self.known()
+        if sum(is_opening(step) for head in fold.heads for step in fold.listed[head]) == 1:
+            return
+        mine = {draft.id for draft in written if draft.id}
+        for _ in range(ATTEMPTS):
+            withdrawal = _withdrawal(self.known(), mine, written[-1].state)
+            if withdrawal is None:
+                break
+            self.append(functools.partial(_same, withdrawal))
+            # Somebody may have withdrawn at the same moment, and brought back what we had.
+            self.refresh(force=True)
+        raise ConversationExists(
+            f"Somebody else began the conversation {self.key!r} at the same moment. Take another key."
+        )
+
+    # Ending, moving on, deleting
+
+    def end(self, said: Mapping[str, Any]) -> bool:
+        """Close the conversation: it takes no more messages until it is reopened. False if there is none to end."""
+        closing = {"reason": "ended", **said}
+        for _ in range(ATTEMPTS):
+            fold = self.refresh(force=True)
+            if not fold.heads:
+                return False
+            if self.ended(fold) is not None:
+                for head in fold.heads:
+                    self._finish(head)
+                return False
+            if self._must_continue(fold):
+                if self._continue(fold, nothing, Passage(closing, ended="reopen")):
+                    return True
+                continue
+            try:
+                listed = self._put_closing(fold.heads[0], closing, fold)
+            except (Gone, Refused) as refusal:
+                self._after_refusal(fold, refusal)
+                continue
+            fold.saw_list(fold.heads[0], [listed])
+            self._finish(fold.heads[0])
+            return True
+        raise UnavailableError("The conversation could not be ended; try again.")
+
+    def close(self) -> None:
+        """End the session that is written: the next change goes to another one."""
+        fold = self.known()
+        for head in fold.heads:
+            with contextlib.suppress(Gone):
+                self._seal(head, "continued", fold)
+            self._closed.add(head)
+
+    def move_on(self, wanted: Callable[[Fold], Passage | None]) -> bool:
+        """Continue in another session by the passage that is wanted of the fold; False if none is."""
+        for _ in range(ATTEMPTS):
+            fold = self.refresh(force=True)
+            passage = wanted(fold) if fold.heads else None
+            if passage is None:
+                return False
+            if self._continue(fold, nothing, passage):
+                return True
+        raise UnavailableError("The conversation could not be continued in another session; try again.")
+
+    def update(self, metadata: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Add to the metadata and the tags of the session that is written, and of all that continue it.
+
+        They are kept as named state too: whoever continues reads that, whatever he has learnt of the sessions before.
+        """
+        said = {
+            **{METADATA + name: [value] for name, value in metadata.items()},
+            **{TAGS + name: [value] for name, value in tags.items()},
+        }
+        settings = self.settings
+        own_metadata, own_tags = {**settings.own_metadata, **metadata}, {**settings.own_tags, **tags}
+        self.settings = dataclasses.replace(settings, own_metadata=own_metadata, own_tags=own_tags)
+        heads = self.refresh(force=True).heads
+        if not heads:
+            return  # the first session will have them
+        draft = Draft(state=said)
+        self.append(lambda _: draft, fresh=True, passage=KEPT)
+        fold = self.known()
+        if fold.heads != heads:
+            return  # created with them
+        info = self.sessions.get(fold.heads[0])
+        if metadata:
+            self.sessions.update(info.session, {**info.metadata, **metadata})
+        if tags:
+            self.sessions.tag(info.arn or info.session, tags)
+
+    def age(self, fold: Fold) -> int:
+        """Return the ms since the newest session was created."""
+        return self.sessions.clock.now() - max((self._created[head] for head in fold.heads), default=0)
+
+    def rewrite(self, removed: frozenset[MessageId]) -> None:
+        """Remove messages for good: what stays alive goes to a new session by value, those before are deleted."""
+        draft = Draft(removed=removed)
+        for _ in range(ATTEMPTS):
+            fold = self.refresh(force=True)
+            self._refuse_other_keys(fold)
+            if not fold.heads:
+                # Deleted meanwhile; or another has moved it to a session that is listed late.
+                raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
+            if self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True)):
+                break
+        else:
+            raise UnavailableError("The conversation could not be continued in another session; try again.")
+        fold = self.known()
+        self._gather(fold)
+        self._delete({session for session in fold.covers() if self._directory.owned(session, self.key)})
+        for summary in self._directory.find(self.key):
+            if summary.session not in fold.heads and self._directory.owned(summary.session, self.key):
+                self._delete_unopened(summary.session)
+
+    def _delete_unopened(self, session: str) -> None:
+        """Delete what a crash has left of a continuation: it may hold copies. Who is about to open it takes another."""
+        with contextlib.suppress(Gone, Refused):
+            if not self._has_opening(session):
+                self._seal(session, "deleted")
+                if not self._has_opening(session):
+                    self.sessions.delete(session)
+                    self._directory.remove(session, self.key)
+
+    def _gather(self, fold: Fold) -> None:
+        """Carry what lists have shown late of the sessions before: they are about to be deleted."""
+        head = fold.heads[0]
+        parents = {p for opening in fold.openings[head] for p in opening.parents}
+        self._get(fold, [], parents)
+        self._read(fold)
+        late = [segment for segment in fold.segments() if segment.home.session != head]
+        if late:
+            place = (head, default_invocation(head))
+            self._copy_natives(fold, place, frozenset(), whole=True)
+            composed = fold.compose(place, None, Placed(), self.sessions.clock.now(), forced=late)
+            self.sessions.put(composed.step.home, fold.clock, composed.payload)
+            fold.stored(composed)
+
+    def erase(self) -> list[str]:
+        """Delete every session of the key, oldest first, until none is listed; return which."""
+        fold = self.refresh()
+        if fold.alive() and not self._must_continue(fold):
+            # Whoever continues the head meanwhile inherits an empty conversation.
+            with contextlib.suppress(Gone, Refused):
+                self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
+        deleted = self._delete({*fold.heads, *fold.covers()}, others=True)
+        self._forget_fold()
+        return deleted
+
+    def _delete(self, doomed: set[str], *, others: bool = False) -> list[str]:
+        """Delete sessions, oldest first, until they are gone, and then what is in S3 and nobody refers to.
+
+        The `others` of the key too, and what continues them. Returns those that were there.
+        """
+        deleted: dict[str, None] = {}
+        first = stored = self._media()
+        for attempt in range(ATTEMPTS):
+            stored = self._media() if attempt else first
+            named = [s.session for s in self._directory.find(self.key)]
+            owned = self.sessions.pool.map(lambda session: self._directory.owned(session, self.key), named)
+            found = {info.session: info.created for info in owned if info}
+            if others:
+                doomed |= {s for s in found if s not in doomed and (attempt == 0 or self._continues(s, doomed))}
+            # A session may be listed late: what is known of it is that it has not been deleted.
+            left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owned(s, self.key))]
+            if not left:
+                # Where no session is, all that was in S3 before is of those deleted; else it goes on, or begins anew.
+                self._delete_media(first if found else stored, others=bool(found))
+                return list(deleted)
+            for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
+                self._delete_session(session)
+                deleted[session] = None
+        raise UnavailableError("Sessions of this conversation are still listed; call again to delete them.")
+
+    def _continues(self, session: str, doomed: set[str]) -> bool:
+        """Whether a session that was not there when the deletion began continues one that was, or is not open yet."""
+        steps = self._list_or_nothing(session)
+        openings = [step for s in steps if is_opening(s.home.step) and (step := self._read_one(s.home))]
+        covered = {s for step in openings if step.opening for s in step.opening.covers}
+        return not openings or not covered.isdisjoint(doomed)
+
+    def _delete_session(self, session: str) -> None:
+        try:
+            self._seal(session, "deleted")
+            self.sessions.delete(session)
+            self._directory.remove(session, self.key)
+        except (Gone, Refused):
+            # Refused: somebody wrote in between, or it is listed as it was; the next look shows it.
+            logger.info("conversation %s: session %s is not deleted yet", self.name, session)
+        else:
+            logger.info("conversation %s: session %s is deleted", self.name, session)
+
+    def _media(self) -> Iterable[str]:
+        return self.settings.media.listed() if self.settings.media else ()
+
+    def _delete_media(self, stored: Iterable[str], *, others: bool) -> None:
+        """Delete objects of the conversation; with `others`, all but those of sessions that were begun meanwhile."""
+        if not (self.settings.media and stored):
+            return
+        try:
+            alive = self.refresh(force=True).alive() if others else ()
+            used = {sha256 for message in alive for sha256 in blocks.objects(message.record)}
+            self.settings.media.delete(sha256 for sha256 in stored if sha256 not in used)
+        except BedrockSessionsError as error:
+            error.may_have_happened = True  # the sessions are gone; calling again deletes the rest
+            raise
+
+
+def _withdrawal(fold: Fold, mine: set[str], names: Iterable[str]) -> Draft | None:
+    """Return what takes changes back, as if they had never been: None if nothing of them is left."""
+    alive = {message.id[0] for message in fold.alive()}
+    void = mine | {c.id for c in fold.changes() if c.origin and c.count and c.id not in alive}
+    left = [c.state for c in fold.changes() if c.id not in void and void.isdisjoint(m[0] for m in c.removed)]
+    state = {name: next((each[name] for each in reversed(left) if name in each), []) for name in names}
+    removed = frozenset(message.id for message in fold.alive() if message.id[0] in mine)
+    now = {name: value for name, value in fold.state().items() if name in state}
+    if not removed and now == {name: value[0] for name, value in state.items() if value}:
+        return None
+    return Draft(removed=removed, state=state)
+
+
+def _same(draft: Draft, _: Fold) -> Draft:
+    return draft
+
+
+def _number(several: Iterable[Draft], ms: int) -> None:
+    """Give drafts ids in their order: what archives its own messages has to name itself."""
+    for number, draft in enumerate(several):
+        draft.id = new_id(ms + number, Kind.CHANGE)
+        draft.archived = frozenset((draft.id, position) for _, position in draft.archived)

@@ -1,0 +1,384 @@
+"""The sessions of one conversation, found and read to their end; `chain.py` writes them.
+
+What a step says is in `journal.py`, what the steps add up to in `fold.py`, how the service is called in `sessions.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from llama_index_bedrock_sessions.audit import AuditCallback
+from llama_index_bedrock_sessions.blocks import ContentBlock
+from llama_index_bedrock_sessions.directory import Directory
+from llama_index_bedrock_sessions.errors import (
+    StoredDataError,
+    UnavailableError,
+)
+from llama_index_bedrock_sessions.fold import Fold, Listed
+from llama_index_bedrock_sessions.history import Cut, Past, View
+from llama_index_bedrock_sessions.instrumentation import hashed
+from llama_index_bedrock_sessions.journal import (
+    Home,
+    Kind,
+    Message,
+    Place,
+    Step,
+    parse_id,
+    read_step,
+)
+from llama_index_bedrock_sessions.media import Objects
+from llama_index_bedrock_sessions.sessions import Gone, Refused, Sessions, Summary
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+STEPS_PER_SESSION = 1000
+"""Bedrock user guide, quotas."""
+RETENTION = 30 * DAY
+"""ms after which the service deletes a session (Bedrock user guide); from its creation, the worst reading of it."""
+ATTEMPTS = 8
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the sessions of a conversation are created with."""
+
+    namespace: str
+    session_metadata: Mapping[str, str]
+    tags: Mapping[str, str]
+    encryption_key_arn: str | None
+    own_metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What was said for this conversation alone: it counts more than what is inherited."""
+    own_tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    refresh_interval: float = 0.0
+    skip_newer: bool = False
+    media: Objects | None = None
+    has_retention: bool = True
+    """Whether sessions are deleted 30 days after their creation."""
+    audit: AuditCallback | None = None
+
+
+class Reader:
+    """The sessions of one conversation, and what is known of them (`fold`, None if nothing)."""
+
+    def __init__(self, key: str, sessions: Sessions, where: Directory, settings: Settings) -> None:
+        self.key = key
+        self.name = hashed(key)
+        """How logs tell the key."""
+        self.sessions = sessions
+        self.settings = settings
+        self.fold: Fold | None = None
+        self.natives: dict[Home, list[ContentBlock]] = {}
+        """The content blocks of steps that hold pictures and attachments of what is alive."""
+        self._directory = where
+        self._clock = 0
+        self._created: dict[str, int] = {}
+        self._closed: set[str] = set()
+        self._tags: dict[str, dict[str, str]] = {}
+        self._invocations: set[Place] = set()
+        """Invocations of the application's own that have been made."""
+        self._like: list[str] = []
+        """Sessions of another conversation that the first one of this shall be made like."""
+        self._unlisted = 0
+        self._unopened = False
+        """Whether the last look found sessions of the key that nobody has opened."""
+        self._validated = 0.0
+
+    # What it takes to be up to date
+
+    def known(self) -> Fold:
+        """Return the fold as it was last read; read it if it never was."""
+        if self.fold is None:
+            return self.refresh()
+        return self.fold
+
+    def refresh(self, *, force: bool = False) -> Fold:
+        """Return the fold as it is in the service now, or (unless `force`) was within the refresh interval."""
+        if not force and self.fold is not None and time.monotonic() - self._validated < self.settings.refresh_interval:
+            return self.fold
+        for _ in range(ATTEMPTS):
+            try:
+                if self.fold is not None and self.fold.heads and self._is_current(self.fold):
+                    break
+                self._find()
+                break
+            except Gone:
+                self._forget_fold()
+        else:
+            raise UnavailableError("The sessions of this conversation keep changing; try again.")
+        self._validated, self._unlisted = time.monotonic(), 0
+        return self.known()
+
+    def _is_current(self, fold: Fold) -> bool:
+        """List the heads; return whether nobody can have continued them."""
+        asked = self._old(fold.heads)
+        jobs: list[Callable[[], Any]] = [functools.partial(self._list, head) for head in fold.heads]
+        jobs += [functools.partial(self._is_active, head) for head in asked]
+        results = self.sessions.pool.map(lambda job: job(), jobs)
+        fold.horizon = self._horizon()
+        for head, steps in zip(fold.heads, results, strict=False):
+            fold.saw_list(head, steps)
+        self._read(fold)
+        if not self._directory.continues:
+            return True
+        full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
+        if full or fold.closings or not all(results[len(fold.heads) :]):
+            return False
+        # The replies may have told that it is later than it seemed.
+        return all(self._is_active(head) for head in self._old(fold.heads) if head not in asked)
+
+    def _old(self, heads: Iterable[str]) -> list[str]:
+        """Return the sessions that may have expired: those that were created more than 50 minutes ago."""
+        if not self._directory.continues:
+            return []  # what has become of the session changes nothing for a reader
+        now = self.sessions.clock.now()
+        return [head for head in heads if now - self._created[head] > 50 * MINUTE]
+
+    def _is_active(self, session: str) -> bool:
+        return self.sessions.get(session).status == "ACTIVE"
+
+    def _new_fold(self, heads: list[str]) -> Fold:
+        fold = Fold(heads, self._clock)
+        fold.horizon = self._horizon()
+        return fold
+
+    def _horizon(self) -> int:
+        """Return the time in ms that no honest id is later than, however wrong a writer's clock."""
+        return self.sessions.clock.now() + HOUR
+
+    def _is_ours(self, fold: Fold, session: str) -> bool:
+        """Whether a session that a stored step names is one of this conversation: anybody may name any session."""
+        if session in fold.heads or self._directory.owned(session, self.key):
+            return True
+        logger.info("conversation %s: session %s, which a step names, is gone or another's", self.name, session)
+        return False
+
+    def _ours(self, fold: Fold, sessions: Iterable[str]) -> set[str]:
+        """Return those of the sessions that are of this conversation."""
+        named = sorted(set(sessions))
+        ours = self.sessions.pool.map(functools.partial(self._is_ours, fold), named)
+        return {session for session, owned in zip(named, ours, strict=True) if owned}
+
+    def _list(self, session: str) -> list[Listed]:
+        return [Listed(home, at) for home, at in self.sessions.steps(session)]
+
+    def _find(self) -> None:
+        """Look in the directory for the open sessions that nothing covers, and read them. Raises Gone."""
+        before = self.fold
+        since = self._since(before) if before else 0
+        folds: dict[str, Fold] = {}
+        covered: set[str] = set()
+        self._unopened = False
+
+        def still_wanted() -> int:
+            # Once an open session is found, what was created long before it needs no look any more.
+            return since
+
+        for summary in self._directory.find(self.key, still_wanted):
+            if summary.session in covered:
+                continue
+            info = self._directory.owned(summary.session, self.key, fresh=True)
+            if info is None:
+                continue
+            self._created[summary.session] = info.created
+            steps = self._list(summary.session)
+            fold = self._new_fold([summary.session])
+            fold.saw_list(summary.session, steps)
+            self._get(fold, next(fold.rounds()), [])
+            if fold.is_open(summary.session) or not self._directory.continues:
+                folds[summary.session] = fold
+                covered |= set(fold.covers())
+                since = max(since, self._since(fold))
+            else:
+                self._unopened = True
+        heads = sorted((s for s in folds if s not in covered), key=lambda s: (self._created[s], s))
+        if len(heads) > 1:
+            logger.info("conversation %s: has several heads, which the next write joins: %s", self.name, heads)
+        fold = folds[heads[0]] if len(heads) == 1 else self._new_fold(heads)
+        for head in heads:
+            fold.saw_list(head, folds[head].listed[head].values())
+            self._created.update(folds[head].covers())
+        for step in [s for head in heads for s in folds[head].read.values()]:
+            if len(heads) > 1:
+                fold.absorb(step)
+        if before is not None and before.heads == fold.heads:
+            for head in heads:
+                before.saw_list(head, fold.listed[head].values())
+            fold = before
+        self._read(fold)
+        self._switch(fold)
+
+    def _since(self, fold: Fold) -> int:
+        return min((self._created[h] for h in fold.heads), default=0) - 2 * HOUR
+
+    def _read(self, fold: Fold) -> None:
+        """Read all that the lists say, the parents' lists too, and the native blocks of what is alive."""
+        while True:
+            for homes in fold.rounds():
+                self._get(fold, homes, fold.unlisted_parents())
+            parents = fold.unlisted_parents()
+            if not parents:
+                break
+            self._get(fold, [], parents)
+        self._clock = max(self._clock, fold.clock)
+        self.natives = self._natives_of(fold, fold.alive())
+
+    def _natives_of(self, fold: Fold, messages: Iterable[Message]) -> dict[Home, list[ContentBlock]]:
+        """Return the native blocks of messages, by the steps that hold them; gets those that are not known."""
+        needed = fold.native_homes(messages)
+        known = {home: self.natives[home] for home in needed if home in self.natives}
+        missing = [home for home in needed if home not in known]
+        ours = self._ours(fold, (home.session for home in missing))
+        found = dict(self.sessions.fetch(home for home in missing if home.session in ours))
+        # What is not there, or not ours, is remembered as such: it is not asked for at every read.
+        return known | {home: step[0] if (step := found.get(home)) else [] for home in missing}
+
+    def _get(self, fold: Fold, homes: Iterable[Home], parents: Iterable[str]) -> None:
+        homes = list(homes)
+        known = {home.step: self.fold.read[home.step] for home in homes if self.fold and home.step in self.fold.read}
+        lists, wanted = list(parents), [home for home in homes if home.step not in known]
+        ours = self._ours(fold, [*lists, *(home.session for home in wanted)])
+        jobs: list[Callable[[], Any]] = [
+            functools.partial(self._list_or_nothing, p) if p in ours else list for p in lists
+        ]
+        jobs += [functools.partial(self._step_or_none, home) if home.session in ours else nothing for home in wanted]
+        results = self.sessions.pool.map(lambda job: job(), jobs)
+        for parent, steps in zip(lists, results, strict=False):
+            fold.saw_list(parent, steps)
+        for step in known.values():
+            fold.absorb(step)
+        for home, found in zip(wanted, results[len(lists) :], strict=True):
+            self._absorb(fold, home, found)
+
+    def _list_or_nothing(self, session: str) -> list[Listed]:
+        try:
+            return self._list(session)
+        except (Gone, Refused):
+            return []  # retention has taken it: what was alive in it has been carried
+
+    def _step_or_none(self, home: Home) -> tuple[list[ContentBlock], int] | None:
+        try:
+            return self.sessions.step(home)
+        except Gone:
+            return None
+
+    def _absorb(self, fold: Fold, home: Home, found: tuple[list[ContentBlock], int] | None) -> None:
+        if found is None:
+            if home.session in fold.heads:
+                self.sessions.get(home.session)  # Gone: the session was deleted while it was read
+            logger.warning(
+                "conversation %s: step %s of session %s is listed or named, but not there",
+                *(self.name, home.step, home.session),
+            )
+            fold.lost(home)
+            return
+        payload, at = found
+        self._keep_natives(home, payload)
+        fold.absorb(read_step(home, payload, at, skip_newer=self.settings.skip_newer))
+
+    def _keep_natives(self, home: Home, payload: list[ContentBlock]) -> None:
+        if any("image" in block for block in payload):
+            self.natives[home] = payload
+
+    def _switch(self, fold: Fold) -> None:
+        self.fold = fold
+        self._closed &= set(fold.heads)
+        self._invocations = {place for place in self._invocations if place[0] in fold.heads}
+        self._tags = {session: tags for session, tags in self._tags.items() if session in fold.heads}
+
+    def _forget_fold(self) -> None:
+        if self.fold is not None:
+            self._clock = max(self._clock, self.fold.clock)
+        self.fold = None
+        self.natives = {}
+
+    # How it stands
+
+    def orphans(self, fold: Fold) -> list[Summary]:
+        """Return the sessions of the key that nobody has opened: a writer died, or another was faster."""
+        ours = {*fold.heads, *fold.covers()}
+        found = [s for s in self._directory.find(self.key, lambda: self._since(fold)) if s.session not in ours]
+        found = [s for s in found if self._directory.owned(s.session, self.key)]
+        return [s for s in found if not any(is_opening(x.home.step) for x in self._list_or_nothing(s.session))]
+
+    def complete_until(self, fold: Fold) -> int | None:
+        """Return the time in ms at which the service deletes the first of what is there; None if it never does."""
+        sessions = {*fold.heads, *(s.home.session for s in fold.segments())}
+        sessions |= {home.session for home in fold.native_homes(fold.alive())}
+        created = fold.covers() | self._created
+        if not sessions or not self.settings.has_retention:
+            return None
+        return min(created[s] for s in sessions if s in created) + RETENTION
+
+    # What it was
+
+    def past(self) -> Past:
+        """Return every change that the sessions still in the service tell of, those of which nothing is left too.
+
+        Reads each of them in full, in parallel: a list, and about as many gets as a cold read of what it holds.
+        """
+        fold = self.refresh()
+        alone = self.sessions.pool.map(self._alone, [*fold.covers(), *fold.heads])
+        return Past(told for each in (fold, *alone) for told in each.told())
+
+    def _alone(self, session: str) -> Fold:
+        """Read one session by itself, whatever those after it say of it."""
+        now = self.known()
+        fold = self._new_fold([session])
+        with contextlib.suppress(Gone):  # deleted meanwhile
+            if session in now.heads:
+                fold.saw_list(session, now.listed[session].values())
+            elif self._is_ours(now, session):
+                fold.saw_list(session, self._list_or_nothing(session))
+            for homes in fold.rounds():
+                for home in homes:
+                    if home.session != session:
+                        fold.lost(home)
+                self._get(fold, [home for home in homes if home.session == session], [])
+        return fold
+
+    def view(self, past: Past, cut: Cut) -> tuple[View, dict[Home, list[ContentBlock]]]:
+        """Return the conversation at a cut, and the native blocks of its messages; gets what was removed since."""
+        view = past.at(cut)
+        for home, found in self.sessions.fetch(view.missing):
+            if found:
+                past.absorb(read_step(home, *found, skip_newer=True))
+        view = past.at(cut) if view.missing else view
+        return view, self._natives_of(self.known(), [message for _, message in view.messages if message])
+
+    # Single steps
+
+    def texts(self, references: Sequence[tuple[Home, int]]) -> list[str]:
+        """Return the texts of native blocks.
+
+        Raises:
+            StoredDataError: one is not there.
+
+        """
+        fold = self.known()
+        homes = dict.fromkeys(home for home, _ in references if self._is_ours(fold, home.session))
+        found = {home: step[0] for home, step in self.sessions.fetch(homes) if step}
+        texts = [block.get("text") for home, n in references for block in found.get(home, [])[n : n + 1]]
+        if len(texts) < len(references) or None in texts:
+            raise StoredDataError("A part of it is no longer there: its session was deleted, or is another's.")
+        return [str(text) for text in texts]
+
+    def _read_one(self, home: Home) -> Step | None:
+        found = self._step_or_none(home)
+        return read_step(home, *found, skip_newer=True) if found else None
+
+
+def is_opening(step: str) -> bool:
+    """Whether an id is that of an opening."""
+    parsed = parse_id(step)
+    return parsed is not None and parsed.kind is Kind.OPENING
+
+
+def nothing(*_: object) -> None:
+    """Do nothing, and return nothing: a job not done, an undo that has nothing to undo, a change not made."""
