@@ -38,7 +38,7 @@ from pydantic import (
 )
 
 from llama_index_bedrock_sessions.audit import AuditEvent
-from llama_index_bedrock_sessions.conversation import RENEW_AFTER, Conversation, ConversationSummary
+from llama_index_bedrock_sessions.conversation import RENEW_AFTER, Conversation, ConversationSummary, milliseconds
 from llama_index_bedrock_sessions.directory import (
     Directory,
     KeyValueDirectory,
@@ -338,13 +338,22 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Remove the message that is last now, and return it; None if there is none."""
         return self.conversation(key).remove_last()
 
-    def renew(self, *, older_than: timedelta = RENEW_AFTER) -> Renewed:
+    def renew(self, *, older_than: timedelta = RENEW_AFTER, progress: Progress | None = None) -> Renewed:
         """Continue every conversation whose newest session is older: `Conversation.renew` for a scheduled job.
 
-        One that fails does not keep the others from it: it is logged, and told by the result.
+        One that fails does not keep the others from it: it is logged, and told by the result. `progress` is told how
+        many have been dealt with, and of how many.
+
+        Raises:
+            ConfigurationError: `older_than` is no timedelta, or keys are session ids: such a session is not continued.
+
         """
-        keys = self.get_keys()
-        logger.info("renewing what is older than %s of %d conversations", older_than, len(keys))
+        age = milliseconds(older_than)
+        if not self._where.continues:
+            raise ConfigurationError(f"directory={self.directory!r}: a session that is used by its id has no next one.")
+        keys = [key for key, newest, _ in self._where.newest() if self._sessions.clock.now() - newest.created >= age]
+        logger.info("%d conversations are older than %s", len(keys), older_than)
+        done = itertools.count(1)
 
         def renew(key: str) -> bool | BedrockSessionsError:
             try:
@@ -352,16 +361,21 @@ class BedrockSessionsChatStore(BaseChatStore):
             except BedrockSessionsError as error:
                 logger.warning("conversation %s could not be renewed: %s", hashed(key), type(error).__name__)
                 return error
+            finally:
+                if progress:
+                    progress(next(done), len(keys))
 
         results = dict(zip(keys, self._sessions.pool.map(renew, keys), strict=True))
         return Renewed(
-            tuple(key for key, result in results.items() if result is True),
+            tuple(sorted(key for key, result in results.items() if result is True)),
             {key: result for key, result in results.items() if isinstance(result, BedrockSessionsError)},
         )
 
-    async def arenew(self, *, older_than: timedelta = RENEW_AFTER) -> Renewed:
-        """`renew`, without blocking the event loop."""
-        return await in_pool(self._sessions.pool, functools.partial(self.renew, older_than=older_than))
+    async def arenew(self, *, older_than: timedelta = RENEW_AFTER, progress: Progress | None = None) -> Renewed:
+        """`renew`, without blocking the event loop; `progress` is called in other threads."""
+        return await in_pool(
+            self._sessions.pool, functools.partial(self.renew, older_than=older_than, progress=progress)
+        )
 
     def get_keys(self) -> list[str]:
         """Return every key of the namespace that has a session, sorted."""

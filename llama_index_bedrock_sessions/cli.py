@@ -19,6 +19,7 @@ try:
     from rich.console import Console, Group
     from rich.padding import Padding
     from rich.panel import Panel
+    from rich.progress import Progress
     from rich.table import Table
     from rich.text import Text
 except ModuleNotFoundError as missing:
@@ -131,7 +132,13 @@ def renew(store: BedrockSessionsChatStore, *, older_than: int) -> None:
     Bedrock deletes a session 30 days after it was made. Run this once a week for conversations that have to stay
     although nobody writes to them.
     """
-    done = store.renew(older_than=timedelta(days=older_than))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Looking for old conversations", total=None)
+        done = store.renew(
+            older_than=timedelta(days=older_than),
+            progress=lambda now, total: bar.update(task, description="Renewing", completed=now, total=total),
+        )
     click.echo(f"{_count(len(done.keys), 'conversation')} renewed.")
     for key, error in done.failed.items():
         click.echo(f"{key}: {error}", err=True)

@@ -649,9 +649,7 @@ class Conversation:
         The service deletes a session 30 days after its creation. A conversation is complete for at least 20 days after
         this, or after its last write; one that is written at least every 20 days needs no renewing.
         """
-        if not isinstance(older_than, timedelta):
-            raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
-        age = older_than // timedelta(milliseconds=1)
+        age = milliseconds(older_than)
         with self._lock:
             chain = self._chain
             return chain.move_on(lambda fold: KEPT if not fold.is_empty() and chain.age(fold) >= age else None)
@@ -856,6 +854,13 @@ class Conversation:
         view = self._views.get(caller())
         if view is not None and draft.id is not None:
             view += [(draft.id, position) for position in range(len(draft.messages.records))]
+
+
+def milliseconds(older_than: timedelta) -> int:
+    """Return an age in ms. Raises ConfigurationError: it is no timedelta."""
+    if not isinstance(older_than, timedelta):
+        raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
+    return older_than // timedelta(milliseconds=1)
 
 
 def _ended_json(said: Mapping[str, JSON]) -> dict[str, JSON]:

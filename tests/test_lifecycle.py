@@ -356,7 +356,14 @@ def test_a_job_renews_what_is_old_enough(service: Service) -> None:
     assert [type(error).__name__ for error in first.failed.values()] == ["AccessDeniedError"]
     assert service.store().renew().keys == tuple(first.failed)
     service.clock.advance(60)
-    assert service.store().renew(older_than=timedelta(0)).keys == ("a", "b", "d")
+    told: list[tuple[int, int]] = []
+    assert service.store().renew(older_than=timedelta(0), progress=lambda *n: told.append(n)).keys == ("a", "b", "d")
+    assert sorted(told) == [(n, 4) for n in range(1, 5)]
+    with service.counting() as calls:
+        assert service.store().renew().keys == ()
+    assert calls["ListInvocationSteps"] == 1, "only what is old is read: c, of which nothing is left"
+    with pytest.raises(ConfigurationError, match="no next one"):
+        service.store(directory="session-id").renew()
     with pytest.raises(ConfigurationError, match="timedelta"):
         service.store().conversation("a").renew(10)  # type: ignore[arg-type]
 
