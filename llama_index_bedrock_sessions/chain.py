@@ -394,8 +394,8 @@ class Chain(Reader):
             own.update(directory.own_metadata(before))
             tags.update(self._tags_of(before))
             key_arn = key_arn or before.encryption_key_arn
-        own.update({**fold.named(METADATA), **settings.own_metadata})
-        tags.update({**fold.named(TAGS), **settings.own_tags})
+        own.update({**settings.own_metadata, **fold.named(METADATA)})
+        tags.update({**settings.own_tags, **fold.named(TAGS)})
         metadata = directory.metadata(self.key, settings.namespace, VERSION, own.items())
         summary = self.sessions.create(metadata, tags, key_arn)
         self._created[summary.session] = summary.created

@@ -657,10 +657,12 @@ class Conversation:
     def update_metadata(self, session_metadata: Mapping[str, str], *, tags: Mapping[str, str] | None = None) -> None:
         """Add to the metadata and tags of the Bedrock session that is written, and of those that continue it.
 
-        Of two that do so at the same moment one may win.
+        It counts more than what `store.conversation(key, session_metadata=...)` is given, then and later. Of two that
+        do so at the same moment one may win.
 
         Raises:
-            ConfigurationError: metadata or tags that a session cannot have.
+            ConfigurationError: metadata or tags that a session cannot have, alone or with those it has; nothing was
+                changed.
 
         """
         directory.refuse_metadata(session_metadata)

@@ -601,22 +601,41 @@ def refuse_metadata(own: Mapping[str, str]) -> None:
     """Refuse metadata of the application that a session cannot have.
 
     Raises:
-        ConfigurationError: not strings, names of ours, or more than 47 entries (of the service's 50 we take three).
+        ConfigurationError: not strings, names of ours, more than 47 entries (of the service's 50 we take three), names
+            of other than 1 to 100 or values of more than 5,000 characters (service model).
 
     """
     _refuse_other_than_strings("session_metadata", own)
     taken = sorted({KEY, NAMESPACE, FORMAT} & set(own))
     if taken:
         raise ConfigurationError(f"The name {taken[0]} in session_metadata is used by this library: take another.")
-    if len(own) > 47:
-        raise ConfigurationError(f"session_metadata holds 47 entries of the application at most, not {len(own)}.")
+    _refuse_lengths("session_metadata", own, most=47, name=100, value=5000)
 
 
 def refuse_tags(tags: Mapping[str, str]) -> None:
-    """Refuse tags that a session cannot have. Raises ConfigurationError: not strings, or more than 200."""
+    """Refuse tags that a session cannot have.
+
+    Raises:
+        ConfigurationError: not strings, more than 200, names of other than 1 to 128 or values of more than 256
+            characters, or characters that are not allowed (service model).
+
+    """
     _refuse_other_than_strings("tags", tags)
-    if len(tags) > 200:
-        raise ConfigurationError(f"A session takes 200 tags at most, not {len(tags)}.")
+    _refuse_lengths("tags", tags, most=200, name=128, value=256)
+    for text in (text for item in tags.items() for text in item):
+        if not re.fullmatch(r"[a-zA-Z0-9\s._:/=+@-]*", text):
+            raise ConfigurationError(f"{text!r} in tags: tags have letters, digits, spaces and characters of ._:/=+@-")
+
+
+def _refuse_lengths(what: str, given: Mapping[str, str], *, most: int, name: int, value: int) -> None:
+    if len(given) > most:
+        raise ConfigurationError(f"{what}: a session takes {most} of the application at most, not {len(given)}.")
+    for key, text in given.items():
+        if not 1 <= len(key) <= name or len(text) > value:
+            raise ConfigurationError(
+                f"{what}: {key[:name]!r} has {len(key):,} characters and its value {len(text):,}; a name has 1 to "
+                f"{name:,}, a value up to {value:,}."
+            )
 
 
 def _refuse_other_than_strings(name: str, given: object) -> None:

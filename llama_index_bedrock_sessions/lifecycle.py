@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from llama_index_bedrock_sessions import blocks
+from llama_index_bedrock_sessions import blocks, directory
 from llama_index_bedrock_sessions.chain import KEPT, METADATA, TAGS, Chain, Passage
 from llama_index_bedrock_sessions.errors import (
     BedrockSessionsError,
@@ -29,7 +29,7 @@ from llama_index_bedrock_sessions.reading import (
     is_opening,
     nothing,
 )
-from llama_index_bedrock_sessions.sessions import Gone, Refused, default_invocation
+from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo, default_invocation
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
@@ -145,22 +145,46 @@ class Lifecycle(Chain):
             **{METADATA + name: [value] for name, value in metadata.items()},
             **{TAGS + name: [value] for name, value in tags.items()},
         }
-        settings = self.settings
+        fold, settings = self.refresh(force=True), self.settings
+        there = [self.sessions.get(head) for head in fold.heads]
+        self._refuse_what_no_session_can_have(fold, there, metadata, tags)
         own_metadata, own_tags = {**settings.own_metadata, **metadata}, {**settings.own_tags, **tags}
         self.settings = dataclasses.replace(settings, own_metadata=own_metadata, own_tags=own_tags)
-        heads = self.refresh(force=True).heads
-        if not heads:
+        if not there:
             return  # the first session will have them
         draft = Draft(state=said)
         self.append(lambda _: draft, fresh=True, passage=KEPT)
-        fold = self.known()
-        if fold.heads != heads:
-            return  # created with them
-        info = self.sessions.get(fold.heads[0])
-        if metadata:
-            self.sessions.update(info.session, {**info.metadata, **metadata})
-        if tags:
-            self.sessions.tag(info.arn or info.session, tags)
+        try:
+            for head in self.known().heads:
+                self._update_session(self.sessions.get(head), metadata, tags)
+        except Gone:
+            return  # deleted meanwhile; what continues it has them
+        except Refused as refusal:
+            raise refusal.error() from refusal
+
+    def _refuse_what_no_session_can_have(
+        self, fold: Fold, there: Sequence[SessionInfo], metadata: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Refuse metadata and tags that are too many with those there: no session could continue these ones."""
+        own, all_tags = dict(self.settings.session_metadata), dict(self.settings.tags)
+        for head in there:
+            own.update(directory.own_metadata(head))
+            all_tags.update(self._tags_of(head) if tags else {})
+        directory.refuse_metadata({**own, **self.settings.own_metadata, **fold.named(METADATA), **metadata})
+        directory.refuse_tags({**all_tags, **self.settings.own_tags, **fold.named(TAGS), **tags})
+
+    def _update_session(self, head: SessionInfo, metadata: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Give a session what it was not created with. Raises Gone; Refused if it takes writes and not these."""
+        try:
+            if not metadata.items() <= head.metadata.items():
+                self.sessions.update(head.session, {**head.metadata, **metadata})
+            if not tags.items() <= self._tags.get(head.session, {}).items():
+                self.sessions.tag(head.arn or head.session, tags)
+                self._tags.pop(head.session, None)
+        except Refused:
+            # What has ended is being continued, by somebody who reads what was written here.
+            if self.sessions.get(head.session).status == "ACTIVE":
+                raise
 
     def age(self, fold: Fold) -> int:
         """Return the ms since the newest session was created."""

@@ -399,6 +399,75 @@ def test_metadata_given_before_the_first_message(service: Service) -> None:
     assert service.sessions()[0]["sessionMetadata"]["severity"] == "high"
 
 
+@pytest.mark.parametrize(
+    ("metadata", "tags"),
+    [
+        ({f"more {number}": "x" for number in range(30)}, {}),
+        ({"long": "x" * 5001}, {}),
+        ({"": "x"}, {}),
+        ({"x" * 101: "x"}, {}),
+        ({}, {f"more {number}": "x" for number in range(150)}),
+        ({}, {"": "x"}),
+        ({}, {"long": "x" * 257}),
+        ({}, {"a*": "x"}),
+    ],
+)
+def test_metadata_that_no_session_can_have_is_refused_and_kept_nowhere(
+    service: Service, metadata: dict[str, str], tags: dict[str, str]
+) -> None:
+    """It would be inherited: the conversation could never be continued again."""
+    chat = service.store().conversation(KEY)
+    chat.add(users("one"))
+    chat.update_metadata(
+        {f"name {number}": "x" for number in range(30)}, tags={f"name {number}": "x" for number in range(100)}
+    )
+    before = service.everything()
+    with pytest.raises(ConfigurationError):
+        chat.update_metadata(metadata, tags=tags)
+    assert service.everything() == before
+    service.later(IDLE)
+    chat.add(users("two"))
+    assert texts(service.store()) == ["one", "two"]
+
+
+def test_metadata_that_was_changed_is_not_changed_back_by_what_was_said_first(service: Service) -> None:
+    """A handler that says it at every request does not undo what somebody has found out since."""
+    first = {"severity": "high"}
+    service.store().conversation(KEY, session_metadata=first, tags=first).add(users("one"))
+    low = {"severity": "low"}
+    service.store().conversation(KEY).update_metadata(low, tags=low)
+    service.later(IDLE)
+    service.store().conversation(KEY, session_metadata=first, tags=first).add(users("two"))
+    session = service.sessions()[-1]
+    assert session["sessionMetadata"]["severity"] == "low"
+    assert service.boto3.list_tags_for_resource(resourceArn=session["sessionArn"])["tags"] == low
+
+
+def test_metadata_is_changed_where_another_has_just_continued(service: Service) -> None:
+    """Whoever continued had not read the change: his session gets it too."""
+    chat, other = service.store().conversation(KEY), service.store().conversation(KEY)
+    chat.add(users("one"))
+    other.messages()
+    client: Any = chat.sessions.client()
+    put = client.put_invocation_step
+    puts: list[Any] = []
+
+    def interrupted(**arguments: Any) -> Any:
+        if not puts:
+            puts.append(arguments)
+            other._chain.close()
+            other.add(users("two"))
+        return put(**arguments)
+
+    client.put_invocation_step = interrupted
+    chat.update_metadata({"severity": "low"}, tags={"closed": "yes"})
+    assert puts
+    session = service.sessions()[-1]
+    assert len(service.sessions()) == 2
+    assert session["sessionMetadata"]["severity"] == "low"
+    assert service.boto3.list_tags_for_resource(resourceArn=session["sessionArn"])["tags"] == {"closed": "yes"}
+
+
 # Who did it
 
 
