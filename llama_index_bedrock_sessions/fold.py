@@ -154,6 +154,7 @@ class Fold:
         self._taken: set[str] = set()
         self._lost: set[str] = set()
         self._inherited: dict[str, list[Inherited]] = {}
+        self._opened: dict[str, Opening] = {}
         self._seen: dict[str, set[str]] = {}
         """By session before the heads, the steps of it that some opening has seen."""
         self._sources: dict[str, _Source] = {}
@@ -228,9 +229,16 @@ class Fold:
             if newest is None:
                 continue
             step = self.read[newest]
-            named = [*step.named, *(s.home for s in step.opening.segments)] if step.opening else step.named
+            named = [*step.named, *(s.home for s in step.opening.segments)] if step.opening else self._names(step)
             plan += [home for home in dict.fromkeys(named) if self._is_wanted(home)]
         return plan
+
+    def _names(self, step: Step) -> Iterator[Home]:
+        yield from step.named
+        for opening_id, ranges in step.left.items():
+            opening = self._opened.get(opening_id)
+            for first, last in ranges:
+                yield from (s.home for s in (opening.segments[first : last + 1] if opening else ()))
 
     def _missing(self) -> list[Home]:
         plan: list[Home] = []
@@ -286,6 +294,7 @@ class Fold:
             self._taken |= step.taken
             self._sources[home.step] = _Source(home, _change_ids(step), step.taken, own=False)
             if step.opening:
+                self._opened[home.step] = step.opening
                 self._absorb_opening(home.session, step.opening)
                 if step.closing and all(c.home != home for c in self.closings):
                     self.closings.append(Listed(home, self.clock))
@@ -558,14 +567,16 @@ class Fold:
                 opening, segments=(*opening.segments, *(self.inherit(s, dead, last_set) for s in left))
             )
         taken = frozenset() if opening else frozenset(i for s in take for i in s.taken)
-        named = () if opening else tuple(s.home for s in left)
+        inherited = {} if opening else self._left({s.home.step for s in left})
+        named = () if opening else tuple(s.home for s in left if s.home.step not in self._inherited)
         packed = {
             **carried_json(carried),
             "named": [list(h) for h in named],
+            "left": {opening_id: [list(each) for each in ranges] for opening_id, ranges in inherited.items()},
             "taken": sorted(taken),
             "opening": opening_json(opening) if opening else None,
         }
-        step = Step(where, ((step_id, own), *carried), named, taken, opening, closing)
+        step = Step(where, ((step_id, own), *carried), named, inherited, taken, opening, closing)
         return Composed(step, [*payload, envelope({"change": body, "closing": closing}, packed)], tuple(take))
 
     def bare(self, home: Home, draft: Draft, now: int) -> Composed:
@@ -574,6 +585,20 @@ class Fold:
         draft.id = draft.id or new_id(self.clock, Kind.CHANGE)
         own, body, payload = self._own(draft, Placed(), home)
         return Composed(Step(home, ((home.step, own),)), [*payload, envelope({"change": body}, {})], ())
+
+    def _left(self, steps: set[str]) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Return where the openings of the heads name some steps, as ranges of positions."""
+        found: dict[str, tuple[tuple[int, int], ...]] = {}
+        for opening_id, opening in self._opened.items():
+            ranges: list[tuple[int, int]] = []
+            for position in (n for n, s in enumerate(opening.segments) if s.home.step in steps):
+                if ranges and ranges[-1][1] == position - 1:
+                    ranges[-1] = (ranges[-1][0], position)
+                else:
+                    ranges.append((position, position))
+            if ranges:
+                found[opening_id] = tuple(ranges)
+        return found
 
     def _handed_down(self, change: Change) -> Change:
         """Return a change as an opening carries it: the opening says what is removed; what archived it may be left."""

@@ -21,7 +21,7 @@ Payload
 
         change    what the step says (below); left out if it says nothing
         closing   {"reason": "continued" | "ended" | "deleted", ...}
-        zip       base64(zlib(JSON)) of {"carried", "places", "named", "taken", "opening"}, each left out if empty
+        zip       base64(zlib(JSON)) of {"carried", "places", "named", "left", "taken", "opening"}, none if empty
 
 A change
         id           its id, where that is not the step's (it was first sent to another session)
@@ -47,9 +47,11 @@ Carried changes
     `ListInvocationSteps` shows no payloads, so a plain log would cost one call a message. A *segment* is a step with
     what it carries. A new step carries again, smallest first, every segment about as large as what it carries already,
     up to 512 KB, but none over half of that; `named` are the steps of the segments it leaves, [session, invocation,
-    step]. For one writer this is a binary counter. A carried change has the members above and `step`, the step it
-    was written in, where that is not its id. Texts are inline; images stay where they are, as references. Removed
-    messages and replaced state are left out; *what a change removes never is*: a straggler may still bring it.
+    step]; of those that an opening of its session names, `left` tells the positions there, {opening: [[first, last]]},
+    so that no step grows with the length of the conversation. For one writer this is a binary counter. A carried change
+    has the members above and `step`, the step it was written in, where that is not its id. Texts are inline; images
+    stay where they are, as references. Removed messages and replaced state are left out; *what a change removes never
+    is*: a straggler may still bring it.
     `taken`: steps of earlier sessions whose segments are carried here. In `named`, a fourth member `"archived"`
     marks a segment that holds archived messages only.
 
@@ -87,6 +89,7 @@ import base64
 import dataclasses
 import enum
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -327,6 +330,7 @@ class Step:
     home: Home
     contents: tuple[tuple[str, Change | None], ...]
     named: tuple[Home, ...] = ()
+    left: Mapping[str, tuple[tuple[int, int], ...]] = dataclasses.field(default_factory=dict)
     taken: frozenset[str] = frozenset()
     opening: Opening | None = None
     closing: Mapping[str, JSON] | None = None
@@ -602,6 +606,7 @@ def _carrying(step: Step, kind: Kind, packed: Mapping[str, JSON]) -> Step:
         step,
         contents=(*step.contents, *carried),
         named=tuple(_home(h) for h in _list(packed.get("named", []))),
+        left={opening: _ranges(positions) for opening, positions in _object(packed.get("left", {})).items()},
         taken=frozenset(_string(s) for s in _list(packed.get("taken", []))),
         opening=_opening(packed["opening"], step.home) if "opening" in packed and kind is Kind.OPENING else None,
     )
@@ -786,6 +791,13 @@ def _inherited(body: Mapping[str, JSON]) -> Inherited:
 
 def _ids(value: JSON) -> frozenset[MessageId]:
     return frozenset((_string(k), _integer(p)) for k, v in _object(value).items() for p in _list(v))
+
+
+def _ranges(value: JSON) -> tuple[tuple[int, int], ...]:
+    found = [[_integer(end) for end in _list(each)] for each in _list(value)]
+    if any(len(each) != 2 for each in found) or any(a[1] >= b[0] for a, b in itertools.pairwise(found)):
+        raise _Damaged("ranges")
+    return tuple((first, last) for first, last in found)
 
 
 def _home(value: JSON) -> Home:
