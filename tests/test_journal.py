@@ -679,7 +679,7 @@ anything = st.recursive(
     | st.booleans()
     | st.integers(-2, 5)
     | st.integers()
-    | st.floats()
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=5)
     | st.sampled_from([SESSION, CHANGE, "archived", "~b", "user", NOW, *PLACE, *OTHER]),
     lambda inner: (
@@ -696,7 +696,8 @@ anything = st.recursive(
 packed_bodies = st.fixed_dictionaries(
     {},
     optional={
-        name: anything | st.lists(anything, max_size=3) for name in ("carried", "places", "named", "taken", "opening")
+        name: anything | st.lists(anything, max_size=3)
+        for name in ("carried", "places", "named", "left", "taken", "opening")
     },
 )
 
