@@ -47,6 +47,7 @@ from llama_index_bedrock_sessions.reading import (
     DAY,
     HOUR,
     STEPS_PER_SESSION,
+    Likeness,
     Reader,
     is_opening,
     nothing,
@@ -298,7 +299,11 @@ class Chain(Reader):
         if ended is not None and passage.ended == "refuse":
             raise ConversationEnded(
                 f"The conversation {self.key!r} was ended and takes no more messages. Nothing was written. "
-                "reopen() of the conversation lets it go on."
+                + (
+                    "reopen() of the conversation lets it go on."
+                    if self._directory.continues
+                    else "A session that is used by its id cannot be reopened."
+                )
             )
         return passage.closing or ended
 
@@ -316,6 +321,8 @@ class Chain(Reader):
         if not fold.heads:
             raise session_closed(self.key, "is not there (any more)")
         status = self.sessions.get(self.key).status
+        if status == "ACTIVE" and len(fold.listed[self.key]) < STEPS_PER_SESSION:
+            raise session_closed(self.key, "would have to be left for a new one")
         raise session_closed(self.key, f"takes no more messages (it is {'full' if status == 'ACTIVE' else status})")
 
     def _seal(self, session: str, reason: str, fold: Fold | None = None) -> None:
@@ -368,7 +375,7 @@ class Chain(Reader):
             if not candidates and not mine:
                 mine = self._create(fold)
                 continue
-            parents = {head: self.sessions.get(head) for head in fold.heads or self._like}
+            parents = {head: self.sessions.get(head) for head in fold.heads or self._like.heads}
             present = [s.session for s in found]
             for summary in candidates:
                 if not self._may_open(summary, mine, parents):
@@ -389,13 +396,14 @@ class Chain(Reader):
         """Create a session with what was said for this conversation, what the one before had, and the store's own."""
         settings = self.settings
         own, tags, key_arn = dict(settings.session_metadata), dict(settings.tags), settings.encryption_key_arn
-        for head in fold.heads or self._like:
+        like = Likeness(fold.heads) if fold.heads else self._like
+        for head in like.heads:
             before = self._directory.info(head)
             own.update(directory.own_metadata(before))
             tags.update(self._tags_of(before))
             key_arn = key_arn or before.encryption_key_arn
-        own.update({**settings.own_metadata, **fold.named(METADATA)})
-        tags.update({**settings.own_tags, **fold.named(TAGS)})
+        own.update({**like.metadata, **settings.own_metadata, **fold.named(METADATA)})
+        tags.update({**like.tags, **settings.own_tags, **fold.named(TAGS)})
         metadata = directory.metadata(self.key, settings.namespace, VERSION, own.items())
         summary = self.sessions.create(metadata, tags, key_arn)
         self._created[summary.session] = summary.created
@@ -406,6 +414,11 @@ class Chain(Reader):
             )
         )
         return summary
+
+    def likeness(self) -> Likeness:
+        """Return what the next session would be made like."""
+        fold = self.known()
+        return Likeness(tuple(fold.heads), fold.named(METADATA), fold.named(TAGS))
 
     def _tags_of(self, before: SessionInfo) -> dict[str, str]:
         if before.session not in self._tags:

@@ -28,7 +28,7 @@ from workflows.context.serializers import BaseSerializer
 from llama_index_bedrock_sessions import blocks, directory, workflows
 from llama_index_bedrock_sessions.audit import Action, AuditEvent, tell
 from llama_index_bedrock_sessions.blocks import Content, ContentBlock, Offload
-from llama_index_bedrock_sessions.chain import KEPT, Passage
+from llama_index_bedrock_sessions.chain import KEPT, METADATA, TAGS, Passage
 from llama_index_bedrock_sessions.directory import Directory
 from llama_index_bedrock_sessions.errors import (
     ConfigurationError,
@@ -337,8 +337,10 @@ class Conversation:
         with self._lock:
             past = self._chain.past()
             view, natives = self._chain.view(past, past.cut(at, before))
-            like = list(self._chain.known().heads)
-            state = {name: self._whole(value) for name, value in view.state.items() if value}
+            like = self._chain.likeness()
+            # Its session is made with these.
+            others = {name: value for name, value in view.state.items() if not name.startswith((METADATA, TAGS))}
+            state = {name: self._whole(value) for name, value in others.items() if value}
         media, place = self._media_for(target, [message for _, message in view.messages if message])
         copies = [
             Copy(
@@ -590,7 +592,7 @@ class Conversation:
             return done
 
     def hide(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
-        """Hide all messages and named state, and end the session; return the messages, None if the key is unknown.
+        """Hide all messages and named state, and leave the session; return the messages, None if the key is unknown.
 
         What is written later is seen: the key begins anew. `restore()` brings the hidden back for as long as the
         service keeps it: at least 20 days after the last write or `renew()`.
@@ -635,9 +637,13 @@ class Conversation:
         said = _texts(reason=reason, approver=approver)
         with self._lock:
             fold = self._chain.refresh(force=True)
-            doomed = frozenset(_message_id(text, fold) for text in message_ids)
+            doomed = frozenset(map(_message_id, message_ids))
             if not doomed:
                 return
+            # What was removed in a session before the last is told by that alone.
+            past = None if all(map(fold.holds, doomed)) else self._chain.past()
+            if past and (unknown := next((m for m in doomed if not past.holds(m)), None)):
+                raise _no_message(text_id(unknown))
             before = [*fold.covers(), *fold.heads]
             self._chain.rewrite(doomed)
             self._saw([m.id for m in self._active(self._chain.known())])
@@ -880,14 +886,17 @@ def _texts(**given: str | None) -> dict[str, str]:
     return {name: text for name, text in given.items() if text is not None}
 
 
-def _message_id(text: str, fold: Fold) -> MessageId:
+def _message_id(text: str) -> MessageId:
     change, _, position = text.rpartition("/") if isinstance(text, str) else ("", "", "")
-    message_id = (change, int(position)) if position.isdecimal() else None
-    if message_id is None or not fold.holds(message_id):
-        raise InvalidMessageError(
-            f"{text!r} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
-        )
-    return message_id
+    if not (position.isdecimal() and len(position) < 10):
+        raise _no_message(text)
+    return change, int(position)
+
+
+def _no_message(text: str) -> InvalidMessageError:
+    return InvalidMessageError(
+        f"{text!r} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
+    )
 
 
 def _unless_taken(fold: Fold, saved: workflows.Found, draft: Draft) -> Draft:

@@ -182,9 +182,12 @@ class Directory(abc.ABC):
         return listed
 
     def _scan(
-        self, since: Callable[[], int] = _from_the_beginning, progress: Progress | None = None
+        self, since: Callable[[], int] = _from_the_beginning, progress: Progress | None = None, *, fresh: bool = False
     ) -> Iterator[tuple[Summary, SessionInfo | None]]:
-        """Yield all sessions, newest first, each with what is known of it: unseen ones are looked at in parallel."""
+        """Yield all sessions, newest first, each with what is known of it: unseen ones are looked at in parallel.
+
+        With `fresh` those of ours that have changed since too: metadata other than the key may have.
+        """
         listed = self._listed()
         total, done = len(self._unseen(listed, since())), 0
         self._refuse_too_many(total)
@@ -193,7 +196,7 @@ class Directory(abc.ABC):
             # One at a time: who waits for another finds that it has looked already.
             with self._scanning:
                 unseen = self._unseen(batch, since())
-                self._look(unseen)
+                self._look(unseen + (self._changed(batch) if fresh else []))
             before, done = done, done + len(unseen)
             if done // MANY > before // MANY:
                 logger.info("looked at %d of %d sessions", done, total)
@@ -206,6 +209,15 @@ class Directory(abc.ABC):
     def _unseen(self, listed: Iterable[Summary], since: int) -> list[str]:
         with self._lock:
             return [s.session for s in listed if s.created >= since and s.session not in self._learnt]
+
+    def _changed(self, listed: Iterable[Summary]) -> list[str]:
+        with self._lock:
+            known = [(s, self._learnt.get(s.session)) for s in listed]
+        return [s.session for s, info in known if info and self._is_mine(info) and info.updated != s.updated]
+
+    def _is_mine(self, info: SessionInfo) -> bool:
+        """Whether what a session says of itself matters to this directory."""
+        return self._key_of(info) is not None
 
     def _refuse_too_many(self, unseen: int) -> None:
         if unseen > self._limit:
@@ -259,7 +271,7 @@ class MetadataDirectory(Directory):
     def newest(self, prefix: str = "") -> Iterator[tuple[str, Summary, SessionInfo]]:
         """Yield each key that begins so, with its newest session; see `Directory.newest`."""
         told: set[str] = set()
-        for summary, info in self._scan():
+        for summary, info in self._scan(fresh=True):
             key = self._key_of(info)
             if info is not None and key is not None and key.startswith(prefix) and key not in told:
                 told.add(key)
@@ -298,13 +310,16 @@ class SessionIdDirectory(Directory):
         """Return whether it is the session."""
         return info.session == key
 
+    def _is_mine(self, info: SessionInfo) -> bool:
+        return not _is_ours(info)
+
     def keys(self) -> list[str]:
         """Return the ids of all sessions that belong to no conversation of ours, sorted."""
         return sorted(summary.session for summary, info in self._scan() if info is not None and not _is_ours(info))
 
     def newest(self, prefix: str = "") -> Iterator[tuple[str, Summary, SessionInfo]]:
         """Yield each session that belongs to no conversation of ours; see `Directory.newest`."""
-        for summary, info in self._scan():
+        for summary, info in self._scan(fresh=True):
             if info is not None and not _is_ours(info) and summary.session.startswith(prefix):
                 yield summary.session, summary, info
 
@@ -372,7 +387,10 @@ class KeyValueDirectory(Directory):
             key, summaries = item
             for summary in summaries:
                 self._pace.wait()
-                info = self.owned(summary.session, key)
+                with self._lock:
+                    known = self._learnt.get(summary.session)
+                changed = known is not None and known.updated != summary.updated
+                info = self.owned(summary.session, key, fresh=changed)
                 if info is not None:
                     return key, summary, info
             return None

@@ -146,6 +146,11 @@ class Past:
             foreign=change.foreign,
         )
 
+    def holds(self, message: MessageId) -> bool:
+        """Whether a message is known, be it there now or removed."""
+        change = self.known.get(message[0])
+        return (change is not None and message[1] < change.count) or message in _removed(self.changes())
+
     # Points
 
     def cut(self, at: Point | None, before: Point | None) -> Cut:

@@ -26,6 +26,7 @@ from llama_index_bedrock_sessions.journal import (
 from llama_index_bedrock_sessions.limits import Copy, drafts
 from llama_index_bedrock_sessions.reading import (
     ATTEMPTS,
+    Likeness,
     is_opening,
     nothing,
 )
@@ -39,7 +40,7 @@ class Lifecycle(Chain):
 
     # Beginning with all that another conversation has
 
-    def begin(self, copies: Sequence[Copy], draft: Draft, like: Iterable[str], prepare: Callable[[], object]) -> None:
+    def begin(self, copies: Sequence[Copy], draft: Draft, like: Likeness, prepare: Callable[[], object]) -> None:
         """Write messages, and last the draft, to a key that has nothing: all is there at once, or nothing.
 
         Nothing is until the opening step is stored; what was written before it then stays in a session nobody has
@@ -53,7 +54,7 @@ class Lifecycle(Chain):
         """
         wanted = drafts(copies, draft)
         try:
-            self._like = list(like)
+            self._like = like
             for _ in range(ATTEMPTS):
                 fold = self.refresh(force=True)
                 if fold.alive() or fold.state():
@@ -65,7 +66,7 @@ class Lifecycle(Chain):
             else:
                 raise UnavailableError(f"The conversation {self.key!r} could not be begun; try again.")
         finally:
-            self._like = []
+            self._like = Likeness()
         try:
             self._yield_to_others(wanted)
         except ServiceError as error:
@@ -118,7 +119,9 @@ class Lifecycle(Chain):
         raise UnavailableError("The conversation could not be ended; try again.")
 
     def close(self) -> None:
-        """End the session that is written: the next change goes to another one."""
+        """End the session that is written, if the next change can go to another one."""
+        if not self._directory.continues:
+            return
         fold = self.known()
         for head in fold.heads:
             with contextlib.suppress(Gone):
@@ -281,11 +284,14 @@ class Lifecycle(Chain):
             self._seal(session, "deleted")
             self.sessions.delete(session)
             self._directory.remove(session, self.key)
-        except (Gone, Refused):
-            # Refused: somebody wrote in between, or it is listed as it was; the next look shows it.
+        except Gone:
+            # By another, who may have died before he said so.
+            self._directory.remove(session, self.key)
+        except Refused:
+            # Somebody wrote in between, or it is listed as it was; the next look shows it.
             logger.info("conversation %s: session %s is not deleted yet", self.name, session)
-        else:
-            logger.info("conversation %s: session %s is deleted", self.name, session)
+            return
+        logger.info("conversation %s: session %s is deleted", self.name, session)
 
     def _media(self) -> Iterable[str]:
         return self.settings.media.listed() if self.settings.media else ()

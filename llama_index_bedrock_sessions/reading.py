@@ -11,7 +11,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from llama_index_bedrock_sessions.audit import AuditCallback
 from llama_index_bedrock_sessions.blocks import ContentBlock
@@ -64,6 +64,14 @@ class Settings:
     audit: AuditCallback | None = None
 
 
+class Likeness(NamedTuple):
+    """What a session is made like: the heads of a conversation, and the metadata and tags that were added to them."""
+
+    heads: Sequence[str] = ()
+    metadata: Mapping[str, str] = {}
+    tags: Mapping[str, str] = {}
+
+
 class Reader:
     """The sessions of one conversation, and what is known of them (`fold`, None if nothing)."""
 
@@ -83,8 +91,8 @@ class Reader:
         self._tags: dict[str, dict[str, str]] = {}
         self._invocations: set[Place] = set()
         """Invocations of the application's own that have been made."""
-        self._like: list[str] = []
-        """Sessions of another conversation that the first one of this shall be made like."""
+        self._like = Likeness()
+        """What the first session shall be made like, if it begins as a copy."""
         self._unlisted = 0
         self._unopened = False
         """Whether the last look found sessions of the key that nobody has opened."""

@@ -321,6 +321,24 @@ def test_conversations_are_listed_with_what_is_known(service: Service, directory
     assert store.get_keys() == ["INC-1", "INC-2", "chat"]
 
 
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_conversations_are_found_by_the_metadata_they_have_now(service: Service, directory: str) -> None:
+    """Whatever a process has learnt of their sessions before."""
+    where = DIRECTORIES[directory]()
+    mine, other = service.store(directory=where), service.store(directory=where)
+    chat = mine.conversation(KEY, session_metadata={"severity": "high"})
+    chat.add([user("hello")])
+    for severity in ("high", "low"):
+        service.later(60)
+        chat.update_metadata({"severity": severity})
+        for store in (mine, other):
+            [found] = store.conversations(session_metadata={"severity": severity})
+            assert (found.key, found.metadata) == (KEY, {"severity": severity})
+    with service.counting() as calls:
+        list(other.conversations())
+    assert calls["GetSession"] == 0
+
+
 def test_conversations_are_looked_for_as_they_are_asked_for(service: Service) -> None:
     """The first conversations of many cost a few looks, not one at every session."""
     sessions_of_others(service, 3 * BATCH)

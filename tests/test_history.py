@@ -498,6 +498,32 @@ def test_a_message_added_at_the_moment_of_a_fork_is_kept(service: Service) -> No
     assert contents(service.store().conversation("fork").messages()) == ["b"]
 
 
+def test_a_fork_has_the_metadata_of_today_and_keeps_it(service: Service) -> None:
+    """What was said of the source last, unless the fork was told otherwise; of any point, for as long as it goes on."""
+
+    def of(key: str) -> tuple[str, str]:
+        session = [s for s in service.sessions() if s["sessionMetadata"]["llama-index-key"] == key][-1]
+        tags = service.boto3.list_tags_for_resource(resourceArn=session["sessionArn"])["tags"]
+        return session["sessionMetadata"]["severity"], tags["severity"]
+
+    store = service.store()
+    chat = store.conversation(KEY)
+    chat.add(users("a"))
+    for severity in ("high", "low"):
+        chat.update_metadata({"severity": severity}, tags={"severity": severity})
+        chat.add(users(severity))
+    none = {"severity": "none"}
+    store.conversation("other", session_metadata=none, tags=none)
+    for key in ("fork", "other"):
+        chat.fork(key, at=chat.records()[1].id)
+    for _ in range(2):
+        assert of("fork") == ("low", "low")
+        assert of("other") == ("none", "none")
+        service.later(IDLE)
+        for key in ("fork", "other"):
+            service.store().add_message(key, user("b"))
+
+
 def test_a_fork_of_what_other_tools_wrote(service: Service) -> None:
     """Steps of other tools are messages of the fork, with what could not be read as placeholders."""
     chat = service.store().conversation(KEY)

@@ -359,6 +359,25 @@ def test_a_failure_while_a_conversation_is_continued_is_an_error(
     assert texts(service.store(directory=kv)) == ["one", "more", "more"]
 
 
+def test_a_session_that_another_deletes_at_the_same_moment_is_deleted(service: Service, kv: CountingKVStore) -> None:
+    """Its entry goes too: the other may have died before he removed it."""
+    chat = service.store(directory=kv).conversation(KEY)
+    chat.add([user("hello")])
+    client: Any = chat.sessions.client()
+    end = client.end_session
+
+    def ended(sessionIdentifier: str) -> Any:  # noqa: N803 - boto3's name
+        service.boto3.end_session(sessionIdentifier=sessionIdentifier)
+        service.boto3.delete_session(sessionIdentifier=sessionIdentifier)
+        return end(sessionIdentifier=sessionIdentifier)
+
+    client.end_session = ended
+    assert chat.delete() == [user("hello")]
+    assert service.sessions() == []
+    assert service.store(directory=kv).get_keys() == []
+    assert chat.delete() is None
+
+
 @pytest.mark.parametrize("nth", [1, 2])
 def test_a_failure_while_a_conversation_is_deleted_is_an_error(service: Service, kv: CountingKVStore, nth: int) -> None:
     """Sessions whose entry could not be removed are gone all the same, and deleting again leaves nothing of the key."""

@@ -24,6 +24,7 @@ from llama_index_bedrock_sessions import (
     ConversationEnded,
     InvalidMessageError,
     InvalidStateError,
+    SessionClosed,
     StepTooLargeError,
 )
 from llama_index_bedrock_sessions.cli import main
@@ -309,6 +310,23 @@ def test_a_damaged_step_is_a_placeholder_after_redacting_too(service: Service) -
     assert len(before) == 3
 
 
+def test_what_was_removed_in_an_early_session_can_be_redacted(service: Service) -> None:
+    """History tells its id, and the service has its text, for as long as its session is there."""
+    chat = service.store().conversation(KEY)
+    chat.add(users(SECRET, "one"))
+    doomed = chat.history()[0].added[0]
+    chat.remove(0)
+    for number in range(3):
+        service.later(DAY)
+        chat.add(users(f"turn {number}"))
+    assert SECRET in stored(service)
+    other = service.store().conversation(KEY)
+    assert other.messages(at=doomed) == users(SECRET)
+    other.redact(doomed)
+    assert SECRET not in stored(service)
+    assert texts(service.store()) == ["one", "turn 0", "turn 1", "turn 2"]
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "nonsense/0", "/", "0/-1", None, 7])
 def test_only_a_message_of_the_conversation_can_be_redacted(service: Service, text: Any) -> None:
     chat = service.store().conversation(KEY)
@@ -366,6 +384,24 @@ def test_a_job_renews_what_is_old_enough(service: Service) -> None:
         service.store(directory="session-id").renew()
     with pytest.raises(ConfigurationError, match="timedelta"):
         service.store().conversation("a").renew(10)  # type: ignore[arg-type]
+
+
+def test_what_is_used_by_its_session_is_hidden_and_restored_in_it(service: Service) -> None:
+    """It cannot go on in another session: what needs one is refused, and changes nothing."""
+    session = service.boto3.create_session()["sessionId"]
+    chat = service.store().attach(session)
+    chat.add(users("one"))
+    for refused in (lambda: chat.redact(str(chat.last_id())), lambda: chat.renew(timedelta(0))):
+        with pytest.raises(SessionClosed, match="would have to be left"):
+            refused()
+    chat.hide()
+    chat.add(users("two"))
+    assert service.store().attach(session).messages() == users("two")
+    assert chat.restore()
+    assert service.store().attach(session).messages() == users("one", "two")
+    assert chat.end()
+    with pytest.raises(ConversationEnded, match="cannot be reopened"):
+        chat.add(users("three"))
 
 
 # Metadata
