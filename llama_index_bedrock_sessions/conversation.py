@@ -31,6 +31,7 @@ from llama_index_bedrock_sessions.blocks import Content, ContentBlock, Offload
 from llama_index_bedrock_sessions.chain import KEPT, METADATA, TAGS, Passage
 from llama_index_bedrock_sessions.directory import Directory
 from llama_index_bedrock_sessions.errors import (
+    BedrockSessionsError,
     ConfigurationError,
     InvalidMessageError,
     InvalidPointError,
@@ -605,9 +606,9 @@ class Conversation:
             if not fold.visible() and not fold.state():
                 return [] if fold.heads else None
             self._chain.append(lambda _: hiding, fresh=True, passage=KEPT)
-            self._chain.close()
             self._saw([])
             self._tell("hidden", **said)
+            self._chain.close()
             return hidden
 
     def restore(self, *, reason: str | None = None, approver: str | None = None) -> bool:
@@ -680,15 +681,23 @@ class Conversation:
         """Delete every session of the key from the service, and return the messages; None if there were none.
 
         Every session that exists when this begins, or that continues one of them, is ended and deleted, oldest first.
+        If it fails half-way, call it again for the rest: each audit event tells the sessions whose deletion it began.
         """
         said = _texts(reason=reason, approver=approver)
         with self._lock:
             fold = self._chain.refresh(force=True)
             removed = self._decoded(self._active(fold)) if fold.heads else None
-            sessions = self._chain.erase()
+            sessions: dict[str, None] = {}
+            try:
+                self._chain.erase(sessions)
+            except BedrockSessionsError as error:
+                error.may_have_happened = error.may_have_happened or bool(sessions)
+                raise
+            finally:
+                # Called again, it finds those no more.
+                if sessions:
+                    self._tell("deleted", sessions=sessions, **said)
             self._saw([])
-            if sessions:
-                self._tell("deleted", sessions=sessions, **said)
             return removed
 
     def _tell(

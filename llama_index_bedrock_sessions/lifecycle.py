@@ -124,8 +124,13 @@ class Lifecycle(Chain):
             return
         fold = self.known()
         for head in fold.heads:
-            with contextlib.suppress(Gone):
+            try:
                 self._seal(head, "continued", fold)
+            except Gone:
+                pass
+            except BedrockSessionsError as error:
+                error.may_have_happened = True  # what was written before
+                raise
             self._closed.add(head)
 
     def move_on(self, wanted: Callable[[Fold], Passage | None]) -> bool:
@@ -208,7 +213,7 @@ class Lifecycle(Chain):
             raise UnavailableError("The conversation could not be continued in another session; try again.")
         fold = self.known()
         self._gather(fold)
-        self._delete({session for session in fold.covers() if self._directory.owned(session, self.key)})
+        self._delete({session for session in fold.covers() if self._directory.owned(session, self.key)}, {})
         for summary in self._directory.find(self.key):
             if summary.session not in fold.heads and self._directory.owned(summary.session, self.key):
                 self._delete_unopened(summary.session)
@@ -236,23 +241,21 @@ class Lifecycle(Chain):
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
             fold.stored(composed)
 
-    def erase(self) -> list[str]:
-        """Delete every session of the key, oldest first, until none is listed; return which."""
+    def erase(self, deleted: dict[str, None]) -> None:
+        """Delete every session of the key, oldest first, until none is listed; those that it tried go to `deleted`."""
         fold = self.refresh()
         if fold.alive() and not self._must_continue(fold):
             # Whoever continues the head meanwhile inherits an empty conversation.
             with contextlib.suppress(Gone, Refused):
                 self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
-        deleted = self._delete({*fold.heads, *fold.covers()}, others=True)
+        self._delete({*fold.heads, *fold.covers()}, deleted, others=True)
         self._forget_fold()
-        return deleted
 
-    def _delete(self, doomed: set[str], *, others: bool = False) -> list[str]:
+    def _delete(self, doomed: set[str], deleted: dict[str, None], *, others: bool = False) -> None:
         """Delete sessions, oldest first, until they are gone, and then what is in S3 and nobody refers to.
 
-        The `others` of the key too, and what continues them. Returns those that were there.
+        The `others` of the key too, and what continues them.
         """
-        deleted: dict[str, None] = {}
         first = stored = self._media()
         for attempt in range(ATTEMPTS):
             stored = self._media() if attempt else first
@@ -266,10 +269,10 @@ class Lifecycle(Chain):
             if not left:
                 # Where no session is, all that was in S3 before is of those deleted; else it goes on, or begins anew.
                 self._delete_media(first if found else stored, others=bool(found))
-                return list(deleted)
+                return
             for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
-                self._delete_session(session)
                 deleted[session] = None
+                self._delete_session(session)
         raise UnavailableError("Sessions of this conversation are still listed; call again to delete them.")
 
     def _continues(self, session: str, doomed: set[str]) -> bool:

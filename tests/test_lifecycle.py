@@ -530,6 +530,33 @@ def test_every_such_thing_is_told(service: Service, caplog: pytest.LogCaptureFix
     assert SECRET not in caplog.text
 
 
+@pytest.mark.parametrize("method", ["hide", "delete"])
+def test_what_failed_half_way_is_told_too(method: str) -> None:
+    """Whoever calls again finds that it is done: the first call has told it, and says that it may be."""
+    told_by_the_first = 0
+    for nth in count(1):
+        service, events = Service(), list[AuditEvent]()
+        chat = service.store(audit=events.append).conversation(KEY)
+        chat.add(users("one"))
+        [session] = [s["sessionId"] for s in service.sessions()]
+        service.faults.add("*", nth, "lost_reply")
+        failures: list[tuple[bool, bool]] = []
+        try:
+            getattr(chat, method)()
+        except BedrockSessionsError as error:
+            failures.append((error.may_have_happened, bool(events)))
+            getattr(chat, method)()
+        assert all(may_have_happened is told for may_have_happened, told in failures)
+        told_by_the_first += (True, True) in failures
+        done = not service.faults.fired
+        service.faults.clear()
+        assert {event.sessions for event in events} == {(session,)}
+        assert service.store().get_messages(KEY) == []
+        if done:
+            break
+    assert told_by_the_first
+
+
 def test_a_callback_that_fails_undoes_nothing(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     def fails(event: AuditEvent) -> None:
         raise RuntimeError(event.action)
