@@ -78,6 +78,8 @@ class Passage:
     """What becomes of one that was ended: it is not continued, it stays ended, or it takes messages again."""
     whole: bool = False
     """Whether all that is alive is carried by value: nothing refers to the sessions before."""
+    finish: bool = True
+    """Whether a session that is closed as it is opened is ended at once: something may have to be added to it."""
 
 
 ORDINARY, KEPT = Passage(), Passage(ended="keep")
@@ -85,6 +87,9 @@ ORDINARY, KEPT = Passage(), Passage(ended="keep")
 
 class Chain(Reader):
     """Writes the sessions of a conversation. Not locked: its conversation holds the lock."""
+
+    effects = 0
+    """How often something was stored or deleted of what was asked for: from then on an operation may have happened."""
 
     # Appending
 
@@ -137,6 +142,7 @@ class Chain(Reader):
         placed = self._place(draft, place)
         composed = fold.compose(place, draft, placed, self.sessions.clock.now())
         self.sessions.put(composed.step.home, fold.clock, composed.payload)
+        self.effects += 1
         fold.stored(composed)
         self._clock = max(self._clock, fold.clock)
         self._keep_natives(composed.step.home, composed.payload)
@@ -247,6 +253,7 @@ class Chain(Reader):
             except (Gone, Refused) as refusal:
                 self._after_refusal(fold, refusal)
                 continue
+            self.effects += 1
             fold.stored(composed)
             self._clock = max(self._clock, fold.clock)
             found = {s.session for s in self._directory.find(self.key, functools.partial(self._since, fold))}
@@ -476,9 +483,15 @@ class Chain(Reader):
             "conversation %s: goes on in session %s after %s" if before else "conversation %s: begins in session %s%s",
             *(self.name, summary.session, before),
         )
-        self._adopt(composed.step, composed.payload)
+        self.effects += draft is not None or passage != ORDINARY
+        try:
+            self._adopt(composed.step, composed.payload)
+        except BedrockSessionsError as error:
+            # What was to be written is: that it cannot be read just now is for the next who reads.
+            logger.info("conversation %s: cannot be read after it was written (%s)", self.name, type(error).__name__)
+            self._forget_fold()
         self._upload_again(reused)
-        if passage.closing:
+        if passage.closing and passage.finish:
             self._finish(summary.session)
         return True
 

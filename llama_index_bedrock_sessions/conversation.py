@@ -5,6 +5,7 @@ Over which sessions it goes is the business of `chain.py`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -13,6 +14,7 @@ import weakref
 from collections.abc import (
     Callable,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -335,7 +337,7 @@ class Conversation:
 
         """
         target = self._sibling(new_key)
-        with self._lock:
+        with self._changing():
             past = self._chain.past()
             view, natives = self._chain.view(past, past.cut(at, before))
             like = self._chain.likeness()
@@ -378,6 +380,17 @@ class Conversation:
         return functools.partial(mine.copy, other, used), other.offload().places[0]
 
     # Writing
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock; an error after something was stored says that it may have happened."""
+        with self._lock:
+            before = self._chain.effects
+            try:
+                yield
+            except BedrockSessionsError as error:
+                error.may_have_happened = error.may_have_happened or self._chain.effects != before
+                raise
 
     def invocation(self, description: str, *, by: str | None = None) -> Invocation:
         """Return a block, for `with` or `async with`: what is written in it goes into an invocation of its own.
@@ -429,7 +442,7 @@ class Conversation:
         if not encoded.records and not named:
             return
         draft = Draft(encoded, state=named)
-        with self._lock:
+        with self._changing():
             self._chain.append(lambda _: draft)
             if status is MessageStatus.ARCHIVED and draft.id is not None:
                 archiving = Draft(archived=frozenset((draft.id, position) for position in range(len(encoded.records))))
@@ -452,7 +465,7 @@ class Conversation:
                 sent[:1] = [draft]
             return draft
 
-        with self._lock:
+        with self._changing():
             self._chain.refresh(force=True)
             self._chain.append(resolve, fresh=True)
             self._saw([m.id for m in self._active(self._chain.known())])
@@ -485,7 +498,7 @@ class Conversation:
 
         A task (or a thread) that was given none yet means the list as it is now.
         """
-        with self._lock:
+        with self._changing():
             active = {m.id: m for m in self._active(self._chain.refresh(force=True))}
             view = self._views.get(caller(), list(active))
             try:
@@ -496,7 +509,7 @@ class Conversation:
 
     def remove_last(self) -> ChatMessage | None:
         """Remove the message that is last now, and return it; None if there is none."""
-        with self._lock:
+        with self._changing():
             active = self._active(self._chain.refresh(force=True))
             return self._remove(active[-1] if active else None)
 
@@ -525,7 +538,7 @@ class Conversation:
     def _take_oldest(
         self, n: int, draft: Callable[[frozenset[MessageId]], Draft], *, whole: bool = False
     ) -> list[ChatMessage]:
-        with self._lock:
+        with self._changing():
             view = self._views.get(caller())
             # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
             active = {m.id: m for m in self._active(self._chain.refresh() if view is None else self._chain.known())}
@@ -546,7 +559,7 @@ class Conversation:
 
         None if the key is unknown.
         """
-        with self._lock:
+        with self._changing():
             fold = self._chain.refresh(force=True)
             removed = self._decoded(self._active(fold))
             if not self._of_status(fold, status):
@@ -577,16 +590,19 @@ class Conversation:
         """
         said = _texts(summary=summary, kind=kind, by=by)
         refuse_size(json_size(dump(said)))
-        with self._lock:
-            done = self._chain.end({**said, "at": self.sessions.clock.now()})
-            if done:
-                self._tell("ended", reason=kind, approver=by)
-            return done
+        with self._changing():
+            before = self._chain.effects
+            try:
+                return self._chain.end({**said, "at": self.sessions.clock.now()})
+            finally:
+                # Called again, it is ended already.
+                if self._chain.effects != before:
+                    self._tell("ended", reason=kind, approver=by)
 
     def reopen(self, *, reason: str | None = None, approver: str | None = None) -> bool:
         """Let a conversation that was ended take messages again, in a new session; False if it was not ended."""
         said = _texts(reason=reason, approver=approver)
-        with self._lock:
+        with self._changing():
             done = self._chain.move_on(lambda fold: REOPENED if self._chain.ended(fold) is not None else None)
             if done:
                 self._tell("reopened", **said)
@@ -600,7 +616,7 @@ class Conversation:
         """
         said = _texts(reason=reason, approver=approver)
         hiding = Draft(hide=True)
-        with self._lock:
+        with self._changing():
             fold = self._chain.refresh(force=True)
             hidden = self._decoded(self._active(fold))
             if not fold.visible() and not fold.state():
@@ -615,7 +631,7 @@ class Conversation:
         """Undo `hide()`: what was hidden is there again, before what was written since; False if nothing is hidden."""
         said = _texts(reason=reason, approver=approver)
         restoring = Draft(hide=False)
-        with self._lock:
+        with self._changing():
             if not self._chain.refresh(force=True).hidden():
                 return False
             self._chain.append(lambda _: restoring, fresh=True, passage=KEPT)
@@ -636,7 +652,7 @@ class Conversation:
 
         """
         said = _texts(reason=reason, approver=approver)
-        with self._lock:
+        with self._changing():
             fold = self._chain.refresh(force=True)
             doomed = frozenset(map(_message_id, message_ids))
             if not doomed:
@@ -657,7 +673,7 @@ class Conversation:
         this, or after its last write; one that is written at least every 20 days needs no renewing.
         """
         age = milliseconds(older_than)
-        with self._lock:
+        with self._changing():
             chain = self._chain
             return chain.move_on(lambda fold: KEPT if not fold.is_empty() and chain.age(fold) >= age else None)
 
@@ -674,7 +690,7 @@ class Conversation:
         """
         directory.refuse_metadata(session_metadata)
         directory.refuse_tags(tags or {})
-        with self._lock:
+        with self._changing():
             self._chain.update(session_metadata, tags or {})
 
     def delete(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
@@ -684,15 +700,12 @@ class Conversation:
         If it fails half-way, call it again for the rest: each audit event tells the sessions whose deletion it began.
         """
         said = _texts(reason=reason, approver=approver)
-        with self._lock:
+        with self._changing():
             fold = self._chain.refresh(force=True)
             removed = self._decoded(self._active(fold)) if fold.heads else None
             sessions: dict[str, None] = {}
             try:
                 self._chain.erase(sessions)
-            except BedrockSessionsError as error:
-                error.may_have_happened = error.may_have_happened or bool(sessions)
-                raise
             finally:
                 # Called again, it finds those no more.
                 if sessions:
@@ -766,7 +779,7 @@ class Conversation:
 
     def _save_context(self, snapshot: workflows.Snapshot, name: str) -> SavedContext:
         content = snapshot.content()
-        with self._lock:
+        with self._changing():
             self._chain.refresh(force=True)
             inline = workflows.is_inline(content)
             stored = content[0] if inline else parts_json(self._chain.attach(content))
@@ -798,7 +811,7 @@ class Conversation:
         """
         workflows.refuse_bad_name(name)
         workflows.refuse_bad_reader(by)
-        with self._lock:
+        with self._changing():
             found = workflows.find(self._chain.refresh(force=True).state(), name)
             found.refuse_other(workflow, serializer)
             if not again:
@@ -806,7 +819,7 @@ class Conversation:
             references = parts(found.content)
             texts = self._chain.texts(references) if references else [str(found.content)]
         context = found.restored(texts, workflow, serializer)
-        with self._lock:
+        with self._changing():
             draft = Draft(state=found.claim(by, iso(self.sessions.clock.now())), by=by)
             if again:
                 self._chain.append(lambda _: draft)
@@ -825,7 +838,7 @@ class Conversation:
 
         It can be loaded no more. Content of more than 16 KB stays in its session until that is deleted.
         """
-        with self._lock:
+        with self._changing():
             if name in workflows.names(self._chain.refresh(force=True).state()):
                 draft = Draft(state=workflows.deleted(name))
                 self._chain.append(lambda _: draft, fresh=True)
@@ -840,7 +853,7 @@ class Conversation:
     def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
         named = state_json(values, forget)
         draft = Draft(state=named)
-        with self._lock:
+        with self._changing():
             if named:
                 self._chain.refresh(force=True)
                 self._chain.append(lambda _: draft, fresh=True)

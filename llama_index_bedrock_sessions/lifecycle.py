@@ -113,6 +113,7 @@ class Lifecycle(Chain):
             except (Gone, Refused) as refusal:
                 self._after_refusal(fold, refusal)
                 continue
+            self.effects += 1
             fold.saw_list(fold.heads[0], [listed])
             self._finish(fold.heads[0])
             return True
@@ -124,13 +125,8 @@ class Lifecycle(Chain):
             return
         fold = self.known()
         for head in fold.heads:
-            try:
+            with contextlib.suppress(Gone):
                 self._seal(head, "continued", fold)
-            except Gone:
-                pass
-            except BedrockSessionsError as error:
-                error.may_have_happened = True  # what was written before
-                raise
             self._closed.add(head)
 
     def move_on(self, wanted: Callable[[Fold], Passage | None]) -> bool:
@@ -207,12 +203,14 @@ class Lifecycle(Chain):
             if not fold.heads:
                 # Deleted meanwhile; or another has moved it to a session that is listed late.
                 raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
-            if self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True)):
+            if self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True, finish=False)):
                 break
         else:
             raise UnavailableError("The conversation could not be continued in another session; try again.")
         fold = self.known()
         self._gather(fold)
+        if self.ended(fold) is not None:
+            self._finish(fold.heads[0])
         self._delete({session for session in fold.covers() if self._directory.owned(session, self.key)}, {})
         for summary in self._directory.find(self.key):
             if summary.session not in fold.heads and self._directory.owned(summary.session, self.key):
@@ -272,6 +270,7 @@ class Lifecycle(Chain):
                 return
             for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
                 deleted[session] = None
+                self.effects += 1
                 self._delete_session(session)
         raise UnavailableError("Sessions of this conversation are still listed; call again to delete them.")
 

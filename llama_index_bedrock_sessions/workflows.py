@@ -197,7 +197,8 @@ class Found:
         except BedrockSessionsError:
             raise
         except Exception as error:
-            raise self._refusal(f"not to be made again here ({type(error).__name__}: {error})") from error
+            # Not what it says: that may quote what the context holds.
+            raise self._refusal(f"not to be made again here ({type(error).__name__})") from error
 
 
 def find(state: Mapping[str, JSON], name: str) -> Found:

@@ -29,8 +29,6 @@ from tests.judge import CLOCK, Anomaly, Op, judge, said, text
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 KEY = "history"
-IN_STEPS = {"erase", "redact"}
-"""What may have happened in part, whatever its error says: that is about its last step."""
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
@@ -206,7 +204,7 @@ class History:
             if not ours:
                 self.anomalies.append(Anomaly("an error not of our tree", repr(error)))
             op.result = repr(error)
-            if ours and not error.may_have_happened and op.kind not in IN_STEPS:  # type: ignore[attr-defined]
+            if ours and not error.may_have_happened:  # type: ignore[attr-defined]
                 op.outcome = "failed"
         process.done = True
         gate.arrived.release()
