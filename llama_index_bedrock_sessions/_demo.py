@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,6 @@ from PIL import Image, ImageDraw, ImageFont
 from llama_index_bedrock_sessions.errors import BedrockSessionsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
     from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -164,6 +164,19 @@ def draw_dashboard() -> bytes:
     return buffer.getvalue()
 
 
+def draw_bars(title: str, values: Sequence[int], limit: int) -> bytes:
+    """Draw a smaller screenshot, a bar for each value, as a PNG; those from a limit on are red."""
+    picture = Image.new("RGB", (40 + 22 * len(values), 220), "#0d1117")
+    draw = ImageDraw.Draw(picture)
+    draw.text((20, 16), title, fill="#e6edf3", font=ImageFont.load_default(18))
+    for number, value in enumerate(values):
+        x, height = 20 + 22 * number, 140 * value / max(values)
+        draw.rectangle((x, 200 - height, x + 15, 200), fill="#ff6b5e" if value >= limit else "#3fb6ff")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 CALLS = (
     ("query_metrics", {"service": "payments", "metric": "latency_p99"}),
     ("search_logs", {"service": "payments", "contains": "Connection is not available"}),
@@ -222,9 +235,33 @@ def _finding(result: dict[str, Any]) -> str:
     return said
 
 
-def scripted_model() -> MockFunctionCallingLLM:
-    """Give a model that calls tools and needs no key and no network: `answer` behind LlamaIndex's mock."""
-    return MockFunctionCallingLLM(response_generator=answer, is_chat_model=True)
+Line = str | tuple[str, dict[str, Any]] | Callable[[Sequence[ChatMessage]], str]
+"""What a scripted model does next: says a text, calls a tool (its name, the arguments), or says what follows from
+all the messages it is given."""
+
+
+def following(script: Mapping[str, Sequence[Line]]) -> Callable[..., ChatMessage]:
+    """Give the reply of a model that follows a script: {a part of what the user says: tools to call, what to say}.
+
+    Like `answer` it is a function of the messages alone: how far it is in its script, the tool results tell.
+    """
+
+    def reply(messages: Sequence[ChatMessage], *_: Any, **__: Any) -> ChatMessage:
+        last = max((i for i, message in enumerate(messages) if message.role == MessageRole.USER), default=0)
+        asked = messages[last].content or ""
+        lines = next((lines for part, lines in script.items() if part in asked), [GREETING])
+        line = lines[sum(message.role == MessageRole.TOOL for message in messages[last:])]
+        if isinstance(line, tuple):
+            call = ToolCallBlock(tool_call_id=f"call-{len(messages)}", tool_name=line[0], tool_kwargs=line[1])
+            return ChatMessage(role=MessageRole.ASSISTANT, blocks=[call])
+        return ChatMessage(role=MessageRole.ASSISTANT, content=line if isinstance(line, str) else line(messages))
+
+    return reply
+
+
+def scripted_model(reply: Callable[..., ChatMessage] = answer) -> MockFunctionCallingLLM:
+    """Give a model that calls tools and needs no key and no network: `answer`, or another, behind LlamaIndex's mock."""
+    return MockFunctionCallingLLM(response_generator=reply, is_chat_model=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,15 +300,19 @@ def open_store(request: Request, calls: Counter[str]) -> BaseChatStore:
     return store
 
 
-def open_model(request: Request) -> FunctionCallingLLM:
-    """Give the scripted model, or the Bedrock model that was asked for."""
-    if request.model is None:
-        return scripted_model()
+def open_model(
+    name: str | None,
+    reply: Callable[..., ChatMessage] = answer,
+    *,
+    region: str | None = None,
+    profile: str | None = None,
+) -> FunctionCallingLLM:
+    """Give the Bedrock model of a name, or a scripted one where none is named."""
+    if name is None:
+        return scripted_model(reply)
     from llama_index.llms.bedrock_converse import BedrockConverse  # noqa: PLC0415 - an optional package
 
-    model: FunctionCallingLLM = BedrockConverse(
-        model=request.model, region_name=request.region, profile_name=request.profile
-    )
+    model: FunctionCallingLLM = BedrockConverse(model=name, region_name=region, profile_name=profile)
     return model
 
 
@@ -288,7 +329,8 @@ async def spend_day(request: Request, store: BaseChatStore, tell: Callable[..., 
     message = message_of(request)
     tell("user", text=message.content, images=sum(isinstance(block, ImageBlock) for block in message.blocks))
     memory = ChatMemoryBuffer.from_defaults(chat_store=store, chat_store_key=request.key, token_limit=100_000)
-    agent = FunctionAgent(llm=open_model(request), tools=TOOLS, system_prompt=SYSTEM_PROMPT)
+    model = open_model(request.model, region=request.region, profile=request.profile)
+    agent = FunctionAgent(llm=model, tools=TOOLS, system_prompt=SYSTEM_PROMPT)
     handler = agent.run(user_msg=message, memory=memory)
     async for event in handler.stream_events():
         if isinstance(event, AgentInput):

@@ -1,6 +1,6 @@
-"""Every example is run as a user runs it; the notebook is executed and says what its twin and its kept outputs say.
+"""Every example is run as a user runs it; notebooks are executed and say what their twins and kept outputs say.
 
-`python -m tests.test_examples` makes the notebook from the script anew.
+`python -m tests.test_examples` makes the notebooks from the scripts anew; names after it choose some.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from PIL import Image
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-SCRIPT, NOTEBOOK = EXAMPLES / "quickstart.py", EXAMPLES / "quickstart.ipynb"
-NOTEBOOKS = ("quickstart", "agent_memory")
+NOTEBOOKS = {"quickstart": 0, "agent_memory": 2, "diagnostic_assistant": 3}
+"""The pictures in each."""
 
 
 def run(folder: Path, *command: str) -> str:
@@ -35,7 +35,12 @@ def run(folder: Path, *command: str) -> str:
     return result.stdout
 
 
-def make_notebook(script: Path = SCRIPT) -> nbformat.NotebookNode:
+def kept(name: str) -> nbformat.NotebookNode:
+    """Give a notebook as it is in the folder."""
+    return nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
+
+
+def make_notebook(script: Path) -> nbformat.NotebookNode:
     """Make a notebook from a script, without outputs; its cell ids are their numbers."""
     notebook = jupytext.read(script)
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -46,16 +51,28 @@ def make_notebook(script: Path = SCRIPT) -> nbformat.NotebookNode:
 
 
 def execute(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """Execute a notebook with the interpreter that runs the tests, in a folder."""
+    """Execute a notebook with the interpreter that runs the tests, in a folder; it imports what stands beside it."""
     client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    client.execute()
+    path = os.pathsep.join([str(EXAMPLES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    client.execute(env=os.environ | {"PYTHONPATH": path})
     return notebook
 
 
-def printed(notebook: nbformat.NotebookNode) -> list[str]:
-    """Give what each code cell of a notebook prints."""
-    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    return ["".join(output.text for output in cell if output.output_type == "stream") for cell in outputs]
+def outputs(notebook: nbformat.NotebookNode) -> list[tuple[str, list[list[str]]]]:
+    """Give what each code cell prints, and the kinds of what it shows; what it logs is left out."""
+    cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return [
+        (
+            "".join(output.text for output in cell if output.get("name") == "stdout"),
+            [sorted(output.data) for output in cell if output.output_type == "display_data"],
+        )
+        for cell in cells
+    ]
+
+
+def printed(notebook: nbformat.NotebookNode) -> str:
+    """Give all that a notebook prints."""
+    return "".join(text for text, _ in outputs(notebook))
 
 
 def sources(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
@@ -67,7 +84,10 @@ def test_every_example_is_tested() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
         "agent_memory.py",
         "agent_memory.ipynb",
+        "diagnostic_assistant.py",
+        "diagnostic_assistant.ipynb",
         "fastapi_app.py",
+        "incident.py",
         "quickstart.py",
         "quickstart.ipynb",
         "raw_boto3.py",
@@ -75,16 +95,23 @@ def test_every_example_is_tested() -> None:
     }
 
 
-def test_the_notebook_is_the_scripts_twin() -> None:
-    """Cell by cell, the notebook holds the text and the code of the script."""
-    assert sources(nbformat.read(NOTEBOOK, as_version=4)) == sources(jupytext.read(SCRIPT))
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_its_scripts_twin(name: str) -> None:
+    """Cell by cell, a notebook holds the text and the code of its script."""
+    assert sources(kept(name)) == sources(jupytext.read(EXAMPLES / f"{name}.py"))
 
 
-def test_the_notebook_keeps_its_outputs(tmp_path: Path) -> None:
-    """The outputs kept in the notebook are those it has when it is executed now, and those of the script."""
-    kept = printed(nbformat.read(NOTEBOOK, as_version=4))
-    assert printed(execute(make_notebook(), tmp_path)) == kept
-    assert run(tmp_path, str(SCRIPT)) == "".join(kept)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_keeps_its_outputs(name: str, tmp_path: Path) -> None:
+    """Executed now, a notebook says and shows what is kept in it, its pictures among that; no cell fails."""
+    there = outputs(kept(name))
+    assert outputs(execute(make_notebook(EXAMPLES / f"{name}.py"), tmp_path)) == there
+    assert [shown for _, cell in there for shown in cell] == [["image/png", "text/plain"]] * NOTEBOOKS[name]
+
+
+def test_the_script_prints_what_the_notebook_does(tmp_path: Path) -> None:
+    """The quickstart says the same as a script."""
+    assert run(tmp_path, str(EXAMPLES / "quickstart.py")) == printed(kept("quickstart"))
 
 
 def test_boto3_alone_reads_the_demos_text_and_picture(tmp_path: Path) -> None:
@@ -123,7 +150,7 @@ def test_raw_boto3_says_what_it_needs(tmp_path: Path, arguments: tuple[str, ...]
 
 
 if __name__ == "__main__":
-    for name in NOTEBOOKS:
+    for name in sys.argv[1:] or NOTEBOOKS:
         made = execute(make_notebook(EXAMPLES / f"{name}.py"), EXAMPLES)
         made.metadata.pop("language_info", None)  # the version of Python that made it
         for cell in made.cells:

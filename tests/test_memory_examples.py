@@ -1,4 +1,4 @@
-"""The examples of memory: the notebook with its pictures, and the web service, over HTTP and across a restart."""
+"""The web service among the examples, over HTTP and across a restart."""
 
 from __future__ import annotations
 
@@ -10,42 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
-import jupytext
-import nbformat
 import pytest
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
-from tests.test_examples import EXAMPLES, execute, make_notebook, sources
+from tests.test_examples import EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-NOTEBOOK = EXAMPLES / "agent_memory.ipynb"
-
-
-def outputs(notebook: nbformat.NotebookNode) -> list[tuple[str, list[list[str]]]]:
-    """Give what each code cell prints, and the kinds of what it shows; what it logs is left out."""
-    cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    return [
-        (
-            "".join(output.text for output in cell if output.get("name") == "stdout"),
-            [sorted(output.data) for output in cell if output.output_type == "display_data"],
-        )
-        for cell in cells
-    ]
-
-
-def test_the_notebook_is_the_scripts_twin() -> None:
-    """Cell by cell, the notebook of memory holds the text and the code of its script."""
-    assert sources(nbformat.read(NOTEBOOK, as_version=4)) == sources(jupytext.read(NOTEBOOK.with_suffix(".py")))
-
-
-def test_the_notebook_keeps_its_outputs(tmp_path: Path) -> None:
-    """Executed now, the notebook says and shows what is kept in it, two pictures among that; no cell fails."""
-    kept = outputs(nbformat.read(NOTEBOOK, as_version=4))
-    assert outputs(execute(make_notebook(NOTEBOOK.with_suffix(".py")), tmp_path)) == kept
-    assert [shown for _, cell in kept for shown in cell] == [["image/png", "text/plain"]] * 2
-
 
 @contextmanager
 def served(folder: Path) -> Iterator[httpx.Client]:

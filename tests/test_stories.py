@@ -1,0 +1,68 @@
+"""The stories among the examples: what must be so in each, and that they are told on AWS as well as here.
+
+What a notebook prints is what is kept in it (`tests/test_examples.py`): that is looked at here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llama_index_bedrock_sessions.emulator import Emulator
+from tests.test_examples import EXAMPLES, kept, printed, run
+
+
+@pytest.fixture(params=["here", "on AWS"])
+def where(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def told(name: str, where: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give what a story prints, as it is kept in its notebook, or as a script where boto3 looks for AWS.
+
+    That is an emulator behind HTTP. Nobody moves its clock.
+    """
+    if where == "here":
+        return printed(kept(name))
+    with Emulator() as emulator, emulator.serve() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME", server.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "example")
+        monkeypatch.setenv("AWS_SESSIONS_REGION", "us-west-2")
+        output = run(folder, str(EXAMPLES / f"{name}.py"))
+        assert emulator.client().list_sessions()["sessionSummaries"] == []
+    return output
+
+
+def test_the_incident_is_handed_over(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third shift is told what the first two found and saw; the end, the search and the deletion leave their trail.
+
+    Here every visit is a session of its own, and on AWS, where no hour passes, all are one.
+    """
+    text = told("diagnostic_assistant", where, tmp_path, monkeypatch)
+    taken_over = text.split("> I am taking over. What do we know?\n")[1].split("\n")[0]
+    assert "p99 was 191 ms until 14:03" in taken_over
+    assert "2 screenshots show it" in taken_over
+    assert "revision 41" in taken_over
+    hours = [int(hour) for hour in re.findall(r"^hour +(\d+), engineer-1, Day 1, on call", text, re.MULTILINE)]
+    assert hours == ([0, 0, 8, 8, 8] if where == "here" else [0] * 5)
+    assert "The plan: ['create the index, concurrently', 'watch p99 for an hour']" in text
+    sessions = re.findall(r"^(EXPIRED|ACTIVE) .* byte for byte: (\w+)", text, re.MULTILINE)
+    before = [("EXPIRED", "True"), ("EXPIRED", "False"), ("EXPIRED", "False"), ("ACTIVE", "False")]
+    assert sessions == (before if where == "here" else [("ACTIVE", "True")])
+    assert "fix by engineer-3 | An index on orders.customer_id was missing" in text
+    assert "ConversationEnded retryable: False" in text
+    assert "severity high: ['INC-4711', 'INC-4712']" in text
+    outcomes = "[('a bad deployment', 'failed'), ('the database is the bottleneck', 'confirmed')]"
+    assert f"INC-4711 Closed {outcomes}\ncommands: 6 screenshots: 3 lessons:" in text
+    trail = re.findall(r"^INC-4711 (ended|hidden|restored|deleted) +(.*)$", text, re.MULTILINE)
+    office = "by privacy office"
+    assert trail == [
+        ("ended", "fix, by engineer-3"),
+        ("hidden", f"retention policy, {office}"),
+        ("restored", f"the review goes on, {office}"),
+        ("deleted", f"retention policy, {office}"),
+    ]
+    assert text.endswith("left: [] []\n")
