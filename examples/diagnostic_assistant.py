@@ -116,7 +116,7 @@ def diagnostic_context(chat: Conversation) -> dict[str, Any]:
     described: Any = chat.describe()
     history = chat.history()
     blocks = [block for message in chat.messages() for block in message.blocks]
-    calls = [dict(block.tool_kwargs) for block in blocks if isinstance(block, ToolCallBlock)]
+    calls: list[Any] = [block.tool_kwargs for block in blocks if isinstance(block, ToolCallBlock)]
     metadata = described["sessions"][-1]["metadata"]
     return {
         "incident": {name: metadata[name] for name in ("incidentId", "systemAffected", "severity")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -18,6 +19,7 @@ from llama_index.core.storage.chat_store import SimpleChatStore
 from llama_index_bedrock_sessions import CopyProblem, CopyReport, InvalidKeyError, UnavailableError, copy_conversations
 from tests.service import IDLE, Service, picture, png, texts, user, users
 from tests.strategies import messages
+from tests.test_examples import EXAMPLES
 
 
 @pytest.fixture
@@ -189,7 +191,9 @@ import boto3
 from moto import mock_aws
 from llama_index.core.llms import ChatMessage
 from llama_index.storage.chat_store.dynamodb import DynamoDBChatStore
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, copy_conversations
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, CopyReport, copy_conversations
+
+{move_from_dynamodb}
 
 with mock_aws():
     boto3.client("dynamodb", region_name="us-east-1").create_table(
@@ -200,7 +204,7 @@ with mock_aws():
     for key in ("ada", "bob"):
         source.set_messages(key, [ChatMessage("hello"), ChatMessage(role="assistant", content="hi " + key)])
     target = BedrockSessionsChatStore.local()
-    report = copy_conversations(source, target)
+    report = move_from_dynamodb("chats", target)
     assert sorted(report.copied) == ["ada", "bob"] and not report.problems, report
     assert target.get_messages("bob") == source.get_messages("bob")
     target.add_message("bob", ChatMessage("more"))
@@ -211,7 +215,7 @@ with mock_aws():
 
 
 def test_from_dynamodb_and_back() -> None:
-    """LlamaIndex's store on DynamoDB is moved from and to; in another process, as moto takes hold of all of boto3."""
+    """LlamaIndex's store on DynamoDB is moved from, as the notebook does it, and to; in a process of moto's own."""
     try:
         found = importlib.util.find_spec("llama_index.storage.chat_store.dynamodb")
     except ModuleNotFoundError:
@@ -219,6 +223,12 @@ def test_from_dynamodb_and_back() -> None:
     if found is None:
         pytest.skip("needs llama-index-storage-chat-store-dynamodb, whose boto3 is older than that of the test extra")
     environment = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
-    script = [sys.executable, "-c", DYNAMODB]
+    moving_in = (EXAMPLES / "moving_in.py").read_text("utf-8")
+    function = next(
+        ast.unparse(node)
+        for node in ast.parse(moving_in).body
+        if isinstance(node, ast.FunctionDef) and node.name == "move_from_dynamodb"
+    )
+    script = [sys.executable, "-c", DYNAMODB.replace("{move_from_dynamodb}", function)]
     done = subprocess.run(script, env=os.environ | environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()

@@ -21,7 +21,7 @@ from PIL import Image
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NOTEBOOKS = {"quickstart": 0, "agent_memory": 2, "diagnostic_assistant": 3}
+NOTEBOOKS = {"quickstart": 0, "agent_memory": 2, "diagnostic_assistant": 3, "shopping_assistant": 1, "moving_in": 0}
 """The pictures in each."""
 
 
@@ -88,10 +88,15 @@ def test_every_example_is_tested() -> None:
         "diagnostic_assistant.ipynb",
         "fastapi_app.py",
         "incident.py",
+        "moving_in.py",
+        "moving_in.ipynb",
         "quickstart.py",
         "quickstart.ipynb",
         "raw_boto3.py",
         "renew_lambda.py",
+        "shop.py",
+        "shopping_assistant.py",
+        "shopping_assistant.ipynb",
     }
 
 

@@ -18,6 +18,7 @@ from tests.test_examples import EXAMPLES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 @contextmanager
 def served(folder: Path) -> Iterator[httpx.Client]:
     """Run the service as its docstring says, on a free port, with its file in a folder."""

@@ -66,3 +66,31 @@ def test_the_incident_is_handed_over(where: str, tmp_path: Path, monkeypatch: py
         ("deleted", f"retention policy, {office}"),
     ]
     assert text.endswith("left: [] []\n")
+
+
+def test_the_shop_survives_a_crash_and_orders_once(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cart and history outlive a turn, a replay says the same, a fork changes nothing, one of two clicks counts."""
+    text = told("shopping_assistant", where, tmp_path, monkeypatch)
+    assert "The turn has broken off.\nThe cart: ['stride']\nYes, and so is your cart: stride." in text
+    assert "['user', 'assistant', 'tool', 'assistant', 'user', 'assistant', 'tool', 'user', 'assistant']" in text
+    assert "Reading it again: {'ListInvocationSteps': 1}" in text
+    assert "The same answer: True" in text
+    assert "['stride'] ['comet']" in text
+    clicked = text.split("customer-42 orders stride for 129 euros. Approve?\n")[1].splitlines()
+    assert clicked[0].endswith("FunctionAgent', None)]")
+    assert clicked[1:4] == [
+        "Ordered yet: False",
+        "Thank you! Ordered: stride, 129 euros.",
+        "AlreadyResumed: the shop has answered it.",
+    ]
+    assert "The orders: [['stride']] The stage: ordered" in text
+    assert text.endswith("sold | one pair ordered\nLeft: [] []\n")
+
+
+def test_the_application_has_moved() -> None:
+    """All is copied, what was interrupted is completed, nothing is overwritten, and the agent knows what it knew."""
+    text = printed(kept("moving_in"))
+    assert "8 messages of 2 conversations, 0 problems\nEqual: True\ncompleted: ('hello',)\n" in text
+    assert "INC-4711, message 6: the target has more messages here, and is left as it is" in text
+    assert "INC-4711, as we left it: The dashboard you sent is a picture of 960 x 540 pixels." in text
+    assert text.endswith("moved out: ('INC-4711', 'hello')\n")
