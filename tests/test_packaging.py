@@ -37,7 +37,8 @@ def imported(folder: Path) -> set[str]:
             else:
                 continue
             found |= {name.split(".")[0] for name in names if name not in OPTIONAL}
-    found -= set(sys.stdlib_module_names) | {PACKAGE, "tests"}
+    beside = {path.stem for path in folder.glob("*.py")}  # what a script imports from its own folder
+    found -= set(sys.stdlib_module_names) | {PACKAGE, "tests"} | beside
     return {(DISTRIBUTIONS.get(name) or name).lower().replace("_", "-") for name in found}
 
 
