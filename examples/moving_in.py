@@ -92,7 +92,7 @@ print(ask(BedrockSessionsChatStore.local(folder / "chats.db"), "INC-4711", ChatM
 
 # %%
 def move_from_dynamodb(table_name: str, target: BedrockSessionsChatStore) -> CopyReport:
-    from llama_index.storage.chat_store.dynamodb import DynamoDBChatStore  # noqa: PLC0415  # pyright: ignore
+    from llama_index.storage.chat_store.dynamodb import DynamoDBChatStore  # noqa: PGH003, PLC0415  # pyright: ignore
 
     return copy_conversations(DynamoDBChatStore(table_name=table_name, region_name="us-east-1"), target)
 
