@@ -170,7 +170,7 @@ class Chain(Reader):
             status = self.sessions.get(head).status
         except Gone:
             logger.info("conversation %s: session %s is gone; looking for another", self.name, head)
-            self._forget_fold()
+            self.drop()
             return
         logger.info(
             "conversation %s: session %s, which is %s, has refused a write: %s",
@@ -290,7 +290,7 @@ class Chain(Reader):
             self._refuse_if_newer(fold)
             return self._open_next(fold, resolve, dataclasses.replace(passage, closing=closing))
         except Gone:
-            self._forget_fold()
+            self.drop()
             return False
 
     def _refuse_if_newer(self, fold: Fold) -> None:
@@ -377,7 +377,7 @@ class Chain(Reader):
             ]
             # Not of the one just created: should somebody have opened it, two openings of a session are one fold.
             if any(self._has_opening(s.session) for s in candidates if not mine or s.session != mine.session):
-                self._forget_fold()
+                self.drop()
                 return False
             if not candidates and not mine:
                 mine = self._create(fold)
@@ -392,7 +392,7 @@ class Chain(Reader):
                 void.add(summary.session)
             mine = None
             if any(self._has_opening(s.session) for s in candidates):
-                self._forget_fold()
+                self.drop()
                 return False
         return False
 

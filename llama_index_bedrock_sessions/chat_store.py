@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import difflib
@@ -12,7 +11,6 @@ import itertools
 import logging
 import math
 import os
-import threading
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -53,17 +51,16 @@ from llama_index_bedrock_sessions.directory import (
 )
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError, InvalidKeyError
 from llama_index_bedrock_sessions.instrumentation import hashed
+from llama_index_bedrock_sessions.kept import Kept
 from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
 from llama_index_bedrock_sessions.pooled import in_pool
 from llama_index_bedrock_sessions.reading import Settings
-from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions, after_fork
+from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions
 
 R = TypeVar("R")
 
 StrMap = dict[str, str]
 
-CONVERSATIONS = 1024
-"""Conversations a store keeps in memory; the least recently used go first."""
 KEY_LENGTH = 5000
 """Characters of a key: the service's limit for a value of `sessionMetadata`."""
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "botocore_session", "botocore_config")
@@ -151,7 +148,7 @@ class BedrockSessionsChatStore(BaseChatStore):
     _where: Directory = PrivateAttr()
     _by_id: SessionIdDirectory = PrivateAttr()
     _bucket: Bucket | None = PrivateAttr(default=None)
-    _open: _Open = PrivateAttr()
+    _kept: Kept[Conversation] = PrivateAttr()
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
 
     if not TYPE_CHECKING:
@@ -181,7 +178,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             self._where = MetadataDirectory(self._sessions, self.namespace, limit, rate)
         if self.media is not None:
             self._bucket = Bucket(self.media, self._make_s3_client, self._sessions.pool)
-        self._open = _Open()
+        self._kept = Kept()
         _live[self._id] = self
 
     @classmethod
@@ -236,7 +233,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         _refuse_bad_key(key)
         if self._where is self._by_id:
             refuse_no_session_id(key)
-        found = self._open.get((key, self._where.continues), lambda: self._new_conversation(key))
+        found = self._kept.get((key, self._where.continues), lambda: self._new_conversation(key))
         given = {"own_metadata": session_metadata, "own_tags": tags, "encryption_key_arn": encryption_key_arn}
         found.configure(**{name: value for name, value in given.items() if value is not None})
         return found
@@ -258,7 +255,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             self._by_id.look(session_id)
         except Gone:
             raise session_closed(session_id, "is not there (any more) in this account and region") from None
-        return self._open.get((session_id, False), lambda: self._new_conversation(session_id, self._by_id))
+        return self._kept.get((session_id, False), lambda: self._new_conversation(session_id, self._by_id))
 
     def conversations(
         self, prefix: str = "", session_metadata: Mapping[str, str] | None = None
@@ -307,7 +304,8 @@ class BedrockSessionsChatStore(BaseChatStore):
             has_retention=self.database is None,
             audit=self.audit,
         )
-        return Conversation(key, self._sessions, where, settings, self.conversation)
+        used = functools.partial(self._kept.used, (key, where.continues))
+        return Conversation(key, self._sessions, where, settings, self.conversation, used=used)
 
     # LlamaIndex's verbs
 
@@ -585,27 +583,6 @@ class Renewed:
 
     keys: tuple[str, ...]
     failed: Mapping[str, BedrockSessionsError]
-
-
-class _Open:
-    """The conversations of a store, at most 1,024: who is used again stays."""
-
-    def __init__(self) -> None:
-        self.forget()
-        after_fork(self)
-
-    def forget(self) -> None:
-        self._lock = threading.Lock()
-        self._by_key: collections.OrderedDict[tuple[str, bool], Conversation] = collections.OrderedDict()
-
-    def get(self, key: tuple[str, bool], make: Callable[[], Conversation]) -> Conversation:
-        with self._lock:
-            if key not in self._by_key:
-                self._by_key[key] = make()
-            self._by_key.move_to_end(key)
-            while len(self._by_key) > CONVERSATIONS:
-                self._by_key.popitem(last=False)
-            return self._by_key[key]
 
 
 def _embedded(database: str, config: Config) -> Any:

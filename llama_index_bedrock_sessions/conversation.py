@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import threading
 import weakref
 from collections.abc import (
     Callable,
@@ -63,6 +62,7 @@ from llama_index_bedrock_sessions.journal import (
     parts_json,
     shifted,
 )
+from llama_index_bedrock_sessions.kept import Turn
 from llama_index_bedrock_sessions.lifecycle import Lifecycle
 from llama_index_bedrock_sessions.limits import Copy, json_size, refuse_size, refuse_too_large
 from llama_index_bedrock_sessions.pooled import caller, in_pool, twin
@@ -120,16 +120,19 @@ class Conversation:
         where: Directory,
         settings: Settings,
         sibling: Callable[[str], Conversation],
+        *,
+        used: Callable[[Conversation, int], Callable[[], None]],
     ) -> None:
         self.key = key
         self.sessions = sessions
         self._sibling = sibling
+        self._used = used
         self._directory = where
         self._reset(settings)
         after_fork(self)
 
     def _reset(self, settings: Settings) -> None:
-        self._lock = threading.RLock()
+        self._lock = Turn(lambda: self._used(self, self._chain.held()))
         self._chain = Lifecycle(self.key, self.sessions, self._directory, settings)
         self._views: weakref.WeakKeyDictionary[Any, list[MessageId]] = weakref.WeakKeyDictionary()
 
@@ -145,6 +148,10 @@ class Conversation:
     def forget(self) -> None:
         """Drop all that is cached: a forked child starts anew."""
         self._reset(self._chain.settings)
+
+    def drop(self) -> bool:
+        """Drop what was read, unless somebody is reading or writing; return whether that was so."""
+        return self._lock.if_free(self._chain.drop)
 
     # Reading
 

@@ -42,6 +42,8 @@ from llama_index_bedrock_sessions.values import JSON
 
 OVERHEAD = 80
 """Bytes a carried change costs besides what it says: its id and punctuation."""
+CHANGE_HELD, MESSAGE_HELD, LISTED_HELD = 1300, 500, 600
+"""Bytes of memory that a change, a message of it and a listed step take besides their texts: about, as measured."""
 SAFE_AGE = 9 * 24 * 3600 * 1000
 """ms after which a session's content is carried into the next one, so that all that is alive has 20 days to live."""
 COVERED_AGE = 31 * 24 * 3600 * 1000
@@ -170,6 +172,7 @@ class Fold:
         self._last_set: Key = _NEVER
         self._alive: list[Message] | None = None
         self._segments: list[Segment] | None = None
+        self._held = 0
 
     # What is still to be read
 
@@ -283,7 +286,7 @@ class Fold:
     def absorb(self, step: Step) -> None:
         """Take in what a step says."""
         home = step.home
-        self.read[home.step] = step
+        self._keep(step, step.contents)
         self.newer = self.newer or step.newer
         inherited = self._inherited.get(home.step, [])
         for segment in inherited:
@@ -302,6 +305,17 @@ class Fold:
             self._absorb_straggler(step, inherited)
         self._segments = None
         self._weights.clear()
+
+    def _keep(self, step: Step, new: Iterable[tuple[str, Change | None]]) -> None:
+        self.read[step.home.step] = step
+        for _, change in new:
+            if change is not None:
+                values = len(dump(change.state)) if change.state else 0
+                self._held += CHANGE_HELD + values + sum(m.size + MESSAGE_HELD for m in change.messages.values())
+
+    def held(self) -> int:
+        """Return about how many bytes of memory all of this takes."""
+        return self._held + LISTED_HELD * sum(map(len, self.listed.values()))
 
     def lost(self, home: Home) -> None:
         """Take note that a step is not there. One that is listed is looked for again when `rounds` begins anew."""
@@ -670,7 +684,8 @@ class Fold:
         segments = [s for s in self.segments() if s not in composed.taken]
         step, home = composed.step, composed.step.home
         self.saw_list(home.session, [Listed(home, self.clock)])
-        self.read[home.step] = step
+        # What it carries is known already.
+        self._keep(step, step.contents[:1])
         self._cover(*step.contents[0])
         changes = _change_ids(step)
         self._sources[home.step] = _Source(home, changes, step.taken, own=False)

@@ -247,7 +247,7 @@ class Lifecycle(Chain):
             with contextlib.suppress(Gone, Refused):
                 self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
         self._delete({*fold.heads, *fold.covers()}, deleted, others=True)
-        self._forget_fold()
+        self.drop()
 
     def _delete(self, doomed: set[str], deleted: dict[str, None], *, others: bool = False) -> None:
         """Delete sessions, oldest first, until they are gone, and then what is in S3 and nobody refers to.

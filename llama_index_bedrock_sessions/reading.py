@@ -117,7 +117,7 @@ class Reader:
                 self._find()
                 break
             except Gone:
-                self._forget_fold()
+                self.drop()
         else:
             raise UnavailableError("The sessions of this conversation keep changing; try again.")
         self._validated, self._unlisted = time.monotonic(), 0
@@ -300,11 +300,17 @@ class Reader:
         self._invocations = {place for place in self._invocations if place[0] in fold.heads}
         self._tags = {session: tags for session, tags in self._tags.items() if session in fold.heads}
 
-    def _forget_fold(self) -> None:
+    def drop(self) -> None:
+        """Drop what was read: it is read again when it is wanted again."""
         if self.fold is not None:
             self._clock = max(self._clock, self.fold.clock)
         self.fold = None
         self.natives = {}
+
+    def held(self) -> int:
+        """Return about how many bytes of memory what was read takes."""
+        natives = sum(_held(block) for payload in self.natives.values() for block in payload)
+        return natives + (self.fold.held() if self.fold else 0)
 
     # How it stands
 
@@ -386,6 +392,10 @@ def is_opening(step: str) -> bool:
     """Whether an id is that of an opening."""
     parsed = parse_id(step)
     return parsed is not None and parsed.kind is Kind.OPENING
+
+
+def _held(block: ContentBlock) -> int:
+    return len(block["text"]) if "text" in block else len(block["image"]["source"].get("bytes", b""))
 
 
 def nothing(*_: object) -> None:
