@@ -17,6 +17,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from llama_index.core.llms import ChatMessage
+from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
@@ -182,7 +183,8 @@ class History:
         count = {"add": 1 + (argument % 3 == 0), "set": 2}.get(kind, 0)
         tokens = [f"m{self.tokens + n}" for n in range(count)]
         self.tokens += count
-        op = Op(process.name, kind, KEY, self.now(), tokens, strict=self.strict)
+        kind, view = ("read", "all") if kind == "all" else (kind, "active")
+        op = Op(process.name, kind, KEY, self.now(), tokens, view=view, strict=self.strict)
         self.ops.append(op)
         process.op, process.gate, process.done = op, Gate(), False
         self.note(f"P{number} begins {kind} {' '.join(tokens)}")
@@ -237,7 +239,9 @@ class History:
             return chat.end()
         if op.kind == "reopen":
             return chat.reopen()
-        return contents(chat.messages())
+        if op.kind == "archive":
+            return contents(chat.archive_oldest(1 + argument % 3))
+        return contents(chat.messages(status=None if op.view == "all" else MessageStatus.ACTIVE))
 
     def step(self, number: int, fault: str | None = None) -> bool:
         process = self.processes[number]
@@ -334,6 +338,7 @@ class History:
             self.expect(f"after {pause / DAY:.1f} days", before, self.texts(last))
             self.cold("add", 1)
             last = self.cold()
+        self.cold("all")
         self.anomalies += [
             Anomaly("does not work at rest", f"{op} {op.result}") for op in self.ops[rest:] if op.outcome != "ok"
         ]

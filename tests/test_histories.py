@@ -87,6 +87,18 @@ SUITES: dict[str, dict[str, Any]] = {
         "faults": 0.02,
         "behaviour": Behaviour(steps_listed_after=2, sessions_listed_after=1, late_lists="up to"),
     },
+    "archiving": {
+        "kinds": "add add add read all archive archive remove set renew",
+        "times": (MINUTE, 61 * MINUTE, 4 * DAY, 10 * DAY),
+        "actions": 120,
+    },
+    "archiving, redacting and erasing": {
+        "kinds": "add add add read all archive archive redact renew erase",
+        "times": (MINUTE, 61 * MINUTE, 4 * DAY),
+        "processes": 4,
+        "actions": 250,
+        "faults": 0.02,
+    },
     "ending and reopening": {
         "kinds": "add add add read remove end reopen reopen renew",
         "times": (MINUTE, 61 * MINUTE),
@@ -124,6 +136,7 @@ def test_no_history_breaks_a_promise(suite: str) -> None:
         ("only_the_newest_session", "every kind of operation"),
         ("sessions_are_not_closed", "every kind of operation"),
         ("removals_are_not_carried", "clocks wrong by minutes"),
+        ("archived_messages_are_handed_down_bare", "archiving"),
         ("local_clocks", "clocks wrong by minutes"),
     ],
 )
