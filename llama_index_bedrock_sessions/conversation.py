@@ -262,7 +262,8 @@ class Conversation:
             alive = fold.visible()
             archived = sum(fold.is_archived(m.id) for m in alive)
             heads = set(fold.heads)
-            steps = {session: len(listed) for session, listed in fold.listed.items()}
+            # Of the sessions it has itself continued it knows all without a list.
+            steps = {session: len(listed) for session, listed in fold.listed.items() if listed}
             until = self._chain.complete_until(fold)
             orphans = self._chain.orphans(fold)
             wanted = [*fold.covers(), *fold.heads]

@@ -220,6 +220,17 @@ def test_describe_tells_how_near_each_limit_is() -> None:
     assert told["name"] == hashed(KEY)
 
 
+def test_a_session_that_was_not_listed_has_no_number_of_steps() -> None:
+    """Who has continued a conversation himself knows what was in the session before without a list of it."""
+    service = Service()
+    chat = service.store().conversation(KEY)
+    chat.add(users("one"))
+    service.later(IDLE)
+    chat.add(users("two"))
+    old, new = chat.describe()["sessions"]
+    assert (old["steps"], old["steps_left"], new["steps"]) == (None, None, 1)
+
+
 def test_what_is_complete_for_longer_says_so() -> None:
     """Once what an old session held is in a new one, the conversation is complete for as long as that."""
     service = Service()
