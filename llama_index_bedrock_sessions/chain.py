@@ -489,7 +489,7 @@ class Chain(Reader):
         except BedrockSessionsError as error:
             # What was to be written is: that it cannot be read just now is for the next who reads.
             logger.info("conversation %s: cannot be read after it was written (%s)", self.name, type(error).__name__)
-            self._forget_fold()
+            self.drop()
         self._upload_again(reused)
         if passage.closing and passage.finish:
             self._finish(summary.session)
