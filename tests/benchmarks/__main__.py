@@ -1,7 +1,10 @@
 """Print what the store costs in calls, bytes on the wire and seconds, beside what a first program by hand costs.
 
-    python -m tests.benchmarks            the whole table, some minutes
-    python -m tests.benchmarks --quick    ten messages, no latency: does it run?
+    python -m tests.benchmarks --save docs --dynamodb .venv-dynamodb     everything, some ten minutes
+    python -m tests.benchmarks --quick                                   ten messages, no latency: does it run?
+
+First an agent's turn with two tool calls on this store and on its peers (`peers.py`, those that are installed), then
+the single operations beside one step a message by hand.
 
 By hand is: one step a message, and to read, list everything and get everything. Both run on the emulator of this
 process, one after the other, with the same messages and the same latency injected into every call.
@@ -10,14 +13,15 @@ process, one after the other, with the same messages and the same latency inject
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import botocore.session
@@ -26,6 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
+from tests.benchmarks import comparison, measurement
+from tests.benchmarks.byhand import ByHand
 from tests.service import IDLE, KEY, Service, english, user
 
 if TYPE_CHECKING:
@@ -62,55 +68,6 @@ class Cost:
     seconds: float
 
 
-@dataclass
-class ByHand:
-    """The first program anybody writes: a step a message, everything listed and got to read."""
-
-    client: Any
-    session: str = ""
-    older: list[str] = field(default_factory=list)
-    invocation: str = ""
-
-    def open(self) -> None:
-        """Begin in a new session; what was said before stays in the older ones."""
-        if self.session:
-            self.older.append(self.session)
-        self.session = self.client.create_session()["sessionId"]
-        self.invocation = self.client.create_invocation(sessionIdentifier=self.session)["invocationId"]
-
-    def add(self, text: str, at: float) -> None:
-        """Put a step, in a new session where this one takes no more."""
-        if not self.session:
-            self.open()
-        try:
-            self._put(text, at)
-        except (self.client.exceptions.ConflictException, self.client.exceptions.ServiceQuotaExceededException):
-            self.open()
-            self._put(text, at)
-
-    def _put(self, text: str, at: float) -> None:
-        self.client.put_invocation_step(
-            sessionIdentifier=self.session,
-            invocationIdentifier=self.invocation,
-            invocationStepTime=at,
-            payload={"contentBlocks": [{"text": json.dumps({"role": "user", "content": text})}]},
-        )
-
-    def read(self) -> list[str]:
-        """List every step of every session, and get each."""
-        found = []
-        for session in [*self.older, self.session]:
-            pages = self.client.get_paginator("list_invocation_steps").paginate(sessionIdentifier=session)
-            for summary in [summary for page in pages for summary in page["invocationStepSummaries"]]:
-                step = self.client.get_invocation_step(
-                    sessionIdentifier=session,
-                    invocationIdentifier=summary["invocationId"],
-                    invocationStepId=summary["invocationStepId"],
-                )["invocationStep"]
-                found.append((step["invocationStepTime"], step["payload"]["contentBlocks"][0]["text"]))
-        return [str(json.loads(text)["content"]) for _, text in sorted(found, key=lambda pair: pair[0])]
-
-
 class Bench:
     """One conversation, once in our store and once by hand, on one emulator each."""
 
@@ -120,7 +77,7 @@ class Bench:
         self.hand = ByHand(self.theirs.client())
         for text in contents:
             self.store.add_message(KEY, user(text))
-            self.hand.add(text, self.now())
+            self.hand.add(user(text), self.now())
 
     def now(self) -> float:
         return self.theirs.clock.now().timestamp()
@@ -165,7 +122,9 @@ def measure(profile: Profile, tell: Callable[[str], None]) -> list[Row]:
                 pairs = [operations() for _ in range(profile.repetitions)]
                 rows.append((what, latency, median([a for a, _ in pairs]), median([b for _, b in pairs])))
             bench.latency(0)
-        assert [message.content for message in bench.store.get_messages(KEY)] == bench.hand.read()
+        assert [message.content for message in bench.store.get_messages(KEY)] == [
+            message.content for message in bench.hand.read()
+        ]
     for latency in profile.latencies:
         rows += _pauses(latency, profile)
     return rows
@@ -177,7 +136,7 @@ def _operations(bench: Bench, more: Any, length: int) -> dict[str, Callable[[], 
     def append() -> tuple[Cost, Cost]:
         text = next(more)
         mine = cost(ours, lambda: bench.store.add_message(KEY, user(text)))
-        return mine, cost(theirs, lambda: bench.hand.add(text, bench.now()))
+        return mine, cost(theirs, lambda: bench.hand.add(user(text), bench.now()))
 
     def warm() -> tuple[Cost, Cost]:
         return cost(ours, lambda: bench.store.get_messages(KEY)), cost(theirs, bench.hand.read)
@@ -203,7 +162,7 @@ def _pauses(latency: float, profile: Profile) -> list[Row]:
         bench.latency(latency)
         for found in (first, idle):
             mine = cost(bench.ours, lambda b=bench: b.store.add_message(KEY, user("hello")))  # type: ignore[misc]
-            found.append((mine, cost(bench.theirs, lambda b=bench: b.hand.add("hello", b.now()))))  # type: ignore[misc]
+            found.append((mine, cost(bench.theirs, lambda b=bench: b.hand.add(user("hello"), b.now()))))  # type: ignore[misc]
             bench.pause()
     return [
         (what, latency, median([a for a, _ in found]), median([b for _, b in found]))
@@ -280,23 +239,60 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
+def compared(quick: bool, dynamodb: Path | None, folder: Path | None, console: Console) -> str:
+    """Compare the store with its peers, print the tables, and write them and the picture to a folder."""
+    profile = comparison.QUICK if quick else measurement.Profile()
+    before = os.getloadavg()[0]
+    findings = comparison.measure(profile, dynamodb, Console(stderr=True).print)
+    sheets = comparison.sheets(findings, profile)
+    for sheet in sheets:
+        console.print(comparison.printed(sheet))
+    conditions = (
+        f"Python {platform.python_version()}, {_versions()}, {os.cpu_count()} cores, on stand-ins of this machine: "
+        f"the emulator, moto, a Redis server, a SQLite file. Load when it began: {before:.1f}, when it ended: "
+        f"{os.getloadavg()[0]:.1f}. Seconds are medians of up to {profile.repetitions} turns, of the agent, the "
+        "stand-in and the store together; of SQLite there is no wire to slow down. Cold is with new objects, client "
+        "and connections; imports are not counted. Calls of SQLite are statements and commits."
+    )
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = [f"# This store and its peers\n\n{conditions}\n", *map(comparison.markdown, sheets)]
+        (folder / "benchmark.md").write_text("\n".join(text), encoding="utf-8")
+        comparison.picture(findings, folder / "benchmark.png")
+    return conditions
+
+
+def _versions() -> str:
+    packages = ("botocore", "llama-index-core", "langgraph-checkpoint-aws", "moto", "redis", "sqlalchemy")
+    with_version = [(name, _version(name)) for name in packages]
+    return ", ".join(f"{name} {found}" for name, found in with_version if found)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and print the table, the ratio of CPU times, where it ran, and the command that says it again."""
+    """Measure, and print the tables, the ratio of CPU times, where it ran, and the command that says it again."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="ten messages, no latency")
-    quick = parser.parse_args(arguments).quick
-    profile = QUICK if quick else Profile()
+    parser.add_argument("--dynamodb", type=Path, metavar="FOLDER", help="virtual environment for DynamoDBChatStore")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write benchmark.md and benchmark.png there")
+    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    again = " ".join([parser.prog, *given])
+    profile = QUICK if options.quick else Profile()
     console = Console()
+    conditions = compared(options.quick, options.dynamodb, options.save, console)
     console.print(table(measure(profile, Console(stderr=True).print)))
     ratio = cpu_ratio(profile.appends)
     console.print(
         f"CPU time of a warm append over a bare put of the same bytes, median of {profile.appends}: {ratio:.2f}"
     )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("botocore", "llama-index-core"))
-    console.print(
-        f"Python {platform.python_version()}, {versions}, on the emulator.\n"
-        f"Again: python -m tests.benchmarks{' --quick' if quick else ''}"
-    )
+    console.print(f"{conditions}\nAgain: {again}")
 
 
 if __name__ == "__main__":
