@@ -25,10 +25,10 @@ OPTIONAL = {"llama_index.llms.bedrock_converse"}
 """Imported only where the user asked for it and is told what to install."""
 
 
-def imported(folder: Path) -> set[str]:
-    """Give the distributions that the Python files of a folder import, but for those needed by type checkers only."""
+def imported(*places: Path) -> set[str]:
+    """Give the distributions that files and folders of Python import, but for those needed by type checkers only."""
     found = set()
-    for path in folder.rglob("*.py"):
+    for path in (path for place in places for path in ([place] if place.suffix == ".py" else place.rglob("*.py"))):
         for node in runtime_nodes(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -68,10 +68,12 @@ def test_everything_the_library_imports_is_declared() -> None:
 
 
 def test_everything_the_tests_import_is_declared() -> None:
-    """Each third-party import of tests and examples comes with the `test` extra."""
+    """Each third-party import of tests and examples comes with the `test` extra, or with that of the benchmarks."""
+    at_hand = declared(None) | declared("cli") | declared("test")
     beside = {path.stem for path in (ROOT / "examples").glob("*.py")}  # an example imports what stands beside it
-    needed = imported(ROOT / "tests") | imported(ROOT / "examples") - beside
-    assert needed - declared(None) - declared("cli") - declared("test") == set()
+    tests = imported(*(path for path in (ROOT / "tests").iterdir() if path.name != "benchmarks"))
+    assert (tests | imported(ROOT / "examples") - beside) - at_hand == set()
+    assert imported(ROOT / "tests" / "benchmarks") - at_hand - declared("benchmark") == set()
 
 
 def test_the_package_is_typed() -> None:
