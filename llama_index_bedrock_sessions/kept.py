@@ -24,6 +24,7 @@ class Droppable(Protocol):
 
     def drop(self) -> bool:
         """Drop it, unless somebody is using it just now; return whether that was so. Never waits."""
+        ...
 
 
 C = TypeVar("C", bound=Droppable)

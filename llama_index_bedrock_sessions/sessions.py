@@ -250,12 +250,12 @@ class Sessions:
         """Call an operation; `member` has to be in its answer."""
         method: Callable[..., dict[str, Any]] = getattr(self.client(), operation)
         sent, begun = self.clock.local(), time.perf_counter()
-        reply: Mapping[str, Any] | None = None
+        answer: Mapping[str, Any] | None = None
         failure: Exception | None = None
         try:
-            reply = method(**arguments)
+            answer = reply = method(**arguments)
         except aws.ClientError as error:
-            reply, failure = error.response, error
+            answer, failure = error.response, error
             self._saw(error.response, sent)
             raise _client_error(error, writes=writes) from error
         except ResponseParserError as error:
@@ -266,7 +266,7 @@ class Sessions:
             failure = error
             raise translated(error, writes=writes) from error
         finally:
-            instrumentation.called(operation, arguments, reply, failure, time.perf_counter() - begun)
+            instrumentation.called(operation, arguments, answer, failure, time.perf_counter() - begun)
         self._saw(reply, sent)
         if member is not None and member not in reply:
             # botocore does not notice that an answer was cut off: it returns none of its members.

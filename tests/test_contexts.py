@@ -200,7 +200,8 @@ def test_the_application_neither_sees_nor_writes_what_is_saved(service: Service)
     assert dict(chat.state) == chat.describe()["state"] == {"cart": ["tea"]}
     with pytest.raises(InvalidStateError, match="cannot be the name"):
         chat.state[name] = 1
-    for given in ({"state": {name: 1}}, {"forget": [name]}):
+    wrong: tuple[dict[str, Any], ...] = ({"state": {name: 1}}, {"forget": [name]})
+    for given in wrong:
         with pytest.raises(InvalidStateError, match="cannot be the name"):
             chat.add([], **given)
     with pytest.raises(KeyError):
@@ -231,9 +232,10 @@ def test_what_is_wrong_is_found_before_it_is_taken(service: Service) -> None:
         chat.load_context(Order(), serializer=PickleSerializer())
     with pytest.raises(InvalidContextError, match=r"no saved context 'other'; there are .'default'"):
         chat.load_context(Order(), "other")
-    for wrong in ({"name": ""}, {"by": 7}):
+    wrong: tuple[dict[str, Any], ...] = ({"name": ""}, {"by": 7})
+    for given in wrong:
         with pytest.raises(InvalidContextError, match="is a string"):
-            chat.load_context(Order(), **wrong)
+            chat.load_context(Order(), **given)
     with pytest.raises(InvalidContextError, match="A workflow is wanted, not str"):
         chat.load_context("Order")  # type: ignore[arg-type]
     assert load(chat) == ["yes", ["tea"]]

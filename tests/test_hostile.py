@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llama_index.core.base.llms.types import TextBlock
 
 from llama_index_bedrock_sessions import ConversationEnded, NewerFormatError, blocks, journal
 from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
@@ -206,7 +207,7 @@ def test_what_only_a_damaged_opening_had_is_shown_as_lost() -> None:
     session = service.sessions()[-1]["sessionId"]
     damage_zips(service, session)
     shown = service.store().get_messages(KEY)
-    assert [b.text for m in shown for b in m.blocks if hasattr(b, "text")] == [
+    assert [b.text for m in shown for b in m.blocks if isinstance(b, TextBlock)] == [
         "one",
         "two",
         "[unreadable message: what a damaged step carried]",

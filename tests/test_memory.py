@@ -729,7 +729,7 @@ def test_a_block_that_loses_nothing_is_made_again(service: Service) -> None:
 def test_a_block_whose_class_is_another_by_now_is_given_again(service: Service, other: dict[str, Any]) -> None:
     """A class that is gone, is no block, or does not take what was saved: the error says what to give."""
     store = service.store()
-    data = memory(store, memory_blocks=[Guarded()]).to_dict() | {"instance": "elsewhere"}
+    data: dict[str, Any] = memory(store, memory_blocks=[Guarded()]).to_dict() | {"instance": "elsewhere"}
     data["memory_blocks"][0] |= other
     with pytest.raises(ConfigurationError, match="memory_blocks: guarded"):
         BedrockSessionsMemory.from_dict(data)
