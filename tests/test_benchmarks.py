@@ -107,6 +107,7 @@ def test_the_tables_and_the_picture(tmp_path: Path) -> None:
     ]
     costs, _, kept = comparison.sheets(findings, comparison.QUICK)
     assert costs[2][0] == ["one", "10", "3", "10.4", "0.50", "12", "-", "0.25"]
+    assert comparison.sheets(findings, comparison.COUNTS)[0][2][0] == ["one", "10", "3", "10.4", "12", "-"]
     assert costs[2][1][:3] == ["one", "100", "ValueError: item|too large"]
     assert costs[2][2][:3] == ["none", "", "not installed"]
     assert {len(row) for row in costs[2]} == {len(costs[1])}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 QUICK = Profile(lengths=(10,), pictured=(10,), latencies=(0.0,), repetitions=1, race=0.002)
+COUNTS = Profile(lengths=(10, 100, 1000), pictured=(10, 100), latencies=(), repetitions=1)
 OURS = "BedrockSessionsMemory"
 EXTRA = "not installed: it comes with the extra `benchmark`"
 OLDER = "not installed: its aioboto3 needs an older botocore than the others; give --dynamodb FOLDER"

@@ -29,7 +29,11 @@ RACERS, ADDS = 2, 9
 
 @dataclass(frozen=True)
 class Profile:
-    """What is measured: lengths in messages (`pictured` also with pictures), seconds of latency, repetitions."""
+    """What is measured: lengths in messages (`pictured` also with pictures), seconds of latency, repetitions.
+
+    Without any latency only calls and bytes are told, which are the same on a busy machine. `race` is the latency while
+    several write at once.
+    """
 
     lengths: tuple[int, ...] = (10, 100, 1000, 10_000)
     pictured: tuple[int, ...] = (10, 100, 1000)
@@ -117,7 +121,7 @@ class Measurement:
             peer.fill(expected)
             warm, cold = Cell(seconds={}), Cell(seconds={})
             self._turn(lambda: peer, expected, pictures)  # warms up
-            for latency in self.profile.latencies if self.line else (0.0,):
+            for latency in (self.profile.latencies if self.line else ()) or (0.0,):
                 self._latency(latency)
                 for cell, make in ((warm, lambda: peer), (cold, lambda: self.make(self.port, name))):
                     self._measure(cell, latency, lambda m=make: self._turn(m, expected, pictures))  # type: ignore[misc]

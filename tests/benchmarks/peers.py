@@ -398,7 +398,9 @@ class SQLAlchemy(OfLlamaIndex):
 
 
 class AgentCore(OfLlamaIndex):
-    """AgentCoreMemory on moto."""
+    """AgentCoreMemory on moto. It asks for the newest 20 events, and for more only if none of these is a user's."""
+
+    longest = 1000
 
     def open(self) -> BaseMemory:
         from llama_index.memory.bedrock_agentcore import AgentCoreMemory, AgentCoreMemoryContext
