@@ -532,7 +532,8 @@ def test_deleting_again_deletes_the_rest(
     s3.fail(operation, 500, code)
     with pytest.raises(kind) as error:
         store.delete_messages(KEY)
-    assert getattr(error.value, "may_have_happened", None) is (operation == "DeleteObjects")
+    # The messages have left the conversation by then, whatever fails first.
+    assert getattr(error.value, "may_have_happened", None) is True
     s3.before.clear()
     service.store(media=kept(s3)).delete_messages(KEY)
     assert (s3.names(), service.sessions()) == ([], [])
