@@ -395,7 +395,8 @@ class Fold:
         for name, value in change.state.items():
             if name not in self._state or self._state[name][0] <= change.key:
                 self._state[name] = (change.key, value)
-        if change.hide is not None:
+        # A forged one of the future would hide what is written until then.
+        if change.hide is not None and change.time <= self.horizon:
             self._hide = max(self._hide, (change.key, change.hide))
         if change.is_set:
             self._last_set = max(self._last_set, change.key)
