@@ -55,7 +55,7 @@ from llama_index_bedrock_sessions.kept import Kept
 from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
 from llama_index_bedrock_sessions.pooled import in_pool
 from llama_index_bedrock_sessions.reading import Settings
-from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions
+from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions, new_botocore_session
 
 R = TypeVar("R")
 
@@ -573,7 +573,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             aws_access_key_id=self.aws_access_key_id,
             aws_secret_access_key=self.aws_secret_access_key,
             aws_session_token=self.aws_session_token,
-            botocore_session=self.botocore_session,
+            botocore_session=self.botocore_session or new_botocore_session(),
         )
 
 

@@ -24,7 +24,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import botocore.exceptions as aws
+import botocore.session
 from botocore.parsers import ResponseParserError
+from botocore.utils import parse_timestamp
 
 from llama_index_bedrock_sessions import instrumentation
 from llama_index_bedrock_sessions.errors import (
@@ -208,6 +210,27 @@ class Clock:
         """Return the service's time in ms since the epoch: the local one, where that is possible."""
         offset = 0.0 if self._low <= 0 <= self._high else self._low if self._low > 0 else self._high
         return int((self.local() + offset) * 1000)
+
+
+def new_botocore_session() -> botocore.session.Session:
+    """Return a botocore session whose clients read a list of steps quickly.
+
+    botocore reads every timestamp by dateutil, most of the time that a list takes: 41 us for what `fromisoformat`
+    reads in 0.1 us (Python 3.11). What that does not read, botocore does.
+    """
+    session = botocore.session.get_session()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    return session
+
+
+def _timestamp(value: Any) -> datetime:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            found = datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not know Z
+            if found.tzinfo is not None:
+                return found
+    parsed: datetime = parse_timestamp(value)
+    return parsed
 
 
 class Sessions:

@@ -900,3 +900,20 @@ def test_a_forked_child_goes_on(tmp_path: Path) -> None:
     assert process.exitcode == 0
     store.add_message(KEY, user("parent again"))
     assert texts(store) == ["parent", "child", "child again", "parent again"]
+
+
+def test_a_list_is_read_without_dateutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dateutil(text: Any) -> Any:
+        raise AssertionError(f"{text!r} was read by dateutil")
+
+    monkeypatch.setattr("llama_index_bedrock_sessions.sessions.parse_timestamp", dateutil)
+    monkeypatch.setattr("botocore.parsers.DEFAULT_TIMESTAMP_PARSER", dateutil)
+    with Emulator() as emulator, emulator.serve() as server:
+        store = BedrockSessionsChatStore(
+            endpoint_url=server.url,
+            region_name="us-east-1",
+            aws_access_key_id="AKIDSERVED",
+            aws_secret_access_key="secret",
+        )
+        store.add_message(KEY, user("a"))
+        assert texts(store) == ["a"]

@@ -23,6 +23,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.stub import Stubber
+from botocore.utils import parse_timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,7 @@ from llama_index_bedrock_sessions.sessions import (
     Summary,
     after_fork,
     default_invocation,
+    new_botocore_session,
 )
 
 if TYPE_CHECKING:
@@ -808,3 +810,20 @@ def test_a_session_of_botocore_serves_as_well() -> None:
     emulator = Emulator()
     assert botocore.session.get_session().get_config_variable("profile") is None
     assert Sessions(emulator.client, Pool(1)).list_sessions() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-22T21:12:25.123Z",
+        "2026-11-22T21:12:25Z",
+        "2026-11-22T21:12:25.1+02:00",
+        "2026-11-22T21:12:25.123",  # without a zone
+        "1795381945.5",
+    ],
+)
+def test_a_session_of_ours_reads_every_timestamp_as_botocore_does(text: str) -> None:
+    ours: Any = new_botocore_session().get_component("response_parser_factory").create_parser("rest-json")
+    assert ours._timestamp_parser(text) == parse_timestamp(text)
+    with pytest.raises(ValueError, match="yesterday"):
+        ours._timestamp_parser("yesterday")

@@ -122,7 +122,13 @@ def measure(conversations: int, rounds: int, latency: float) -> tuple[list[list[
     ours: list[list[float]] = []
     bare: list[list[float]] = []
     with served(latency) as (url, slow), ThreadPoolExecutor(THREADS) as pool:
-        store = BedrockSessionsChatStore(client=client(url), max_concurrency=THREADS)
+        store = BedrockSessionsChatStore(
+            endpoint_url=url,
+            region_name="us-east-1",
+            aws_access_key_id="none",
+            aws_secret_access_key="none",
+            max_concurrency=THREADS,
+        )
         keys = [f"user-{number}" for number in range(conversations)]
         for key in keys:
             store.add_message(key, user(TEXT))
