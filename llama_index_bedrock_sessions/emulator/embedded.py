@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sqlite3
@@ -220,8 +221,12 @@ def _body(body: Any) -> bytes:
     return bytes(body) if isinstance(body, bytes | bytearray) else bytes(body.read())
 
 
+@functools.cache
 def _session() -> botocore.session.Session:
-    """Return a session that reads neither the user's files nor the profile that the environment names."""
+    """Return the session of all clients, which reads neither the user's files nor the profile the environment names.
+
+    A client copies what it needs of it; making one of its own for each would be most of what a client costs.
+    """
     session = botocore.session.Session(
         session_vars={
             "profile": (None, [], None, None),
