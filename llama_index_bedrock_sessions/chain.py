@@ -389,11 +389,12 @@ class Chain(Reader):
                     logger.info("conversation %s: passes over session %s, unopened", self.name, summary.session)
                 elif self._open(fold, summary, resolve, passage, present):
                     return True
+                # Somebody may have opened it since: another one beside it would be a second head.
+                if self._has_opening(summary.session):
+                    self.drop()
+                    return False
                 void.add(summary.session)
             mine = None
-            if any(self._has_opening(s.session) for s in candidates):
-                self.drop()
-                return False
         return False
 
     def _has_opening(self, session: str) -> bool:

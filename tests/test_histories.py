@@ -9,7 +9,7 @@ import pytest
 
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
-from tests.histories import DAY, HOUR, MINUTE, random_history
+from tests.histories import DAY, HOUR, MINUTE, History, random_history
 
 HISTORIES = int(os.environ.get("HISTORIES", "3"))
 """Histories of each suite; set the variable for a longer search."""
@@ -152,3 +152,30 @@ def test_the_judge_finds_what_is_broken_on_purpose(broken: str, suite: str, monk
         if history.anomalies:
             return
     pytest.fail("no anomaly in 40 histories")
+
+
+def test_a_session_that_was_opened_and_ended_meanwhile_is_not_passed_over() -> None:
+    """Two continue at once, and a tool ends the session that one of them has just opened: the other goes on there."""
+    history = History(0, processes=2)
+
+    def go(number: int, kind: str, until: str = "") -> None:
+        history.start(number, kind)
+        process = history.processes[number]
+        while process.gate and process.gate.waiting_for != until:
+            history.step(number)
+
+    go(0, "add")
+    go(1, "read")
+    history.advance(61 * MINUTE)
+    go(1, "add", until="create_session")
+    go(0, "clear", until="create_session")
+    history.step(0)
+    go(1, "", until="list_invocation_steps")
+    history.step(1)  # nobody has opened the session of the other
+    go(0, "")  # who does it now
+    (*_, opened, _) = sorted(history.client.list_sessions()["sessionSummaries"], key=lambda s: s["createdAt"])
+    history.client.end_session(sessionIdentifier=opened["sessionId"])
+    go(1, "")
+    history.advance(51 * MINUTE)
+    go(1, "read")
+    assert not history.conclude(), "\n".join(history.log)
