@@ -295,6 +295,8 @@ class Reader:
             self.natives[home] = payload
 
     def _switch(self, fold: Fold) -> None:
+        # What was sent and not answered may still arrive: what is written next comes after it.
+        fold.clock = max(fold.clock, self.fold.clock if self.fold else 0)
         self.fold = fold
         self._closed &= set(fold.heads)
         self._invocations = {place for place in self._invocations if place[0] in fold.heads}

@@ -16,7 +16,7 @@ from llama_index_bedrock_sessions import ConversationEnded, RequestRefusedError,
 from llama_index_bedrock_sessions.emulator import Behaviour
 from llama_index_bedrock_sessions.fold import Fold
 from llama_index_bedrock_sessions.journal import Home, Inherited, Kind, Opening, envelope, new_id, opening_json
-from llama_index_bedrock_sessions.sessions import default_invocation
+from llama_index_bedrock_sessions.sessions import Clock, default_invocation
 from tests.service import DAY, IDLE, KEY, Service
 
 
@@ -142,6 +142,27 @@ def test_an_id_of_the_far_future_moves_no_clock() -> None:
         store.add_message(KEY, user(text))
     store.delete_message(KEY, 0)
     assert texts(service) == ["two", "three", "forged"]
+
+
+def test_what_was_sent_and_arrives_late_comes_before_what_was_written_after_it() -> None:
+    """A message whose request is delayed stands before the next one of its store, whose clock was set back since."""
+    service = Service()
+    service.clock.stop()
+    now = service.clock.now().timestamp()
+    store, other = service.store(), service.store()
+    delayed: list[dict[str, Any]] = []
+    store._sessions.clock = Clock(lambda: now - 0.4 if delayed else now + 0.4)
+    other._sessions.clock = Clock(lambda: now - 0.4)
+    store.client.meta.events.register(
+        "provide-client-params.bedrock-agent-runtime.PutInvocationStep", lambda params, **_: delayed.append(params)
+    )
+    service.faults.add("PutInvocationStep", 1, "reset")
+    with pytest.raises(UnavailableError, match="did not answer"):
+        store.add_message(KEY, user("first"))
+    other.add_message(KEY, user("another's"))
+    store.add_message(KEY, user("second"))
+    service.boto3.put_invocation_step(**delayed[0])
+    assert texts(service) == ["another's", "first", "second"]
 
 
 def test_a_conversation_ended_by_another_process_is_not_continued() -> None:
