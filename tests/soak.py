@@ -151,7 +151,8 @@ class Teller:
             line = dataclasses.asdict(change) if change else None
             if line is not None:
                 line |= {name: sorted(line[name]) for name in ("removed", "archived")}
-            self.tell(say=self.operations, change=line, opening=parsed is not None and parsed.kind is Kind.OPENING)
+            opening = parsed is not None and parsed.kind is Kind.OPENING
+            self.tell(say=self.operations, change=line, opening=opening, session=home.session)
 
     def perform(self, kind: str, key: str, action: Callable[[], Any], **about: Any) -> Any:
         """Do something and tell of it, before and after; return its result, None if it failed."""
@@ -166,7 +167,8 @@ class Teller:
             end |= {"outcome": "failed" if sure else "unknown", "error": repr(error), "allowed": allowed}
         except Exception as error:  # noqa: BLE001 - told, and judged
             end |= {"outcome": "unknown", "error": repr(error), "allowed": False}
-        self.tell(end=self.operations, at=time.monotonic(), **end)
+        fold = self.asking.conversation(key)._chain.fold
+        self.tell(end=self.operations, at=time.monotonic(), heads=fold.heads if fold else [], **end)
         return end["result"]
 
     # What it does
@@ -460,7 +462,9 @@ class Soak:
             if "begin" in line:
                 cold = line.get("cold", False)
                 about = {name: line[name] for name in ("tokens", "view", "name") if name in line}
-                op = Op(path.stem, line["kind"], line["key"], line["at"], **about)
+                # What a store of the moment has read, the one that writes has not.
+                reader = f"{path.stem}, cold" if cold else path.stem
+                op = Op(reader, line["kind"], line["key"], line["at"], **about)
                 op.end = self.killed.get(path.stem, NEVER)
                 yield op
             assert op is not None
