@@ -593,15 +593,17 @@ class _Reader:
             return placeholder("its record is not an object")
         items = record.get("b")
         blocks = [self.item(item) for item in items] if isinstance(items, list) else [self._bad("no list of blocks")]
-        kwargs = self._value(record.get("k", {}))
+        role = _role(record.get("r"), self.problems)
+        return ChatMessage.model_construct(role=role, blocks=blocks, additional_kwargs=self._kwargs(record))
+
+    def _kwargs(self, record: dict[str, JSON]) -> dict[str, Any]:
+        if "k" not in record:
+            return {}
+        kwargs = self._value(record["k"])
         if not isinstance(kwargs, dict):
             self.problems.append("additional_kwargs are not an object")
-            kwargs = {}
-        return ChatMessage.model_construct(
-            role=_role(record.get("r"), self.problems),
-            blocks=blocks,
-            additional_kwargs=_harmless(kwargs, self.problems),
-        )
+            return {}
+        return _harmless(kwargs, self.problems)
 
     def item(self, item: JSON) -> BaseContentBlock:
         if type(item) is int:

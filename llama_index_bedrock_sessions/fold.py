@@ -487,7 +487,7 @@ class Fold:
         """Return the steps that hold native blocks of these messages, and which blocks."""
         homes: dict[Home, set[int]] = {}
         ours = set(self.heads) | set(self.covers())
-        for message in messages:
+        for message in (m for m in messages if m.homes):
             for home, n in message.references():
                 if home.session in ours:
                     homes.setdefault(home, set()).add(n)
