@@ -133,8 +133,7 @@ def picture(seed: int = 0, text: str = "look") -> ChatMessage:
 def english(count: int, size: int = 1024) -> list[str]:
     """Return texts of English sentences, each of so many characters, none like another."""
     chance = random.Random(1)
-    words = _words()
-    return [_cut((chance.choice(words) for _ in range(size)), " ", size) for _ in range(count)]
+    return [" ".join(chance.choices(_words(), k=size // 2))[:size] for _ in range(count)]
 
 
 def chinese(count: int, size: int = 1024) -> list[str]:
@@ -148,10 +147,6 @@ def chinese(count: int, size: int = 1024) -> list[str]:
 @cache
 def _words() -> list[str]:
     return [word for module in (subprocess, random, os, time) for word in (module.__doc__ or "").split()]
-
-
-def _cut(words: Iterator[str], between: str, size: int) -> str:
-    return between.join(words)[:size]
 
 
 def python(script: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -6,6 +6,8 @@ import pytest
 
 from tests.benchmarks import loop
 
+pytestmark = pytest.mark.once
+
 
 def test_the_measurement_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """A quick measurement, with the emulator in another process, prints a row for our store and one for boto3 alone."""

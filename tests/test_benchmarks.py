@@ -20,6 +20,8 @@ from tests.benchmarks.peers import Said, asks, chat, said, turn_of
 from tests.benchmarks.wire import wire
 from tests.service import user
 
+pytestmark = pytest.mark.once
+
 
 def test_the_benchmarks_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest profile compares who is installed, and prints its tables and the command that prints them again."""

@@ -158,6 +158,7 @@ def thousand(request: pytest.FixtureRequest) -> Thousand:
     return Thousand(english(1000) if request.param == "English" else chinese(1000))
 
 
+@pytest.mark.once
 def test_bytes_of_1000_messages(thousand: Thousand, request: pytest.FixtureRequest) -> None:
     """Storing 1,000 messages of 1 KB sends at most 5 times (Chinese: 7) what putting them by hand would."""
     limit = 7 if "Chinese" in request.node.name else 5
@@ -175,6 +176,7 @@ def test_a_cold_read_of_1000_messages(thousand: Thousand) -> None:
     assert calls["GetSession"] == len(thousand.service.sessions())
 
 
+@pytest.mark.once
 def test_bytes_with_a_pause_after_every_ten() -> None:
     """2,000 messages with a pause after every ten cost at most 8 plain puts, openings 64 KB on average."""
     contents, service = english(2000), Service()

@@ -122,6 +122,7 @@ def test_the_calls_shown_are_counted(local: tuple[str, Path]) -> None:
     assert stored <= put <= stored + 1
 
 
+@pytest.mark.once
 def test_what_to_type_next_works(local: tuple[str, Path]) -> None:
     """The Python lines at the end run as they are printed, and print the conversation."""
     output, _ = local
@@ -151,6 +152,7 @@ def test_no_line_is_wider_than_the_terminal(local: tuple[str, Path], forgetting:
         assert "\x1b" not in output
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

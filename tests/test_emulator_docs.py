@@ -20,6 +20,8 @@ from llama_index_bedrock_sessions.cli import emulate
 from llama_index_bedrock_sessions.emulator import FAULTS, Behaviour, Emulator, behaviour
 from llama_index_bedrock_sessions.emulator.control import Control
 
+pytestmark = pytest.mark.once
+
 PATH = Path(__file__).parent.parent / "docs" / "emulator.md"
 BEGIN = "<!-- settings: written by python -m tests.test_emulator_docs -->\n"
 END = "<!-- /settings -->"

@@ -106,6 +106,7 @@ def test_a_notebook_is_its_scripts_twin(name: str) -> None:
     assert sources(kept(name)) == sources(jupytext.read(EXAMPLES / f"{name}.py"))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_keeps_its_outputs(name: str, tmp_path: Path) -> None:
     """Executed now, a notebook says and shows what is kept in it, its pictures among that; no cell fails."""

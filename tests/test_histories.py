@@ -11,6 +11,8 @@ from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
 from tests.histories import DAY, HOUR, MINUTE, History, random_history
 
+pytestmark = pytest.mark.once
+
 HISTORIES = int(os.environ.get("HISTORIES", "3"))
 """Histories of each suite; set the variable for a longer search."""
 

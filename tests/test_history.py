@@ -356,6 +356,7 @@ def large(service: Service) -> Conversation:
     return chat
 
 
+@pytest.mark.once
 def test_a_large_fork(service: Service) -> None:
     """More than 50 MB, many pictures, some archived: all of it, by steps that are seen once the last is stored."""
     chat = large(service)
@@ -602,6 +603,7 @@ def perform(service: Service, chat: Conversation, op: str, number: int) -> None:
         service.later(IDLE)
 
 
+@pytest.mark.once
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ops=steps, length=st.sampled_from([3, 6, 250]))
 def test_any_point_shows_what_was_seen_then(ops: list[tuple[str, int, bool]], length: int) -> None:

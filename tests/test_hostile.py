@@ -500,6 +500,7 @@ def test_any_steps_make_a_fold(steps: list[Any]) -> None:
         assert read_step(composed.step.home, composed.payload, 0).contents[0][1] == composed.step.contents[0][1]
 
 
+@pytest.mark.once
 @settings(max_examples=25, deadline=None)
 @given(steps=st.lists(stored_steps, min_size=1, max_size=5))
 def test_any_steps_are_read_or_refused_by_name_and_written_after(steps: list[Any]) -> None:

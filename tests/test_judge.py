@@ -9,6 +9,8 @@ import pytest
 from llama_index_bedrock_sessions.journal import Kind, MessageId, new_id
 from tests.judge import Op, Said, agree, judge
 
+pytestmark = pytest.mark.once
+
 
 class Story:
     """Writes a history: each operation takes a second, and begins ten after the one before it ended."""

@@ -306,6 +306,7 @@ def test_what_was_listed_late_is_not_redacted_with_the_rest() -> None:
         assert SECRET not in stored(service)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fault", ["unavailable", "lost_reply", "refused"])
 def test_redacting_that_fails_anywhere_is_done_by_doing_it_again(fault: str) -> None:
     """Whichever call fails, nothing else is lost, and the second attempt leaves nothing of the secret."""

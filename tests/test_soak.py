@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 
 def soak(*arguments: str) -> dict[str, Any]:
     # In a process of its own: it forks others, which one with threads should not.

@@ -13,6 +13,8 @@ import pytest
 from llama_index_bedrock_sessions.emulator import Emulator
 from tests.test_examples import EXAMPLES, kept, printed, run
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(params=["here", "on AWS"])
 def where(request: pytest.FixtureRequest) -> str:
