@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions import chain, directory, fold, sessions
+from llama_index_bedrock_sessions import chain, conversation, directory, fold, lifecycle, sessions
 from llama_index_bedrock_sessions.errors import ServiceError
 
 
@@ -29,6 +29,21 @@ def removals_are_not_carried(patch: pytest.MonkeyPatch) -> None:
 def archived_messages_are_handed_down_bare(patch: pytest.MonkeyPatch) -> None:
     bare: dict[str, Any] = {"removed": frozenset(), "archived": frozenset()}
     patch.setattr(fold.Fold, "_handed_down", lambda _, change: dataclasses.replace(change, **bare))
+
+
+def hidings_are_not_carried(patch: pytest.MonkeyPatch) -> None:
+    reduced = fold.Fold._reduced
+    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), hide=None))
+
+
+def who_continues_reopens(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(conversation, "KEPT", conversation.REOPENED)
+
+
+def redacting_copies_nothing(patch: pytest.MonkeyPatch) -> None:
+    perishable = fold.Fold.perishable
+    patch.setattr(fold.Fold, "perishable", lambda self, created, now, **_: perishable(self, created, now))
+    patch.setattr(lifecycle.Lifecycle, "_gather", lambda *_: None)
 
 
 def local_clocks(patch: pytest.MonkeyPatch) -> None:
@@ -60,6 +75,9 @@ BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         sessions_are_not_closed,
         removals_are_not_carried,
         archived_messages_are_handed_down_bare,
+        hidings_are_not_carried,
+        who_continues_reopens,
+        redacting_copies_nothing,
         local_clocks,
         entries_are_not_put,
         written_again_without_a_look,

@@ -23,7 +23,7 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, chain
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
-from llama_index_bedrock_sessions.errors import BedrockSessionsError
+from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConversationEnded
 from llama_index_bedrock_sessions.journal import Home
 from llama_index_bedrock_sessions.sessions import Clock
 from tests.judge import CLOCK, Anomaly, Op, judge, said, text
@@ -206,6 +206,7 @@ class History:
             if not ours:
                 self.anomalies.append(Anomaly("an error not of our tree", repr(error)))
             op.result = repr(error)
+            op.ended = isinstance(error, ConversationEnded)
             if ours and not error.may_have_happened:  # type: ignore[attr-defined]
                 op.outcome = "failed"
         process.done = True
@@ -235,10 +236,10 @@ class History:
             return [text(chosen.record)]
         if op.kind == "renew":
             return chat.renew(timedelta(0))
-        if op.kind == "end":
-            return chat.end()
-        if op.kind == "reopen":
-            return chat.reopen()
+        if op.kind == "hide":
+            return contents(chat.hide())
+        if op.kind in {"end", "reopen", "restore"}:
+            return getattr(chat, op.kind)()
         if op.kind == "archive":
             return contents(chat.archive_oldest(1 + argument % 3))
         return contents(chat.messages(status=None if op.view == "all" else MessageStatus.ACTIVE))

@@ -8,8 +8,11 @@ A message *must be there* for a read that begins after its append was acknowledg
 and ends before a change that removes it was sent. It *must not be there* for one that begins after its removal was
 acknowledged, or after another read has missed it. `set` and `clear` remove all that had to be there when they began;
 `erase` may remove what was begun before it ended. Of several sets the greatest id counts. Of named state the last write
-counts. Order is that of the ids, and the ids keep what is promised: the order of one process, b after a if b's writer
-had read a, and b after a if a was acknowledged before b began by more than the clocks of the writers may be wrong.
+counts. What was there before `hide` must not be there after it, until somebody begins to restore it; what may be hidden
+need not be there. Nobody writes after `end`, until somebody begins to reopen the conversation, and who is refused has
+an `end` as the reason. Order is that of the ids, and the ids keep what is promised: the order of one process, b after a
+if b's writer had read a, and b after a if a was acknowledged before b began by more than the clocks of the writers may
+be wrong.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ class Op:
 
     `tokens`: what a write brings, each text once in a history; for `set`, all it wants; for `name`, one value.
     `result`: what a read or a removal returned. `strict`: whether its process had a way to know of all that was there.
+    `ended`: whether it was refused because the conversation had ended.
     """
 
     process: str
@@ -69,6 +73,7 @@ class Op:
     view: str = "active"
     name: str = ""
     strict: bool = True
+    ended: bool = False
 
     def __str__(self) -> str:
         about = f" {' '.join(self.tokens)}" if self.tokens else ""
@@ -134,6 +139,8 @@ class _Key:
         self.messages: dict[tuple[int, str], _Message] = {}
         self.by_id: dict[MessageId, _Message] = {}
         self.by_text: dict[str, list[_Message]] = {}
+        self.hides = [op for op in ops if op.kind == "hide" and op.outcome != "failed"]
+        self.restores = [op for op in ops if op.kind in {"restore", "erase"} and op.outcome != "failed"]
         self.reads = sorted((o for o in ops if o.kind == "read" and o.outcome == "ok"), key=lambda o: o.end)
 
     def judge(self) -> list[Anomaly]:
@@ -217,28 +224,30 @@ class _Key:
                         surely = ok and op.strict and message.there < op.begin
                         message.leaves("all", op.begin, op.end if surely else NEVER)
             elif op.kind == "redact" and op.outcome == "ok":
-                for message in (m for token in op.result for m in self.by_text.get(token, [])):
-                    message.leaves("all", op.begin, op.end)
-            elif op.kind in {"set", "clear"} and op.outcome == "ok" and op.strict:
+                for of_text in (self.by_text.get(token, []) for token in op.result):
+                    if len(of_text) == 1:
+                        of_text[0].leaves("all", op.begin, op.end)
+            elif op.kind in {"set", "clear"} and op.outcome == "ok" and op.strict and not self._may_be_hidden(op):
                 for message in self.messages.values():
                     if message.there < op.begin and message.text not in op.tokens:
                         message.leaves("all", op.begin, op.end)
 
     def _judge_read(self, read: Op, messages: list[_Message]) -> list[_Message]:
         """Judge what a read returned; return the messages that are still to be looked at."""
-        view, counts = read.view, collections.Counter(read.result)
+        view, counts, may_be_hidden = read.view, collections.Counter(read.result), self._may_be_hidden(read)
         for token, count in counts.items():
             possible: dict[int, bool] = {}
             for m in self.by_text.get(token, []):
                 may = m.sent < read.end and m.gone[view] > read.begin and m.op.outcome != "failed"
+                may = may and not self._must_be_hidden(m, read)
                 possible[id(m.op)] = possible.get(id(m.op), False) or may
             if token not in self.by_text:
                 self.bad("nobody wrote it", f"{token} in {read}")
             elif not any(possible.values()):
-                first = self.by_text[token][0]
-                failed = first.op.outcome == "failed"
+                of_text = self.by_text[token]
+                failed = any(m.op.outcome == "failed" and m.sent < read.end for m in of_text)
                 what = "an error said that it did not happen" if failed else "what was removed is back"
-                self.bad(what, f"{token} in {read}: {first.op}, gone {first.gone}")
+                self.bad(what, f"{token} in {read}: " + "; ".join(f"{m.op}, gone {m.gone[view]:.3f}" for m in of_text))
             elif count > sum(possible.values()):
                 self.bad("more than once", f"{count} of {token} in {read}")
         rest = []
@@ -246,7 +255,7 @@ class _Key:
             if m.sent >= read.end:
                 rest.append(m)
                 continue
-            if m.there < read.begin and m.text not in counts and m.gone[view] == NEVER:
+            if m.there < read.begin and m.text not in counts and m.gone[view] == NEVER and not may_be_hidden:
                 if m.may_go[view] >= read.end:
                     self.bad("lost", f"{m.text} of {m.op} is missing from {read}: {read.result}")
                 if not self._is_being_erased(m, read):
@@ -261,13 +270,33 @@ class _Key:
             return True
         return any(o.kind == "erase" and message.op.begin < o.end and o.begin < read.end < o.end for o in self.ops)
 
+    def _may_be_hidden(self, op: Op) -> bool:
+        """Whether a hiding may be in effect at some time of an operation."""
+        return any(not self._undone(hide, op, self.restores) for hide in self.hides if hide.begin < op.end)
+
+    def _must_be_hidden(self, message: _Message, read: Op) -> bool:
+        """Whether a message was there when one hid it, which nobody has begun to undo when it is read."""
+        return any(
+            hide.outcome == "ok" and hide.strict and message.there < hide.begin and hide.end < read.begin
+            for hide in self.hides
+            if not any(r.end > hide.begin and r.begin < read.end for r in self.restores)
+        )
+
+    def _undone(self, what: Op, before: Op, by: Iterable[Op]) -> bool:
+        """Whether something was surely undone before an operation began."""
+        return any(o.outcome == "ok" and o.strict and what.end < o.begin and o.end < before.begin for o in by)
+
     def _judge_ends(self) -> None:
-        """Judge that nobody writes to what was ended, until it is reopened or deleted."""
-        others = [op for op in self.ops if op.kind in {"reopen", "erase"}]
-        for end in (op for op in self.ops if op.kind == "end" and op.outcome == "ok" and op.result and op.strict):
+        """Judge that nobody writes to what was ended, until it is reopened or deleted, and that others can write."""
+        others = [op for op in self.ops if op.kind in {"reopen", "erase"} and op.outcome != "failed"]
+        ends = [op for op in self.ops if op.kind == "end" and op.outcome != "failed"]
+        for end in (op for op in ends if op.outcome == "ok" and op.result and op.strict):
             for op in (op for op in self.ops if op.kind == "add" and op.outcome == "ok" and op.begin > end.end):
                 if not any(o.end > end.begin and o.begin < op.end for o in others):
                     self.bad("written though ended", op)
+        for op in (op for op in self.ops if op.ended and op.strict):
+            if all(self._undone(end, op, others) for end in ends if end.begin < op.end):
+                self.bad("refused though not ended", op)
 
     # Order
 
@@ -328,7 +357,7 @@ class _Key:
             value = read.result.get(name)
             known = [w for w in writes if w.outcome == "ok" and w.strict and w.end < read.begin]
             if value is None:
-                for w in known:
+                for w in known if not self._may_be_hidden(read) else ():
                     if not any(e.end > w.begin and e.begin < read.end for e in erases):
                         self.bad("state lost", f"{w} in {read}")
                 continue

@@ -1,4 +1,4 @@
-"""Processes on one served emulator that append, read, replace and remove at once, while everything goes wrong.
+"""Processes on one served emulator that write, read, remove, hide and end at once, while everything goes wrong.
 
     python -m tests.soak --operations 50000 --processes 8 --seed 1
 
@@ -27,6 +27,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,14 @@ from botocore.config import Config
 from llama_index.core.llms import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation
 from llama_index_bedrock_sessions.emulator import Emulator
-from llama_index_bedrock_sessions.errors import BedrockSessionsError, ServiceError
+from llama_index_bedrock_sessions.errors import (
+    BedrockSessionsError,
+    ConversationEnded,
+    InvalidMessageError,
+    ServiceError,
+)
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock
 from tests import broken
@@ -63,7 +69,15 @@ MIX = {
     "archive": 4,
     "name": 6,
     "named": 5,
+    "redact": 0.5,
+    "renew": 0.5,
+    "hide": 0.3,
+    "restore": 2,
+    "end": 0.3,
+    "reopen": 2,
 }
+EXPLAINED = (ServiceError, ConversationEnded, InvalidMessageError)
+"""Errors that happen: a fault, somebody has ended the conversation, or redacted the same message."""
 FAULTS = ("throttle", "internal", "unavailable", "lost_reply", "torn_body", "refused", "reset")
 EVERY = {"fault": 12, "kill": 130, "freeze": 90, "end": 500, "hours": 200, "days": 1500}
 """Operations between two of each, on average."""
@@ -163,8 +177,8 @@ class Teller:
             end["result"] = action()
         except BedrockSessionsError as error:
             sure = not error.may_have_happened
-            allowed = isinstance(error, ServiceError)
-            end |= {"outcome": "failed" if sure else "unknown", "error": repr(error), "allowed": allowed}
+            end |= {"outcome": "failed" if sure else "unknown", "allowed": isinstance(error, EXPLAINED)}
+            end |= {"error": repr(error), "ended": isinstance(error, ConversationEnded)}
         except Exception as error:  # noqa: BLE001 - told, and judged
             end |= {"outcome": "unknown", "error": repr(error), "allowed": False}
         fold = self.asking.conversation(key)._chain.fold
@@ -230,6 +244,14 @@ class Teller:
             self.perform(kind, key, lambda: contents(self.store.delete_messages(key)))
         elif kind == "clear":
             self.perform(kind, key, lambda: contents(chat.clear()))
+        elif kind == "redact":
+            self.perform(kind, key, lambda: self.redact(chat))
+        elif kind == "renew":
+            self.perform(kind, key, lambda: chat.renew(timedelta(0)))
+        elif kind == "hide":
+            self.perform(kind, key, lambda: contents(chat.hide()))
+        elif kind in {"end", "reopen", "restore"}:
+            self.perform(kind, key, getattr(chat, kind))
         elif kind == "archive":
             self.perform(kind, key, lambda: contents(chat.archive_oldest(choose.randint(1, 3))))
         elif kind == "remove last":
@@ -237,6 +259,14 @@ class Teller:
         else:
             index = choose.randrange(-2, 4)
             self.perform(kind, key, lambda: contents([chat.remove(index)]))
+
+    def redact(self, chat: Conversation) -> list[Any]:
+        there = chat.records(status=None)
+        if not there:
+            return []
+        chosen = self.random.choice(there)
+        chat.redact(chosen.id)
+        return [chosen.message.content]
 
     def visit(self, *, add: bool) -> None:
         """Read everything as one who remembers nothing, and perhaps write."""
@@ -249,6 +279,7 @@ class Teller:
                 for _ in range(20):
                     if self.add(key):
                         break
+                    self.perform("reopen", key, self.store.conversation(key).reopen)
 
 
 def messages(tokens: Iterable[str]) -> list[ChatMessage]:
@@ -450,7 +481,7 @@ class Soak:
         half_erased = {op.key for op in ops if op.kind == "erase" and op.outcome != "ok"}
         at_rest = [op for op in ops if op.begin > began]
         found += agree(o for o in at_rest if o.end < compared and o.outcome == "ok" and o.key not in half_erased)
-        found += [Anomaly("does not work at rest", str(op)) for op in at_rest if op.outcome != "ok"]
+        found += [Anomaly("does not work at rest", str(op)) for op in at_rest if op.outcome != "ok" and not op.ended]
         return found
 
     def _told(self, path: Path, found: list[Anomaly]) -> Iterator[Op]:
@@ -474,6 +505,7 @@ class Soak:
                     op.said.append(_said(line["change"]))
             elif "end" in line:
                 op.end, op.outcome, op.result = line["at"], line["outcome"], line["result"]
+                op.ended = line.get("ended", False)
                 self.happened[f"{op.kind}: {op.outcome}"] += 1
                 if "error" in line and not line["allowed"]:
                     found.append(Anomaly("an error that nothing explains", f"{op}: {line['error']}"))

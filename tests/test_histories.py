@@ -107,6 +107,12 @@ SUITES: dict[str, dict[str, Any]] = {
         "actions": 250,
         "faults": 0.02,
     },
+    "hiding and restoring": {
+        "kinds": "add add add read read remove set hide restore restore renew erase",
+        "times": (MINUTE, 61 * MINUTE),
+        "actions": 250,
+        "faults": 0.02,
+    },
     "entries in a key-value store": {
         "kinds": f"{ALL} erase",
         "times": (MINUTE, 61 * MINUTE),
@@ -140,6 +146,9 @@ def test_no_history_breaks_a_promise(suite: str) -> None:
         ("removals_are_not_carried", "clocks wrong by minutes"),
         ("archived_messages_are_handed_down_bare", "archiving"),
         ("local_clocks", "clocks wrong by minutes"),
+        ("hidings_are_not_carried", "hiding and restoring"),
+        ("who_continues_reopens", "ending and reopening"),
+        ("redacting_copies_nothing", "redacting and renewing"),
     ],
 )
 def test_the_judge_finds_what_is_broken_on_purpose(broken: str, suite: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,12 @@ def kept() -> Story:
 
 
 def test_a_history_that_keeps_the_promises() -> None:
-    """Appends, reads, a removal and a set as they should be are no anomaly, nor is an append of unknown outcome."""
+    """Appends, reads, a removal and a set as they should be are no anomaly, nor hiding, ending, an unknown outcome."""
     assert judge(kept().read("d").ops) == []
+    hidden = Story().add("p", "a").op("h", "hide").add("p", "b").read("b").op("h", "restore").read("a b")
+    assert judge(hidden.ops) == []
+    ended = Story().op("e", "end", result=True).add("p", "", outcome="failed", ended=True).op("e", "reopen")
+    assert judge(ended.add("p", "a").read("a").ops) == []
     for outcome in ("a", ""):
         assert judge(Story().add("p", "a", outcome="unknown").read(outcome).ops) == []
 
@@ -92,6 +96,17 @@ BROKEN: dict[str, tuple[Story, str]] = {
     "before one of long ago": (Story().add("p", "a").add("q", "b", at=5).read("b a"), "order by time"),
     "not in the order of the ids": (Story().add("p", "a").add("q", "b").read("b a"), "readers disagree on the order"),
     "erased and back": (Story().add("p", "a").op("d", "erase").read("a"), "what was removed is back"),
+    "hidden and shown": (Story().add("p", "a").op("h", "hide").read("a"), "what was removed is back"),
+    "hidden and restored, and missing": (
+        Story().add("p", "a").op("h", "hide").read("").op("h", "restore").read(""),
+        "lost",
+    ),
+    "redacted and back": (Story().add("p", "a").op("d", "redact", removes="a", result=["a"]).read("a"), "what was"),
+    "written though ended": (Story().op("e", "end", result=True).add("p", "a"), "written though ended"),
+    "refused though reopened": (
+        Story().op("e", "end", result=True).op("e", "reopen").add("p", "", outcome="failed", ended=True),
+        "refused though not ended",
+    ),
     "an older state": (state("v1", "v2", read="v1"), "an older state counts"),
     "no state": (state("v1", read=None), "state lost"),
     "a state nobody wrote": (state("v1", read="x"), "nobody wrote this state"),
