@@ -656,6 +656,8 @@ class Conversation:
 
         Raises:
             InvalidMessageError: an id that names no message of this conversation; nothing was changed.
+            ConfigurationError: a message has contents in S3, and the store was constructed without `media=`; nothing
+                was changed.
             ConversationEnded: never: what was ended stays so.
 
         """
@@ -669,10 +671,19 @@ class Conversation:
             past = None if all(map(fold.holds, doomed)) else self._chain.past()
             if past and (unknown := next((m for m in doomed if not past.holds(m)), None)):
                 raise _no_message(text_id(unknown))
+            self._refuse_what_stays_in_s3(doomed, (past or fold).known)
             before = [*fold.covers(), *fold.heads]
             self._chain.rewrite(doomed)
             self._saw([m.id for m in self._active(self._chain.known())])
             self._tell("redacted", sessions=before, messages=message_ids, **said)
+
+    def _refuse_what_stays_in_s3(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
+        messages = (known[change].messages.get(position) for change, position in doomed if change in known)
+        if self._chain.settings.media is None and any(m and blocks.objects(m.record) for m in messages):
+            raise ConfigurationError(
+                "The message has contents in S3, which would stay there: construct the chat store with the media= it "
+                "was written with."
+            )
 
     def renew(self, older_than: timedelta = RENEW_AFTER) -> bool:
         """Continue in a new session if the newest one is older; return whether that was so.

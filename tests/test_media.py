@@ -605,6 +605,21 @@ def test_who_has_no_media_is_told(service: Service, s3: S3, caplog: pytest.LogCa
     assert "1 contents in S3 are not renewed" in caplog.text
 
 
+def test_redacting_takes_the_bucket_too(service: Service, s3: S3) -> None:
+    """Without `media=` what is in S3 would stay there: redacting its message is refused, and changes nothing."""
+    store = service.store(media=kept(s3))
+    store.set_messages(KEY, [video(), user("stays")])
+    first, second = (record.id for record in store.conversation(KEY).records())
+    without = service.store().conversation(KEY)
+    before = service.everything()
+    with pytest.raises(ConfigurationError, match="construct the chat store with the media="):
+        without.redact(first)
+    assert service.everything() == before
+    without.redact(second)
+    store.conversation(KEY).redact(first)
+    assert (s3.names(), texts(service.store())) == ([], [])
+
+
 def test_copying(service: Service, s3: S3) -> None:
     """Objects are copied to another conversation, as S3 copies; what is missing is passed over."""
     store = service.store(media=kept(s3))
