@@ -284,10 +284,10 @@ class Chain(Reader):
             parents = {p for head in fold.heads for o in fold.openings[head] for p in o.parents}
             for head in fold.heads:
                 fold.saw_list(head, self._list(head))
-            closing = self._refuse_if_ended(fold, passage)
             self._get(fold, [], parents)
             self._read(fold)
             self._refuse_if_newer(fold)
+            closing = self._refuse_if_ended(fold, passage)  # an opening may close its session, too
             return self._open_next(fold, resolve, dataclasses.replace(passage, closing=closing))
         except Gone:
             self.drop()

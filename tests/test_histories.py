@@ -165,28 +165,48 @@ def test_the_judge_finds_what_is_broken_on_purpose(broken: str, suite: str, monk
     pytest.fail("no anomaly in 40 histories")
 
 
-def test_a_session_that_was_opened_and_ended_meanwhile_is_not_passed_over() -> None:
-    """Two continue at once, and a tool ends the session that one of them has just opened: the other goes on there."""
+def go(history: History, number: int, kind: str = "", until: str = "") -> None:
+    """Have a process do something, or go on with it, until it is about to make such a call, or to the end."""
+    history.start(number, kind)
+    process = history.processes[number]
+    while process.gate and process.gate.waiting_for != until:
+        history.step(number)
+
+
+@pytest.fixture
+def expired() -> History:
+    """Return a history in which two processes know a conversation whose session has expired."""
     history = History(0, processes=2)
-
-    def go(number: int, kind: str, until: str = "") -> None:
-        history.start(number, kind)
-        process = history.processes[number]
-        while process.gate and process.gate.waiting_for != until:
-            history.step(number)
-
-    go(0, "add")
-    go(1, "read")
+    go(history, 0, "add")
+    go(history, 1, "read")
     history.advance(61 * MINUTE)
-    go(1, "add", until="create_session")
-    go(0, "clear", until="create_session")
-    history.step(0)
-    go(1, "", until="list_invocation_steps")
-    history.step(1)  # nobody has opened the session of the other
-    go(0, "")  # who does it now
-    (*_, opened, _) = sorted(history.client.list_sessions()["sessionSummaries"], key=lambda s: s["createdAt"])
-    history.client.end_session(sessionIdentifier=opened["sessionId"])
-    go(1, "")
-    history.advance(51 * MINUTE)
-    go(1, "read")
-    assert not history.conclude(), "\n".join(history.log)
+    return history
+
+
+def test_a_session_that_was_opened_and_ended_meanwhile_is_not_passed_over(expired: History) -> None:
+    """Two continue at once, and a tool ends the session that one of them has just opened: the other goes on there."""
+    go(expired, 1, "add", until="create_session")
+    go(expired, 0, "clear", until="create_session")
+    expired.step(0)
+    go(expired, 1, until="list_invocation_steps")
+    expired.step(1)  # nobody has opened the session of the other
+    go(expired, 0)  # who does it now
+    (*_, opened, _) = sorted(expired.client.list_sessions()["sessionSummaries"], key=lambda s: s["createdAt"])
+    expired.client.end_session(sessionIdentifier=opened["sessionId"])
+    go(expired, 1)
+    expired.advance(51 * MINUTE)
+    go(expired, 1, "read")
+    assert not expired.conclude(), "\n".join(expired.log)
+
+
+def test_who_opens_a_session_at_once_with_another_who_ends_it_does_not_go_on(expired: History) -> None:
+    """Two continue at once in one session, and one of them to end the conversation: the other learns so."""
+    go(expired, 0, "end", until="create_session")
+    expired.step(0)
+    go(expired, 1, "add", until="create_invocation")  # nobody has opened the session yet
+    go(expired, 0, until="end_session")  # its opening, which says the end, is stored
+    go(expired, 1)
+    go(expired, 0)
+    go(expired, 1, "add")
+    assert expired.ops[-1].ended
+    assert not expired.conclude(), "\n".join(expired.log)
