@@ -312,14 +312,17 @@ class Chain(Reader):
                     else "A session that is used by its id cannot be reopened."
                 )
             )
-        return passage.closing or ended
+        return passage.closing or (ended and {**ended, "kept": True})
 
     def ended(self, fold: Fold) -> Mapping[str, Any] | None:
         """Return what the closing says that ended the conversation; None if none did."""
         for closing in fold.closings:
             step = fold.read.get(closing.home.step) or self._read_one(closing.home)
-            if step and step.closing and step.closing.get("reason") == "ended":
-                return step.closing
+            said = (step and step.closing) or {}
+            # Who opens what had ended, and keeps no end, reopens it; who keeps one had not seen that.
+            is_reopened = said.get("kept") and fold.is_left_open(closing.home.session)
+            if said.get("reason") == "ended" and not is_reopened:
+                return said
         return None
 
     def _refuse_if_not_continued(self, fold: Fold) -> None:

@@ -479,6 +479,10 @@ class Fold:
         """Whether an opening of this session has been read."""
         return bool(self.openings.get(session))
 
+    def is_left_open(self, session: str) -> bool:
+        """Whether an opening of this session has been read that does not close it."""
+        return any(s.opening and not s.closing for s in self.read.values() if s.home.session == session)
+
     def covers(self) -> dict[str, int]:
         """Return the sessions before the heads and their creation in ms."""
         return {session: created for o in self._all_openings() for session, created in o.covers.items()}

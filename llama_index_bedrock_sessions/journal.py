@@ -20,7 +20,8 @@ Payload
     text block of a step whose id is ours. A later version adds `release`, the first release that reads it.
 
         change    what the step says (below); left out if it says nothing
-        closing   {"reason": "continued" | "ended" | "deleted", ...}
+        closing   {"reason": "continued" | "ended" | "deleted", ...}; "kept": true where an opening says it again of a
+                  conversation that had ended before: it does not count beside an opening of the session without one
         zip       base64(zlib(JSON)) of {"carried", "places", "named", "left", "taken", "opening"}, none if empty
 
 A change

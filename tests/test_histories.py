@@ -210,3 +210,18 @@ def test_who_opens_a_session_at_once_with_another_who_ends_it_does_not_go_on(exp
     go(expired, 1, "add")
     assert expired.ops[-1].ended
     assert not expired.conclude(), "\n".join(expired.log)
+
+
+def test_who_opens_a_session_at_once_with_another_who_reopens_does_not_end_it_again(expired: History) -> None:
+    """Two continue what was ended at once in one session, one of them to reopen it: it takes messages."""
+    go(expired, 0, "end")
+    expired.advance(61 * MINUTE)
+    go(expired, 0, "reopen", until="create_session")
+    expired.step(0)
+    go(expired, 1, "renew", until="create_invocation")  # nobody has opened the session yet
+    go(expired, 0)
+    go(expired, 1)
+    for process in (0, 1):
+        go(expired, process, "add")
+        assert expired.ops[-1].outcome == "ok"
+    assert not expired.conclude(), "\n".join(expired.log)
