@@ -40,7 +40,9 @@ from llama_index_bedrock_sessions.errors import (
 )
 from llama_index_bedrock_sessions.fold import Draft, Fold
 from llama_index_bedrock_sessions.history import (
+    Cut,
     Entry,
+    Past,
     Point,
     Record,
     copied,
@@ -74,7 +76,7 @@ from llama_index_bedrock_sessions.sessions import (
     Summary,
     after_fork,
 )
-from llama_index_bedrock_sessions.state import State, refuse_reserved, state_json
+from llama_index_bedrock_sessions.state import TURN, State, refuse_reserved, state_json
 from llama_index_bedrock_sessions.values import JSON, from_json
 from llama_index_bedrock_sessions.workflows import SavedContext
 
@@ -331,13 +333,15 @@ class Conversation:
         their pictures and statuses, the named state, and the session metadata, tags and encryption key that new
         sessions of this conversation get. It depends on nothing of this one. Its messages have ids and a time of their
         own; `history()` and `describe()` tell its origin. Where a point is inside of a change, what that change removes
-        and archives counts, and its state does not. What is no longer in the service is as `messages` shows it.
+        and archives counts, and its state does not. What is no longer in the service is as `messages` shows it. Saved
+        contexts, and what `autosave=True` keeps of a turn that has not ended, stay here: what goes on once goes on here.
 
         All or nothing: it is there once its last step is stored. After a failure the call can be repeated; that the
         conversation exists then says that the first one had stored it (the error's `may_have_happened`).
 
         Raises:
-            InvalidPointError: the point is unknown, or a time without a time zone.
+            InvalidPointError: the point is unknown, or a time without a time zone; there is nothing under this key, or
+                what there was at that point is hidden.
             InvalidKeyError: the new key is not a string of 1 to 5,000 characters.
             ConfigurationError: there are contents in S3, and the store was constructed without `media=`.
             ConversationExists: there is something under the new key, or two forked onto it at once, of which one at
@@ -347,11 +351,14 @@ class Conversation:
         target = self._sibling(new_key)
         with self._changing():
             past = self._chain.past()
-            view, natives = self._chain.view(past, past.cut(at, before))
+            cut = past.cut(at, before)
+            view, natives = self._chain.view(past, cut)
             like = self._chain.likeness()
-            # Its session is made with these.
-            others = {name: value for name, value in view.state.items() if not name.startswith((METADATA, TAGS))}
-            state = {name: self._whole(value) for name, value in others.items() if value}
+            # Its session is made with the metadata and the tags; the others go on once, and with this conversation.
+            left = (METADATA, TAGS, TURN, workflows.PREFIX)
+            state = {name: value for name, value in view.state.items() if value and not name.startswith(left)}
+            if not view.messages and not state:
+                self._refuse_to_fork_nothing(past, cut)
         media, place = self._media_for(target, [message for _, message in view.messages if message])
         copies = [
             Copy(
@@ -369,10 +376,17 @@ class Conversation:
 
     afork = twin(fork)
 
-    def _whole(self, value: list[JSON]) -> list[JSON]:
-        """Return a value of the named state without references: what they name is in sessions of this conversation."""
-        references = parts(value[0])
-        return ["".join(self._chain.texts(references))] if references else value
+    def _refuse_to_fork_nothing(self, past: Past, cut: Cut) -> None:
+        """Refuse what would be an empty fork by mistake. At a point before the first message it is empty rightly."""
+        fold = self._chain.known()
+        if not fold.heads:
+            raise InvalidPointError(
+                f"There is no conversation {self.key!r} that could be forked. store.get_keys() tells the keys there are."
+            )
+        if past.hides(cut) or (fold.hidden() and not fold.visible()):
+            raise InvalidPointError(
+                f"What the conversation {self.key!r} held is hidden. To fork it, bring it back before: restore()."
+            )
 
     def _media_for(self, target: Conversation, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
         """Return what copies the contents in S3 that messages refer to, and the place of the copies."""

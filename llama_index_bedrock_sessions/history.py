@@ -220,6 +220,10 @@ class Past:
         self._add_state([change for change in within if change.key >= hidden], cut, view)
         return view
 
+    def hides(self, cut: Cut) -> bool:
+        """Whether all there was at a cut is hidden."""
+        return cut.key <= self._hidden_before()
+
     def _hidden_before(self) -> Key:
         key, hides = max(((c.key, c.hide) for c in self.known.values() if c.hide is not None), default=(_FIRST, False))
         return key if hides else _FIRST

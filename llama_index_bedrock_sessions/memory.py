@@ -55,7 +55,7 @@ from llama_index_bedrock_sessions.errors import BedrockSessionsError, Configurat
 from llama_index_bedrock_sessions.healing import Healed, has_calls, heal, tell
 from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.pooled import in_pool
-from llama_index_bedrock_sessions.state import OF_MEMORY
+from llama_index_bedrock_sessions.state import OF_MEMORY, TURN
 from llama_index_bedrock_sessions.values import JSON
 
 if TYPE_CHECKING:
@@ -64,9 +64,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-TURN = OF_MEMORY + "turn"
-"""Begins the name of the state of an unfinished turn, `/` and its run's id end it: {"after": message id, "messages":
-records}."""
 BLOCK = OF_MEMORY + "block/"
 """Begins the name of the state of a memory block: {field: value}."""
 _SETTINGS = (
@@ -623,6 +620,7 @@ def _run() -> str | None:
 
 
 def _turn_of(run: str | None) -> str:
+    """Return the name of a run's unfinished turn; its value is {"after": message id, "messages": records}."""
     return f"{TURN}/{run or ''}"
 
 

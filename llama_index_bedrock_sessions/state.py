@@ -30,6 +30,8 @@ from llama_index_bedrock_sessions.values import JSON, Walk, to_json
 
 OF_MEMORY = "memory/"
 """Begins the names of the state that `BedrockSessionsMemory` keeps."""
+TURN = OF_MEMORY + "turn"
+"""Begins the name of the state of an unfinished turn, which a run of an agent keeps while it goes on."""
 RESERVED = {
     OF_MEMORY: "what BedrockSessionsMemory remembers",
     METADATA: "the metadata of sessions",

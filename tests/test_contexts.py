@@ -191,6 +191,17 @@ def test_it_can_be_deleted(service: Service) -> None:
         load(chat, "order")
 
 
+def test_a_fork_has_no_saved_contexts(service: Service) -> None:
+    """What is taken once is taken from the conversation it was saved in, also if that was forked while it waited."""
+    chat = service.store().conversation(KEY)
+    chat.state["cart"] = ["tea"]
+    save(chat, "small")
+    save(chat, "large", cart=[os.urandom(50_000).hex()])
+    fork = chat.fork("fork")
+    assert (fork.state.copy(), fork.contexts()) == ({"cart": ["tea"]}, [])
+    assert [saved.name for saved in chat.contexts()] == ["large", "small"]
+
+
 def test_the_application_neither_sees_nor_writes_what_is_saved(service: Service) -> None:
     """Named state does not show saved contexts, does not take their names, and clearing it leaves them."""
     chat = service.store().conversation(KEY)

@@ -241,14 +241,41 @@ def test_what_is_hidden_is_hidden_at_every_point(service: Service) -> None:
     chat.hide()
     assert chat.messages(at=point) == []
     assert chat.history()[0].texts == (None,)
-    fork = chat.fork("fork", at=point)
-    assert (fork.messages(), fork.state.copy()) == ([], {})
+    for when in ({}, {"at": point}, {"before": service.clock.now() + timedelta(seconds=5)}):
+        with pytest.raises(InvalidPointError, match=r"hidden.*restore\(\)"):
+            chat.fork("fork", **when)
+    assert service.store().get_keys() == [KEY]
     chat.restore()
     assert contents(chat.messages(at=point)) == ["a"]
+    assert contents(chat.fork("fork", at=point).messages()) == ["a"]
     assert [entry.hidden for entry in chat.history()] == [None, True, False]
 
 
+def test_what_begins_anew_after_a_hiding_is_forked(service: Service) -> None:
+    """Also from before its first message, where a replay begins; from before the hiding it is refused."""
+    chat = service.store().conversation(KEY)
+    chat.add(users("a"))
+    hidden = chat.history()[-1].id
+    chat.hide()
+    chat.add(users("b"))
+    assert contents(chat.fork("fork").messages()) == ["b"]
+    assert chat.fork("replay", before=chat.records()[0].id).messages() == []
+    with pytest.raises(InvalidPointError, match=r"restore\(\)"):
+        chat.fork("third", at=hidden)
+
+
 # Forks
+
+
+def test_a_key_that_has_nothing_cannot_be_forked(service: Service) -> None:
+    """A key misspelt makes no empty conversation; one that is there, from before its first message, does."""
+    store = service.store()
+    store.conversation(KEY).add(users("a"))
+    with pytest.raises(InvalidPointError, match="no conversation 'mispelt'"):
+        store.conversation("mispelt").fork("fork")
+    assert store.get_keys() == [KEY]
+    chat = store.conversation(KEY)
+    assert chat.fork("fork", before=chat.records()[0].id).messages() == []
 
 
 def test_a_fork_has_what_there_was_and_goes_its_own_way(service: Service) -> None:

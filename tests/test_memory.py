@@ -46,7 +46,8 @@ from llama_index_bedrock_sessions import (
 )
 from llama_index_bedrock_sessions._demo import query_metrics, scripted_model, search_logs
 from llama_index_bedrock_sessions.instrumentation import hashed
-from llama_index_bedrock_sessions.memory import BLOCK, TURN
+from llama_index_bedrock_sessions.memory import BLOCK
+from llama_index_bedrock_sessions.state import TURN
 from tests.service import HOUR, KEY, Service, picture, run, user, users
 
 if TYPE_CHECKING:
@@ -1204,6 +1205,17 @@ def test_autosave_offers_what_tools_returned_to_the_next_turn(service: Service) 
     assert roles == ["user", "assistant", "tool", "assistant", "tool", "user", "assistant"]
     assert "connections were in use" in str(mine.get()[-1].content)
     assert named(mine) == {}
+
+
+def test_a_fork_leaves_an_unfinished_turn_where_it_is(service: Service) -> None:
+    """What agents have learnt goes along; a turn that may go on in another process is not offered twice."""
+    mine = memory(service.store(), autosave=True)
+    asyncio.run(crash(mine))
+    mine.conversation._name({BLOCK + "facts": {"facts": ["slow"]}}, ())
+    fork = mine.conversation.fork("fork")
+    assert fork._named(fresh=True) == {BLOCK + "facts": {"facts": ["slow"]}}
+    asyncio.run(_turn(memory(service.store(), autosave=True), "What do we know so far?"))
+    assert "connections were in use" in str(mine.get_all()[-1].content)
 
 
 def test_a_context_that_is_used_again_brings_its_unfinished_turn_itself(service: Service) -> None:
