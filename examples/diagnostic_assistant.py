@@ -14,22 +14,37 @@
 # %%
 import json
 import tempfile
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
-from incident import NAMESPACE, REGION, new_agent, open_store
+from incident import KEY_ARN, NAMESPACE, REGION, new_agent, open_store
 from IPython import display as screen
 from llama_index.core.async_utils import asyncio_run
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
 
-from llama_index_bedrock_sessions import AuditEvent, BedrockSessionsMemory, Conversation, ConversationEnded
+from llama_index_bedrock_sessions import (
+    AuditEvent,
+    BedrockSessionsChatStore,
+    BedrockSessionsMemory,
+    Conversation,
+    ConversationEnded,
+    StepTooLargeError,
+)
 from llama_index_bedrock_sessions._demo import draw_bars, draw_dashboard, held
 from llama_index_bedrock_sessions.emulator import Emulator
 
 database = str(Path(tempfile.mkdtemp()) / "incidents.db")
 audit_log: list[AuditEvent] = []
+tickets = {"INC-4711": "open", "INC-4712": "open"}  # those of the ticket system
+
+
+def audit(event: AuditEvent) -> None:
+    """Be told of what was done to a whole conversation: it is logged, and the ticket follows."""
+    audit_log.append(event)
+    tickets[event.key] = event.action
 
 
 def later(hours: int) -> None:
@@ -54,23 +69,28 @@ def ask(chat: Conversation, text: str, *screenshots: bytes) -> None:
 # ## Day 1: an alert
 #
 # **Creation.** The key of the conversation is the number of the ticket. What is known of the incident becomes metadata
-# of its Bedrock session; tags serve policies and cost reports. Bedrock encrypts everything with a key that AWS manages.
-# With one of yours there is one argument more, `encryption_key_arn="arn:aws:kms:..."`, and the role has to be allowed
-# to use it (the README has both policies). The session is made when the first message is stored.
+# of its Bedrock session; tags serve policies and cost reports. Bedrock encrypts everything with a key that AWS manages,
+# or, as here, with one of yours, which the role has to be allowed to use (the README has the policies for both). The
+# session is made when the first message is stored.
 
 # %%
-store = open_store(database, audit_log.append)
+store = open_store(database, audit)
 chat = store.conversation(
     "INC-4711",
-    session_metadata={"incidentId": "INC-4711", "systemAffected": "payments", "severity": "high"},
+    session_metadata={
+        "incidentId": "INC-4711",
+        "systemAffected": "payments",
+        "severity": "high",
+        "startedAt": "2026-03-02T14:03:00Z",  # says the alert
+    },
     tags={"Environment": "Production", "IncidentType": "PerformanceDegradation"},
+    encryption_key_arn=KEY_ARN,
 )
 
 # %% [markdown]
 # **Storage.** The engineer's work is an invocation of its own, with a description; what the agent writes in the block
 # belongs to it. Its tools ask the monitoring and run commands: what it calls, with which arguments, and what comes back
-# is part of the conversation. The screenshot is stored as Bedrock's own image block. A throttled call or a lost answer
-# is retried, and stores nothing twice; an error says whose fault it is, and whether to try again (`error.retryable`).
+# is part of the conversation. The screenshot is stored as Bedrock's own image block.
 
 # %%
 screen.display(screen.Image(draw_dashboard(), width=560))
@@ -89,7 +109,7 @@ later(hours=8)
 connections = draw_bars("payments: connections in use, of 20", [6, 5, 7, 6, 8, 7, 6, 9, 14, *[20] * 15], limit=20)
 screen.display(screen.Image(connections))
 
-store = open_store(database, audit_log.append)
+store = open_store(database, audit)
 chat = store.conversation("INC-4711")
 with chat.invocation("Day 1, on call: logs and configuration", by="engineer-1"):
     ask(chat, "Was anything deployed, and how is the pool configured?", connections)
@@ -119,7 +139,7 @@ def diagnostic_context(chat: Conversation) -> dict[str, Any]:
     calls: list[Any] = [block.tool_kwargs for block in blocks if isinstance(block, ToolCallBlock)]
     metadata = described["sessions"][-1]["metadata"]
     return {
-        "incident": {name: metadata[name] for name in ("incidentId", "systemAffected", "severity")},
+        "incident": {name: metadata[name] for name in ("incidentId", "systemAffected", "severity", "startedAt")},
         "status": "Closed" if described["ended"] else "Active",
         "timeline": [
             {
@@ -144,7 +164,7 @@ def hours(start: str, end: str) -> int:
 
 
 later(hours=18)
-store = open_store(database, audit_log.append)
+store = open_store(database, audit)
 chat = store.conversation("INC-4711")
 context = json.loads(json.dumps(diagnostic_context(chat)))
 for entry in context.pop("timeline"):
@@ -168,7 +188,7 @@ with chat.invocation("Day 2, database specialist", by="engineer-2"):
 
 # %%
 later(hours=24)
-store = open_store(database, audit_log.append)
+store = open_store(database, audit)
 chat = store.conversation("INC-4711")
 print("The plan:", chat.state["plan"])
 recovered = draw_bars("payments: latency p99 in ms", [2090, 2140, 2100, 2120, 2080, 900, 300, *[190] * 17], limit=1000)
@@ -180,9 +200,8 @@ with chat.invocation("Day 3, repair", by="engineer-3"):
 # ## What the service holds
 #
 # Session, invocation, step: the hierarchy is Bedrock's, and plain boto3 reads it, for an audit or another program. Each
-# visit was a session; all but the last have expired, and still hold what they held. A session takes 1,000 steps of up
-# to 50 MB, expires after an idle hour, and is deleted 30 days after it was made. `describe()` tells how near that is;
-# the conversation goes on in another session before.
+# visit was a session; all but the last have expired, and still hold what they held. Nobody gave the later ones the
+# tags and the key: they have those of the first.
 
 # %%
 bedrock = boto3.client("bedrock-agent-runtime", region_name=REGION) if REGION else Emulator(database).client()
@@ -191,6 +210,45 @@ for one in held(bedrock, NAMESPACE):
     images = [block["image"]["source"]["bytes"] for block in blocks if "image" in block]
     print(f"{one.session['sessionStatus']:8}", len(one.invocations), "invocations,", len(one.steps), "steps,", end=" ")
     print("the dashboard, byte for byte:", draw_dashboard() in images)
+    tags = bedrock.list_tags_for_resource(resourceArn=one.session["sessionArn"])["tags"]
+    key = one.session.get("encryptionKeyArn", "a key of AWS")
+    print("        ", *sorted(tags.values()), "| encrypted with", key.rpartition("/")[2])
+
+# %% [markdown]
+# ## How near the limits are
+#
+# A session takes 1,000 steps, a step 50 MB, and a session expires after an idle hour. `describe()` tells how near that
+# is, and the conversation goes on in another session before. What no step takes is refused by name; nothing of it is
+# stored.
+
+# %%
+described: Any = chat.describe()
+newest = described["sessions"][-1]
+print("steps left:", newest["steps_left"], "| expires after", hours(newest["updated"], newest["idle_at"]), "idle hour")
+try:
+    chat.add([ChatMessage("x" * 50_000_001)])
+except StepTooLargeError as error:
+    print(type(error).__name__, "retryable:", error.retryable)
+
+# %% [markdown]
+# ## A drill
+#
+# Before the next incident the team rehearses what a bad day is like, on a service of its own whose faults and clock
+# are theirs. Bedrock throttles a call, and loses the answer to another: the turn goes on, and stores nothing twice.
+# Then nobody writes for 31 days, and what Bedrock does after 30 is done: all of it is gone. A conversation that has to
+# stay is written to, or renewed once a week (`store.renew()`).
+
+# %%
+with Emulator() as service:
+    store = BedrockSessionsChatStore(client=service.client(), namespace=NAMESPACE)
+    drill = store.conversation("DRILL-1")
+    service.faults.add("PutInvocationStep", 2, "throttle")
+    service.faults.add("ListInvocationSteps", 1, "lost_reply")
+    ask(drill, "A drill: checkout is slow.")
+    print("Faults:", [(fired.operation, fired.fault) for fired in service.faults.fired])
+    print("Stored:", dict(Counter(message.role.value for message in drill.messages())))
+    service.clock.advance(31 * 24 * 3600)
+    print("31 days later:", drill.messages(), store.get_keys())
 
 # %% [markdown]
 # ## The end
@@ -203,7 +261,7 @@ chat.update_metadata({"resolution": "fix"})
 chat.state["lessons"] = ["alert on sequential scans of large tables"]
 chat.end("An index on orders.customer_id was missing: 1,840 ms a query, 3 ms now.", kind="fix", by="engineer-3")
 ended: Any = chat.describe()["ended"]
-print(ended["kind"], "by", ended["by"], "|", ended["summary"])
+print(ended["kind"], "by", ended["by"], "|", ended["summary"], "| the ticket:", tickets["INC-4711"])
 try:
     chat.add([ChatMessage("One thing more.")])
 except ConversationEnded as error:
@@ -217,9 +275,10 @@ except ConversationEnded as error:
 # models: the diagnostic context of each is one JSON value. Somebody who does that comes later, with a store of his own.
 
 # %%
-store = open_store(database, audit_log.append)
+store = open_store(database, audit)
 other = store.conversation("INC-4712", session_metadata={"systemAffected": "search", "severity": "high"})
 other.add([ChatMessage("Search returns nothing.")])
+print("INC-4712 holds", [message.content for message in other.messages()], other.state.copy())
 print("severity high:", sorted(found.key for found in store.conversations(session_metadata={"severity": "high"})))
 for found in store.conversations(session_metadata={"resolution": "fix"}):
     lesson = diagnostic_context(store.conversation(found.key))
@@ -231,10 +290,11 @@ for found in store.conversations(session_metadata={"resolution": "fix"}):
 #
 # Deleting is not trivial: who wants it says why, and who approved. First softly: hidden, it is gone for every reader
 # and can be restored for as long as the service keeps it. Then for good: every session is deleted from the service.
-# Bedrock would do that by itself 30 days after each was made. `audit=` is told of each of these, after it was done: a
-# function there can as well update the ticket.
+# `audit=` was told of each of these, after it was done. Who asks Bedrock for a session that is gone gets an error; who
+# asks here for a conversation that is gone finds nothing, and may begin it anew.
 
 # %%
+session_id = held(bedrock, NAMESPACE)[-1].session["sessionId"]
 chat.hide(reason="retention policy", approver="privacy office")
 print("hidden:", len(chat.messages()), "messages")
 chat.restore(reason="the review goes on", approver="privacy office")
@@ -243,4 +303,8 @@ chat.delete(reason="retention policy", approver="privacy office")
 other.delete(reason="a false alarm", approver="privacy office")
 for event in audit_log:
     print(f"{event.key} {event.action:8} {event.reason}, by {event.approver}")
-print("left:", store.get_keys(), held(bedrock, NAMESPACE))
+try:
+    bedrock.get_session(sessionIdentifier=session_id)
+except bedrock.exceptions.ResourceNotFoundException as error:
+    print("Bedrock:", error.response["Error"]["Code"])
+print("left:", chat.messages(), store.get_keys(), held(bedrock, NAMESPACE))

@@ -1,7 +1,8 @@
 """The incident of `diagnostic_assistant`: its store, what the agent's tools return, and what the scripted model says.
 
-With AWS_SESSIONS_REGION=us-west-2 in the environment the store is Amazon Bedrock's, and with BEDROCK_MODEL=... the
-model is one of Bedrock's, which reads the messages and calls the tools by its own judgement.
+With AWS_SESSIONS_REGION=us-west-2 in the environment the store is Amazon Bedrock's, encrypted with a key of yours if
+there is AWS_SESSIONS_KEY=arn:aws:kms:... too, and with BEDROCK_MODEL=... the model is one of Bedrock's, which reads the
+messages and calls the tools by its own judgement.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from llama_index_bedrock_sessions import AuditEvent, BedrockSessionsChatStore
 from llama_index_bedrock_sessions._demo import following, open_model, query_metrics, search_logs
 
 REGION = os.environ.get("AWS_SESSIONS_REGION")
+KEY_ARN = (
+    os.environ.get("AWS_SESSIONS_KEY")
+    if REGION
+    else "arn:aws:kms:us-west-2:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+)
+"""The key that sessions are encrypted with; None for one that AWS manages."""
 NAMESPACE = "incidents"
 
 SLOWEST = "psql payments -c 'SELECT query, calls, mean_exec_time FROM pg_stat_statements ORDER BY 3 DESC LIMIT 1'"

@@ -334,7 +334,7 @@ class Conversation:
         sessions of this conversation get. It depends on nothing of this one. Its messages have ids and a time of their
         own; `history()` and `describe()` tell its origin. Where a point is inside of a change, what that change removes
         and archives counts, and its state does not. What is no longer in the service is as `messages` shows it. Saved
-        contexts, and what `autosave=True` keeps of a turn that has not ended, stay here: what goes on once goes on here.
+        contexts, and what `autosave=True` keeps of a turn that has not ended, stay here: they go on once, and here.
 
         All or nothing: it is there once its last step is stored. After a failure the call can be repeated; that the
         conversation exists then says that the first one had stored it (the error's `may_have_happened`).
@@ -381,7 +381,7 @@ class Conversation:
         fold = self._chain.known()
         if not fold.heads:
             raise InvalidPointError(
-                f"There is no conversation {self.key!r} that could be forked. store.get_keys() tells the keys there are."
+                f"There is no conversation {self.key!r} that could be forked: store.get_keys() tells the keys."
             )
         if past.hides(cut) or (fold.hidden() and not fold.visible()):
             raise InvalidPointError(

@@ -21,7 +21,7 @@ from PIL import Image
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-NOTEBOOKS = {"quickstart": 0, "agent_memory": 2, "diagnostic_assistant": 3, "shopping_assistant": 1, "moving_in": 0}
+NOTEBOOKS = {"quickstart": 0, "agent_memory": 2, "diagnostic_assistant": 3, "shopping_assistant": 2, "moving_in": 0}
 """The pictures in each."""
 
 

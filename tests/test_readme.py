@@ -11,16 +11,17 @@ import asyncio
 import inspect
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from llama_index.core.async_utils import asyncio_run
+from llama_index.core.base.llms.types import ChatMessage
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo, media, sessions
+from llama_index_bedrock_sessions.cli import main
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from llama_index_bedrock_sessions.emulator import Emulator
 from llama_index_bedrock_sessions.instrumentation import dispatcher
@@ -116,13 +117,23 @@ def test_the_contract_snippet_is_a_test_class(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_policy_allows_what_is_called_and_no_more() -> None:
-    """The statement to paste allows the operations the library calls, and what AWS wants besides for one of them."""
+    """The statement to paste allows the calls that a life of a conversation makes, and what IAM wants besides."""
     statements = json.loads(fenced("json")[0])["Statement"]
     allowed = set(statements[0]["Action"]) | {statements[1]["Action"]}
     source = inspect.getsource(sessions)
     operations = re.findall(r'(?:_call|_pages)\(\s*"(\w+)"', source)
-    called = {"bedrock:" + operation.title().replace("_", "") for operation in operations}
-    assert len(called) == 12
+    with Emulator() as service:
+        for day in range(2):
+            service.clock.advance(26 * 3600)
+            store = BedrockSessionsChatStore(client=service.client(), tags={"Environment": "Test"})
+            chat = store.conversation("INC-4711", session_metadata={"severity": "high"})
+            with chat.invocation(f"Day {day}"):
+                chat.add([ChatMessage("Checkout is slow.")], state={"day": day})
+        chat.update_metadata({"severity": "low"}, tags={"Team": "payments"})
+        chat.fork("again", before=chat.history()[-1].id).end("It is not slow.")
+        chat.delete()
+        called = {"bedrock:" + call.operation for call in service.calls}
+    assert called == {"bedrock:" + operation.title().replace("_", "") for operation in operations}
     # IAM asks for this as well, with ListInvocationSteps.
     assert allowed == called | {"bedrock:ListInvocations"}
 
@@ -156,15 +167,13 @@ def test_every_command_exists() -> None:
     named = {tuple(found) for found in re.findall(r"bedrock-sessions (\w+)((?: --\w+)?)", README)}
     assert {command for command, _ in named} == {"demo", "emulate", "renew"}
     for command, option in named:
-        program = [sys.executable, "-m", "llama_index_bedrock_sessions.cli", command, "--help"]
-        result = subprocess.run(program, capture_output=True, encoding="utf-8", check=True)
-        assert option.strip() in result.stdout
+        result = CliRunner().invoke(main, [command, "--help"])
+        assert result.exit_code == 0
+        assert option.strip() in result.output
 
 
 def test_every_command_of_the_line_has_help() -> None:
     """Each command says what it does."""
-    from llama_index_bedrock_sessions.cli import main
-
     assert [name for name, command in main.commands.items() if not command.get_short_help_str()] == []
 
 

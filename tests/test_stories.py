@@ -54,7 +54,14 @@ def test_the_incident_is_handed_over(where: str, tmp_path: Path, monkeypatch: py
     sessions = re.findall(r"^(EXPIRED|ACTIVE) .* byte for byte: (\w+)", text, re.MULTILINE)
     before = [("EXPIRED", "True"), ("EXPIRED", "False"), ("EXPIRED", "False"), ("ACTIVE", "False")]
     assert sessions == (before if where == "here" else [("ACTIVE", "True")])
+    tagged = re.findall(r"^ +PerformanceDegradation Production \| encrypted with (.+)$", text, re.MULTILINE)
+    assert tagged == (["1234abcd-12ab-34cd-56ef-1234567890ab"] * 4 if where == "here" else ["a key of AWS"])
+    assert "expires after 1 idle hour\nStepTooLargeError retryable: False\n" in text
+    assert "Faults: [('ListInvocationSteps', 'lost_reply'), ('PutInvocationStep', 'throttle')]\n" in text
+    assert "Stored: {'user': 1, 'assistant': 3, 'tool': 2}\n31 days later: [] []\n" in text
     assert "fix by engineer-3 | An index on orders.customer_id was missing" in text
+    assert "| the ticket: ended\n" in text
+    assert "INC-4712 holds ['Search returns nothing.'] {}\n" in text
     assert "ConversationEnded retryable: False" in text
     assert "severity high: ['INC-4711', 'INC-4712']" in text
     outcomes = "[('a bad deployment', 'failed'), ('the database is the bottleneck', 'confirmed')]"
@@ -67,7 +74,7 @@ def test_the_incident_is_handed_over(where: str, tmp_path: Path, monkeypatch: py
         ("restored", f"the review goes on, {office}"),
         ("deleted", f"retention policy, {office}"),
     ]
-    assert text.endswith("left: [] []\n")
+    assert text.endswith("Bedrock: ResourceNotFoundException\nleft: [] [] []\n")
 
 
 def test_the_shop_survives_a_crash_and_orders_once(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +83,9 @@ def test_the_shop_survives_a_crash_and_orders_once(where: str, tmp_path: Path, m
     assert "The turn has broken off.\nThe cart: ['stride']\nYes, and so is your cart: stride." in text
     assert "['user', 'assistant', 'tool', 'assistant', 'user', 'assistant', 'tool', 'user', 'assistant']" in text
     assert "Reading it again: {'ListInvocationSteps': 1}" in text
+    warm = "{'PutInvocationStep': 1, 'ListInvocationSteps': 1}"
+    assert f"Visit 2:  {warm}\nVisit 40: {warm}\nThe carts: ['stride'] ['ridge']\n" in text
+    assert "came by {'app': 1, 'web': 1} | tools {'search_shoes': 1, 'add_to_cart': 1}\n" in text
     assert "The same answer: True" in text
     assert "['stride'] ['comet']" in text
     clicked = text.split("customer-42 orders stride for 129 euros. Approve?\n")[1].splitlines()
