@@ -178,7 +178,7 @@ class Conversation:
         session that is gone is left out. The positions that `remove` takes are those of the list without all these.
 
         Raises:
-            InvalidPointError: the point is unknown, or a time without a time zone.
+            InvalidPointError: the point is unknown, or a time without a time zone; `last` or `status` is nothing known.
 
         """
         found, natives, _ = self._look(at, before, last, status, fresh=fresh)
@@ -210,8 +210,9 @@ class Conversation:
         self, at: Point | None, before: Point | None, last: int | None, status: MessageStatus | None, *, fresh: bool
     ) -> tuple[list[tuple[MessageId, Message | None, bool]], _Natives, Mapping[str, Change]]:
         """Return (id, message, whether archived) of what is wanted, their native blocks, and the changes by id."""
-        if last is not None and last < 0:
-            raise InvalidPointError(f"last={last}: it is the number of messages wanted, 0 or more.")
+        if last is not None and (not isinstance(last, int) or last < 0):
+            raise InvalidPointError(f"last={last!r}: it is the number of messages wanted, 0 or more.")
+        status = _status(status)
         found: list[tuple[MessageId, Message | None, bool]]
         with self._lock:
             if at is None and before is None:
@@ -234,6 +235,7 @@ class Conversation:
 
     def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
         """Return how many messages there are: active ones, archived ones, or (None) all."""
+        status = _status(status)
         with self._lock:
             return len(self._of_status(self._chain.refresh(), status))
 
@@ -466,7 +468,7 @@ class Conversation:
         draft = Draft(encoded, state=named)
         with self._changing():
             self._chain.append(lambda _: draft)
-            if status is MessageStatus.ARCHIVED and draft.id is not None:
+            if status == MessageStatus.ARCHIVED and draft.id is not None:
                 archiving = Draft(archived=frozenset((draft.id, position) for position in range(len(encoded.records))))
                 self._chain.append(lambda _: archiving)
             else:
@@ -933,6 +935,15 @@ def _ended_json(said: Mapping[str, JSON]) -> dict[str, JSON]:
     return {**texts, "at": iso(at)} if isinstance(at, int) else texts
 
 
+def _status(status: MessageStatus | None) -> MessageStatus | None:
+    """Return a status, also where it is given as its text. Raises InvalidPointError: there is no such status."""
+    try:
+        return None if status is None else MessageStatus(status)
+    except ValueError:
+        named = ", ".join(repr(one.value) for one in MessageStatus)
+        raise InvalidPointError(f"status={status!r}: there are {named}, and None for all.") from None
+
+
 def _texts(**given: str | None) -> dict[str, str]:
     """Return what was given, all of it text. Raises InvalidStateError."""
     for name, text in given.items():
@@ -948,9 +959,11 @@ def _message_id(text: str) -> MessageId:
     return change, int(position)
 
 
-def _no_message(text: str) -> InvalidMessageError:
+def _no_message(text: object) -> InvalidMessageError:
+    # A message given in place of its id holds what has to go: it is not quoted.
+    told = repr(text) if isinstance(text, str) else f"Something of type {type(text).__name__}"
     return InvalidMessageError(
-        f"{text!r} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
+        f"{told} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
     )
 
 

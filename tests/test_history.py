@@ -267,6 +267,23 @@ def test_what_begins_anew_after_a_hiding_is_forked(service: Service) -> None:
 # Forks
 
 
+def test_what_is_wanted_is_not_guessed(service: Service) -> None:
+    """A status is also taken as its text; what is none, and a number that is none, is refused."""
+    chat = service.store().conversation(KEY)
+    chat.add(users("a", "b"))
+    chat.archive_oldest(1)
+    archived: Any = "archived"
+    assert contents(chat.messages(status=archived)) == ["a"]
+    assert chat.count(archived) == 1
+    wrong: Any = "old"
+    refused: list[tuple[str, Any]] = [("status", wrong), ("last", wrong), ("last", 1.5), ("last", -1)]
+    for name, value in refused:
+        with pytest.raises(InvalidPointError, match=re.escape(f"{name}={value!r}")):
+            chat.messages(**{name: value})
+    with pytest.raises(InvalidPointError, match="'active', 'archived'"):
+        chat.count(wrong)
+
+
 def test_a_key_that_has_nothing_cannot_be_forked(service: Service) -> None:
     """A key misspelt makes no empty conversation; one that is there, from before its first message, does."""
     store = service.store()

@@ -376,6 +376,10 @@ def test_only_a_message_of_the_conversation_can_be_redacted(service: Service, te
     before = service.everything()
     with pytest.raises(InvalidMessageError, match="history"):
         chat.redact(chat.history()[0].added[0], text)
+    record: Any = chat.records()[0]
+    with pytest.raises(InvalidMessageError, match=r"^Something of type Record is not") as refused:
+        chat.redact(record)
+    assert "one" not in str(refused.value)
     assert service.everything() == before
     chat.redact()
     assert service.everything() == before
