@@ -234,7 +234,7 @@ class Teller:
             name, value = choose.choice(("cart", "mood")), self.new(1)[0]
             self.perform(kind, key, lambda: chat.state.update({name: value}), tokens=[value], name=name)
         elif kind == "set":
-            known = self.lists.get(key, [])
+            known = dict.fromkeys(self.lists.get(key, []))  # what was hidden, written anew and restored is there twice
             kept = [token for token in known if choose.random() < 0.6]
             if choose.random() < 0.2:
                 choose.shuffle(kept)

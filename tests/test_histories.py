@@ -9,7 +9,7 @@ import pytest
 
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
-from tests.histories import DAY, HOUR, MINUTE, History, random_history
+from tests.histories import DAY, HOUR, MINUTE, History, Process, random_history
 
 pytestmark = pytest.mark.once
 
@@ -196,6 +196,22 @@ def test_a_session_that_was_opened_and_ended_meanwhile_is_not_passed_over(expire
     go(expired, 1)
     expired.advance(51 * MINUTE)
     go(expired, 1, "read")
+    assert not expired.conclude(), "\n".join(expired.log)
+
+
+def test_who_was_stopped_for_two_sessions_brings_nothing_back(expired: History) -> None:
+    """Three continue at once, one of them much later: the sessions that he has found unopened are used up by then."""
+    expired.processes.append(Process(expired, 2, 0.0))
+    for process, kind in enumerate(("remove", "add", "add")):
+        go(expired, process, kind, until="create_session")
+    for process in (0, 2, 1):
+        expired.step(process)
+    go(expired, 1, until="create_invocation")  # in the session of the first: nobody has opened it yet
+    go(expired, 0)  # who removes a message there
+    go(expired, 0, "renew")
+    go(expired, 0, "renew")
+    go(expired, 1)
+    go(expired, 0, "read")
     assert not expired.conclude(), "\n".join(expired.log)
 
 
