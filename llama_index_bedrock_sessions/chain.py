@@ -89,7 +89,17 @@ class Chain(Reader):
     """Writes the sessions of a conversation. Not locked: its conversation holds the lock."""
 
     effects = 0
-    """How often something was stored or deleted of what was asked for: from then on an operation may have happened."""
+    """How often something was, or may have been, stored or deleted of what was asked for."""
+
+    @contextlib.contextmanager
+    def _effect(self) -> Iterator[None]:
+        """Count a call by which an operation happens, unless it is known not to have been carried out."""
+        try:
+            yield
+        except BedrockSessionsError as error:
+            self.effects += error.may_have_happened
+            raise
+        self.effects += 1
 
     # Appending
 
@@ -141,8 +151,8 @@ class Chain(Reader):
         reused = self._upload(draft)
         placed = self._place(draft, place)
         composed = fold.compose(place, draft, placed, self.sessions.clock.now())
-        self.sessions.put(composed.step.home, fold.clock, composed.payload)
-        self.effects += 1
+        with self._effect():
+            self.sessions.put(composed.step.home, fold.clock, composed.payload)
         fold.stored(composed)
         self._clock = max(self._clock, fold.clock)
         self._keep_natives(composed.step.home, composed.payload)
@@ -249,11 +259,11 @@ class Chain(Reader):
                     self._continue(fold, nothing)
                     continue
                 composed = fold.bare(home, draft, self.sessions.clock.now())
-                self.sessions.put(home, fold.clock, composed.payload)
+                with self._effect():
+                    self.sessions.put(home, fold.clock, composed.payload)
             except (Gone, Refused) as refusal:
                 self._after_refusal(fold, refusal)
                 continue
-            self.effects += 1
             fold.stored(composed)
             self._clock = max(self._clock, fold.clock)
             found = {s.session for s in self._directory.find(self.key, functools.partial(self._since, fold))}
@@ -406,15 +416,19 @@ class Chain(Reader):
     def _create(self, fold: Fold) -> Summary:
         """Create a session with what was said for this conversation, what the one before had, and the store's own."""
         settings = self.settings
-        own, tags, key_arn = dict(settings.session_metadata), dict(settings.tags), settings.encryption_key_arn
+        had: dict[str, str] = {}
+        had_tags: dict[str, str] = {}
+        key_arn = settings.encryption_key_arn
         like = Likeness(fold.heads) if fold.heads else self._like
         for head in like.heads:
             before = self._directory.info(head)
-            own.update(directory.own_metadata(before))
-            tags.update(self._tags_of(before))
+            had.update(directory.own_metadata(before))
+            had_tags.update(self._tags_of(before))
             key_arn = key_arn or before.encryption_key_arn
-        own.update({**like.metadata, **settings.own_metadata, **fold.named(METADATA)})
-        tags.update({**like.tags, **settings.own_tags, **fold.named(TAGS)})
+        said = {**like.metadata, **settings.own_metadata, **fold.named(METADATA)}
+        said_tags = {**like.tags, **settings.own_tags, **fold.named(TAGS)}
+        own = self._fitting(directory.MOST_METADATA, settings.session_metadata, had, said)
+        tags = self._fitting(directory.MOST_TAGS, settings.tags, had_tags, said_tags)
         metadata = directory.metadata(self.key, settings.namespace, VERSION, own.items())
         summary = self.sessions.create(metadata, tags, key_arn)
         self._created[summary.session] = summary.created
@@ -425,6 +439,14 @@ class Chain(Reader):
             )
         )
         return summary
+
+    def _fitting(self, most: int, *layers: Mapping[str, str]) -> dict[str, str]:
+        """Return the entries of all layers, of which a later one counts more; too many do not keep one from writing."""
+        entries = {name: value for layer in layers for name, value in layer.items()}
+        ranked = sorted(entries, key=lambda name: [*(name not in layer for layer in reversed(layers)), name])
+        if left := ranked[most:]:
+            logger.warning("conversation %s: a session takes %d entries, so it is not given %s", self.name, most, left)
+        return {name: value for name, value in entries.items() if name not in left}
 
     def likeness(self) -> Likeness:
         """Return what the next session would be made like."""
@@ -469,7 +491,9 @@ class Chain(Reader):
             self._renew_media(fold)
             undo = self._copy_natives(fold, place, dead, whole=passage.whole)
             composed = self._compose_opening(fold, draft, placed, place, passage, present=present)
-            self.sessions.put(composed.step.home, fold.clock, composed.payload)
+            # An opening that only continues says nothing that was asked for.
+            with self._effect() if draft or passage != ORDINARY else contextlib.nullcontext():
+                self.sessions.put(composed.step.home, fold.clock, composed.payload)
         except (Gone, Refused) as refusal:
             undo()
             logger.info(
@@ -487,7 +511,6 @@ class Chain(Reader):
             "conversation %s: goes on in session %s after %s" if before else "conversation %s: begins in session %s%s",
             *(self.name, summary.session, before),
         )
-        self.effects += draft is not None or passage != ORDINARY
         try:
             self._adopt(composed.step, composed.payload)
         except BedrockSessionsError as error:
@@ -505,7 +528,7 @@ class Chain(Reader):
             for _ in range(ATTEMPTS):
                 if self._has_ended(session):
                     return
-            raise UnavailableError(f"Session {session} cannot be ended; try again.", may_have_happened=True)
+            raise UnavailableError(f"Session {session} cannot be ended; try again.")
 
     def _raise_if_own_fault(self, session: str, refusal: Gone | Refused) -> None:
         """Raise a refusal that no other session would cure: this one is ACTIVE, unopened, and has room."""
@@ -590,12 +613,8 @@ class Chain(Reader):
 
     def _upload_again(self, reused: Mapping[str, Content]) -> None:
         """Look once more for what was there before the step was written: now that it is, nobody deletes it."""
-        try:
-            if self.settings.media and reused:
-                self.settings.media.upload(reused)
-        except BedrockSessionsError as error:
-            error.may_have_happened = True
-            raise
+        if self.settings.media and reused:
+            self.settings.media.upload(reused)
 
     def _renew_media(self, fold: Fold) -> None:
         """Let what is alive in S3 live as long as the session that is about to be opened."""

@@ -372,7 +372,7 @@ class Conversation:
             for message_id, message in view.messages
         ]
         draft = Draft(state=state, origin=origin(self.key, past, at, before))
-        with target._lock:  # noqa: SLF001 - another of this class
+        with target._changing():  # noqa: SLF001 - another of this class
             target._chain.begin(copies, draft, like, media)  # noqa: SLF001
         return target
 
@@ -407,13 +407,13 @@ class Conversation:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Hold the lock; an error after something was stored says that it may have happened."""
+        """Hold the lock; an error says whether the operation may have happened, and not one call of it."""
         with self._lock:
             before = self._chain.effects
             try:
                 yield
             except BedrockSessionsError as error:
-                error.may_have_happened = error.may_have_happened or self._chain.effects != before
+                error.may_have_happened = self._chain.effects != before
                 raise
 
     def invocation(self, description: str, *, by: str | None = None) -> Invocation:
@@ -440,8 +440,6 @@ class Conversation:
     ) -> None:
         """Add messages at the end, set named state and delete the names in `forget`: all or nothing, by one step.
 
-        With `status=ARCHIVED` they are archived by a second step.
-
         Raises:
             InvalidMessageError: something is not a ChatMessage.
             InvalidStateError: a name or a value that named state cannot have.
@@ -465,24 +463,24 @@ class Conversation:
         encoded, named = self._encode(messages), state_json(state or {}, forget)
         if not encoded.records and not named:
             return
-        draft = Draft(encoded, state=named)
+        draft = Draft(encoded, archived=_of_its_own(encoded, _status(status)), state=named)
         with self._changing():
             self._chain.append(lambda _: draft)
-            if status == MessageStatus.ARCHIVED and draft.id is not None:
-                archiving = Draft(archived=frozenset((draft.id, position) for position in range(len(encoded.records))))
-                self._chain.append(lambda _: archiving)
-            else:
+            if not draft.archived:
                 self._seen_also(draft)
 
-    def set(self, messages: Sequence[ChatMessage]) -> None:
-        """Make these the messages; what is there already, in this order, stays as it is. Raises as `add` does."""
-        encoded = self._encode(messages)
+    def set(self, messages: Sequence[ChatMessage], *, status: MessageStatus = MessageStatus.ACTIVE) -> None:
+        """Make these all the messages, of a status; what is there already, in this order, stays as it is.
+
+        Raises as `add` does.
+        """
+        encoded, wanted_status = self._encode(messages), _status(status)
         # As they will be read: a stream could not be read twice.
         wanted = [blocks.outline(record, functools.partial(_native, encoded.blocks)) for record in encoded.records]
         sent: list[Draft] = []
 
         def resolve(fold: Fold) -> Draft | None:
-            draft = self._difference(fold, wanted, encoded)
+            draft = self._difference(fold, wanted, encoded, wanted_status)
             if draft and sent:
                 draft.id = sent[0].id
             if draft:
@@ -494,15 +492,17 @@ class Conversation:
             self._chain.append(resolve, fresh=True)
             self._saw([m.id for m in self._active(self._chain.known())])
 
-    def _difference(self, fold: Fold, wanted: list[ChatMessage], encoded: blocks.Encoded) -> Draft | None:
+    def _difference(
+        self, fold: Fold, wanted: list[ChatMessage], encoded: blocks.Encoded, status: MessageStatus | None
+    ) -> Draft | None:
         """Return the least that makes `wanted` of what is there: nothing, removals and additions, or a set."""
-        alive = fold.visible()
+        alive, same = fold.visible(), {m.id for m in self._of_status(fold, status)}
         kept = 0
         gone: list[MessageId] = []
         gone_contents: list[ChatMessage] = []
         for message in alive:
             resolve = functools.partial(_resolve, message, self._chain.natives)
-            content = None if fold.is_archived(message.id) else blocks.outline(message.record, resolve)
+            content = blocks.outline(message.record, resolve) if message.id in same else None
             if kept < len(wanted) and content == wanted[kept]:
                 kept += 1
                 continue
@@ -514,8 +514,11 @@ class Conversation:
         if wanted and (kept == 0 or _have_one_in_common(gone_contents, wanted[kept:])):
             # What stays would have to move, or nothing stays: of two such writers, one shall win. But a set would do
             # away with what an earlier one has added and is hidden now.
-            return Draft(encoded, removed=frozenset(m.id for m in alive), is_set=not fold.hidden())
-        return Draft(_tail(encoded, kept), removed=frozenset(gone))
+            draft = Draft(encoded, removed=frozenset(m.id for m in alive), is_set=not fold.hidden())
+        else:
+            draft = Draft(_tail(encoded, kept), removed=frozenset(gone))
+        draft.archived = _of_its_own(draft.messages, status)
+        return draft
 
     def remove(self, index: int) -> ChatMessage | None:
         """Remove the message at a position of the list this task was last given, and return it; None if there is none.
@@ -619,7 +622,7 @@ class Conversation:
             try:
                 return self._chain.end({**said, "at": self.sessions.clock.now()})
             finally:
-                # Called again, it is ended already.
+                # Called again, it may be ended already.
                 if self._chain.effects != before:
                     self._tell("ended", reason=kind, approver=by)
 
@@ -910,6 +913,20 @@ class Conversation:
         fetch = found.get if media else None
         return [blocks.decode(m.record, functools.partial(_resolve, m, natives), fetch) for m in messages]
 
+    def __copy__(self) -> Conversation:
+        """Return the conversation itself: it stands for what is in the service."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Conversation:
+        """Return the conversation itself."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the store and the key; what was said of the sessions it will create is not kept."""
+        if self._sibling(self.key) is not self:
+            raise TypeError("A conversation that was attached is not pickled: pickle its key, and attach() that again.")
+        return self._sibling, (self.key,)
+
     # Positions
 
     def _saw(self, ids: list[MessageId]) -> None:
@@ -919,6 +936,11 @@ class Conversation:
         view = self._views.get(caller())
         if view is not None and draft.id is not None:
             view += [(draft.id, position) for position in range(len(draft.messages.records))]
+
+
+def _of_its_own(encoded: blocks.Encoded, status: MessageStatus | None) -> frozenset[MessageId]:
+    """Return the messages of a draft that it archives as it adds them."""
+    return frozenset(("", n) for n in range(len(encoded.records)) if status is MessageStatus.ARCHIVED)
 
 
 def milliseconds(older_than: timedelta) -> int:

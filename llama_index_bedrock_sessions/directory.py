@@ -44,6 +44,8 @@ from llama_index_bedrock_sessions.sessions import Gone, SessionInfo, Sessions, S
 KEY = "llama-index-key"
 NAMESPACE = "llama-index-namespace"
 FORMAT = "llama-index-format"
+MOST_METADATA, MOST_TAGS = 47, 200
+"""Entries of the application that a session takes (service model): of 50 in its metadata three are ours."""
 """The names of our entries in `sessionMetadata`."""
 MANY = 200
 """Sessions to scan from which a warning is logged, and after which progress is."""
@@ -627,7 +629,7 @@ def refuse_metadata(own: Mapping[str, str]) -> None:
     taken = sorted({KEY, NAMESPACE, FORMAT} & set(own))
     if taken:
         raise ConfigurationError(f"The name {taken[0]} in session_metadata is used by this library: take another.")
-    _refuse_lengths("session_metadata", own, most=47, name=100, value=5000)
+    _refuse_lengths("session_metadata", own, most=MOST_METADATA, name=100, value=5000)
 
 
 def refuse_tags(tags: Mapping[str, str]) -> None:
@@ -639,7 +641,7 @@ def refuse_tags(tags: Mapping[str, str]) -> None:
 
     """
     _refuse_other_than_strings("tags", tags)
-    _refuse_lengths("tags", tags, most=200, name=128, value=256)
+    _refuse_lengths("tags", tags, most=MOST_TAGS, name=128, value=256)
     for text in (text for item in tags.items() for text in item):
         if not re.fullmatch(r"[a-zA-Z0-9\s._:/=+@-]*", text):
             raise ConfigurationError(f"{text!r} in tags: tags have letters, digits, spaces and characters of ._:/=+@-")

@@ -25,8 +25,8 @@
     └── StoredDataError               what is stored
         └── NewerFormatError            written by a newer release of this library
 
-Every error carries `retryable` (the same call may succeed later) and `may_have_happened` (the effect may
-already be stored; appends are safe to repeat only where this is False).
+Every error carries `retryable` (the same call may succeed later) and `may_have_happened` (the operation may have had
+its effect: where it is False nothing was changed; where it is True, all but appends are safe to repeat).
 """
 
 from __future__ import annotations

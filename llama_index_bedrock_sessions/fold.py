@@ -64,7 +64,8 @@ class Listed(NamedTuple):
 class Draft:
     """A change that is to be written. `homes` and `place` say where native blocks are that went into attachments.
 
-    `id` is set once it has been sent: it keeps its id when it has to go to another session.
+    `id` is set once it has been sent: it keeps its id when it has to go to another session. Until then an id of "" in
+    `archived` names a message of its own.
     """
 
     messages: blocks.Encoded = dataclasses.field(default_factory=lambda: blocks.Encoded([], []))
@@ -97,7 +98,7 @@ class Draft:
             time=parsed.ms if parsed else 0,
             messages=messages,
             removed=self.removed,
-            archived=self.archived,
+            archived=frozenset((named or change_id, position) for named, position in self.archived),
             is_set=self.is_set,
             state=self.state,
             hide=self.hide,
@@ -771,7 +772,7 @@ class Fold:
         own, body, payload = self._own(draft, placed, where)
         step = Step(where, ((where.step, own),))
         self.read[where.step] = step
-        archived = frozenset(position for change_id, position in draft.archived if change_id == draft.id)
+        archived = frozenset(position for change_id, position in draft.archived if not change_id)
         inherited = Inherited(where, {}, {0: archived} if archived else {}, own=True)
         return Composed(step, [*payload, envelope({"attachment": True, "change": body}, {})], ()), inherited
 

@@ -12,9 +12,7 @@ from typing import Any
 from llama_index_bedrock_sessions import blocks, directory
 from llama_index_bedrock_sessions.chain import KEPT, METADATA, TAGS, Chain, Passage
 from llama_index_bedrock_sessions.errors import (
-    BedrockSessionsError,
     ConversationExists,
-    ServiceError,
     UnavailableError,
 )
 from llama_index_bedrock_sessions.fold import Draft, Fold, Placed
@@ -52,7 +50,7 @@ class Lifecycle(Chain):
                 that takes back what he wrote: of two at once, one or none succeeds (if sessions are not listed late).
 
         """
-        wanted = drafts(copies, draft)
+        wanted, before = drafts(copies, draft), self.effects
         try:
             self._like = like
             for _ in range(ATTEMPTS):
@@ -67,18 +65,21 @@ class Lifecycle(Chain):
                 raise UnavailableError(f"The conversation {self.key!r} could not be begun; try again.")
         finally:
             self._like = Likeness()
-        try:
-            self._yield_to_others(wanted)
-        except ServiceError as error:
-            error.may_have_happened = True
-            raise
+        if not self._is_alone():
+            self._withdraw(wanted)
+            self.effects = before
+            raise ConversationExists(
+                f"Somebody else began the conversation {self.key!r} at the same moment. Take another key."
+            )
 
-    def _yield_to_others(self, written: Sequence[Draft]) -> None:
+    def _is_alone(self) -> bool:
+        """Whether nobody else has begun the conversation."""
         with contextlib.suppress(Gone):  # deleted meanwhile
             self._find()
         fold = self.known()
-        if sum(is_opening(step) for head in fold.heads for step in fold.listed[head]) == 1:
-            return
+        return sum(is_opening(step) for head in fold.heads for step in fold.listed[head]) == 1
+
+    def _withdraw(self, written: Sequence[Draft]) -> None:
         mine = {draft.id for draft in written if draft.id}
         for _ in range(ATTEMPTS):
             withdrawal = _withdrawal(self.known(), mine, written[-1].state)
@@ -87,9 +88,6 @@ class Lifecycle(Chain):
             self.append(functools.partial(_same, withdrawal))
             # Somebody may have withdrawn at the same moment, and brought back what we had.
             self.refresh(force=True)
-        raise ConversationExists(
-            f"Somebody else began the conversation {self.key!r} at the same moment. Take another key."
-        )
 
     # Ending, moving on, deleting
 
@@ -109,11 +107,11 @@ class Lifecycle(Chain):
                     return True
                 continue
             try:
-                listed = self._put_closing(fold.heads[0], closing, fold)
+                with self._effect():
+                    listed = self._put_closing(fold.heads[0], closing, fold)
             except (Gone, Refused) as refusal:
                 self._after_refusal(fold, refusal)
                 continue
-            self.effects += 1
             fold.saw_list(fold.heads[0], [listed])
             self._finish(fold.heads[0])
             return True
@@ -270,7 +268,6 @@ class Lifecycle(Chain):
                 return
             for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
                 deleted[session] = None
-                self.effects += 1
                 self._delete_session(session)
         raise UnavailableError("Sessions of this conversation are still listed; call again to delete them.")
 
@@ -284,7 +281,8 @@ class Lifecycle(Chain):
     def _delete_session(self, session: str) -> None:
         try:
             self._seal(session, "deleted")
-            self.sessions.delete(session)
+            with self._effect():
+                self.sessions.delete(session)
             self._directory.remove(session, self.key)
         except Gone:
             # By another, who may have died before he said so.
@@ -302,13 +300,10 @@ class Lifecycle(Chain):
         """Delete objects of the conversation; with `others`, all but those of sessions that were begun meanwhile."""
         if not (self.settings.media and stored):
             return
-        try:
-            alive = self.refresh(force=True).alive() if others else ()
-            used = {sha256 for message in alive for sha256 in blocks.objects(message.record)}
-            self.settings.media.delete(sha256 for sha256 in stored if sha256 not in used)
-        except BedrockSessionsError as error:
-            error.may_have_happened = True  # the sessions are gone; calling again deletes the rest
-            raise
+        alive = self.refresh(force=True).alive() if others else ()
+        used = {sha256 for message in alive for sha256 in blocks.objects(message.record)}
+        self.effects += 1  # of several objects, some may be deleted when this fails
+        self.settings.media.delete(sha256 for sha256 in stored if sha256 not in used)
 
 
 def _withdrawal(fold: Fold, mine: set[str], names: Iterable[str]) -> Draft | None:
@@ -329,7 +324,6 @@ def _same(draft: Draft, _: Fold) -> Draft:
 
 
 def _number(several: Iterable[Draft], ms: int) -> None:
-    """Give drafts ids in their order: what archives its own messages has to name itself."""
+    """Give drafts ids in their order."""
     for number, draft in enumerate(several):
         draft.id = new_id(ms + number, Kind.CHANGE)
-        draft.archived = frozenset((draft.id, position) for _, position in draft.archived)

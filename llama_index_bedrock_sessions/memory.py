@@ -187,9 +187,7 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
     ) -> None:
         """Make these all the messages of a key; archived ones go as well, as with LlamaIndex's SQL store."""
         conversation = self.chat_store.conversation(key)
-        await conversation.aset(messages)
-        if status is MessageStatus.ARCHIVED:
-            await conversation.aarchive_oldest(len(messages))
+        await conversation.aset(messages, status=status)
         self._begin(conversation, _run())
 
     async def delete_message(self, key: str, idx: int) -> ChatMessage | None:

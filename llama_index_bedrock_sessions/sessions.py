@@ -368,7 +368,7 @@ class Sessions:
 
     def delete(self, session: str) -> None:
         """Delete a session, ended before. Raises Gone, Refused."""
-        self._call("delete_session", sessionIdentifier=session)
+        self._call("delete_session", writes=True, sessionIdentifier=session)
 
     def update(self, session: str, metadata: Mapping[str, str]) -> None:
         """Make this the metadata of a session; whether the service keeps entries left out is unknown.

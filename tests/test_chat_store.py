@@ -484,6 +484,17 @@ def test_copies_are_the_store_itself(service: Service) -> None:
     assert copy.deepcopy({"memory": [store]})["memory"][0] is store
 
 
+def test_a_copied_or_pickled_conversation_is_the_same(tmp_path: Path) -> None:
+    """It stands for what is in the service, as its store does; one that was attached is found by its session id."""
+    store = BedrockSessionsChatStore.local(tmp_path / "chats.db")
+    chat = store.conversation("a")
+    assert copy.copy(chat) is copy.deepcopy([chat])[0] is pickle.loads(pickle.dumps(chat)) is chat
+    attached = store.attach(store._sessions.client().create_session()["sessionId"])
+    assert copy.deepcopy(attached) is attached
+    with pytest.raises(TypeError, match="attach"):
+        pickle.dumps(attached)
+
+
 def test_a_pickled_store_is_the_same_store(tmp_path: Path) -> None:
     """A store loaded from its pickle where it lives is the store."""
     store = BedrockSessionsChatStore.local(tmp_path / "chats.db")

@@ -153,8 +153,8 @@ def test_ending_that_fails_half_way_is_finished_by_ending_again(nth: int) -> Non
 
 
 @pytest.mark.parametrize("nth", range(1, 5))
-def test_who_ended_is_told_once_whatever_fails(nth: int) -> None:
-    """An error after the conversation was ended says that it may have been, and the audit knows who did it."""
+def test_who_ended_is_told_whatever_fails(nth: int) -> None:
+    """An error when the conversation was ended, or may be, says so, and the audit knows who did it: rather twice."""
     service, told = Service(), list[AuditEvent]()
     chat = service.store(audit=told.append).conversation(KEY)
     chat.add(users("hello"))
@@ -163,7 +163,7 @@ def test_who_ended_is_told_once_whatever_fails(nth: int) -> None:
     assert said is not False or not told
     service.faults.clear()
     chat.end("solved")
-    assert [event.action for event in told] == ["ended"]
+    assert [event.action for event in told] in (["ended"], ["ended", "ended"] if said else [])
 
 
 def test_a_message_that_is_stored_is_not_said_to_have_failed() -> None:
@@ -523,6 +523,21 @@ def test_metadata_that_was_changed_is_not_changed_back_by_what_was_said_first(se
     session = service.sessions()[-1]
     assert session["sessionMetadata"]["severity"] == "low"
     assert service.boto3.list_tags_for_resource(resourceArn=session["sessionArn"])["tags"] == low
+
+
+def test_more_metadata_than_a_session_takes_keeps_nobody_from_writing(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was said of the conversation counts most, then what its sessions had, then what the store says of all."""
+    first = service.store(session_metadata={f"first-{n:02}": "1" for n in range(40)})
+    first.add_message(KEY, user("one"))
+    service.later(IDLE)
+    second = service.store(session_metadata={f"second-{n:02}": "2" for n in range(40)})
+    second.conversation(KEY, session_metadata={"severity": "high"}).add(users("two"))
+    assert texts(service.store()) == ["one", "two"]
+    names = {name for name in service.sessions()[-1]["sessionMetadata"] if not name.startswith("llama-index-")}
+    assert names == {"severity", *(f"first-{n:02}" for n in range(40)), *(f"second-{n:02}" for n in range(6))}
+    assert "second-39" in caplog.text
 
 
 def test_metadata_is_changed_where_another_has_just_continued(service: Service) -> None:
