@@ -251,6 +251,17 @@ def time_precision(service: Service) -> Any:
     return json.loads(body)["createdAt"]
 
 
+def more_members(service: Service) -> Any:
+    service.put()
+    service.emulator.calls.clear()
+    service.status()
+    listed = service.listed()
+    bodies = [json.loads(call.response_body) for call in service.emulator.calls]
+    structures = [*bodies, bodies[1]["invocationStepSummaries"][0]]
+    nulls = [sorted(name for name, value in structure.items() if value is None) for structure in structures]
+    return nulls, ["unnamedMember" in structure for structure in structures], listed
+
+
 def error_type_header(service: Service) -> Any:
     client: Any = service.emulator.client(config=Config(retries={"total_max_attempts": 1}))
     with pytest.raises(client.exceptions.ConflictException) as caught:
@@ -274,7 +285,7 @@ DENIED = "AccessDeniedException"
 
 # What each setting answers to its question. The first setting of each is the default.
 EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
-    (write_to_ended, {"write_to_ended": {CONFLICT: (CONFLICT,) * 2, VALIDATION: (VALIDATION,) * 2}}),
+    (write_to_ended, {"write_to_ended": {error: (error,) * 2 for error in (CONFLICT, VALIDATION, "409")}}),
     (
         write_to_expired,
         {
@@ -282,12 +293,13 @@ EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
                 CONFLICT: (CONFLICT, CONFLICT, "EXPIRED"),
                 VALIDATION: (VALIDATION, VALIDATION, "EXPIRED"),
                 MISSING: (MISSING, MISSING, "EXPIRED"),
+                "409": ("409", "409", "EXPIRED"),
                 "accepted": (OK, OK, "ACTIVE"),
             }
         },
     ),
     (update_when_closed, {"update_when_closed": {"as a write": CONFLICT, "accepted": OK}}),
-    (delete_active, {"delete_active": {CONFLICT: CONFLICT, VALIDATION: VALIDATION}}),
+    (delete_active, {"delete_active": {error: error for error in (CONFLICT, VALIDATION, "409")}}),
     (
         end_when_closed,
         {
@@ -295,6 +307,7 @@ EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
                 "accepted": (OK, OK, "ENDED"),
                 CONFLICT: (CONFLICT, CONFLICT, "EXPIRED"),
                 VALIDATION: (VALIDATION, VALIDATION, "EXPIRED"),
+                "409": ("409", "409", "EXPIRED"),
             }
         },
     ),
@@ -349,7 +362,10 @@ EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
     ),
     (sessions_listed_after, {"sessions_listed_after": {0: [1] * 4, 1: [0, 1, 1, 1], 3: [0, 0, 0, 1]}}),
     (late_lists, {"late_lists": {"exactly": [0, 0, 0, 12, 12], "up to": [2, 6, 7, 12, 12]}}),
-    (step_quota_error, {"step_quota_error": {QUOTA: [OK, OK, QUOTA], VALIDATION: [OK, OK, VALIDATION]}}),
+    (
+        step_quota_error,
+        {"step_quota_error": {e: [OK, OK, e] for e in (QUOTA, VALIDATION, "409")}},
+    ),
     (step_size_error, {"step_size_error": {VALIDATION: VALIDATION, QUOTA: QUOTA, "413": "413"}}),
     (step_size_counts, {"step_size_counts": {"encoded": (VALIDATION, VALIDATION), "decoded": (OK, VALIDATION)}}),
     (image_error, {"image_error": {VALIDATION: [VALIDATION] * 3 + [OK], QUOTA: [QUOTA] * 3 + [OK]}}),
@@ -378,6 +394,15 @@ EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
                 "microseconds": "2026-01-02T03:04:05.678901Z",
                 "milliseconds": "2026-01-02T03:04:05.678Z",
                 "seconds": "2026-01-02T03:04:05Z",
+            }
+        },
+    ),
+    (
+        more_members,
+        {
+            "more_members": {
+                "none": ([[], [], []], [False] * 3, ["1"]),
+                "null and unknown": ([["encryptionKeyArn", "sessionMetadata"], ["nextToken"], []], [True] * 3, ["1"]),
             }
         },
     ),

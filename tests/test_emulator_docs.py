@@ -50,6 +50,7 @@ UNKNOWNS = {
     "what resets the idle timer": "idle_timer_reset_by",
     "from when retention counts": "retention_from",
     "the precision of times": "time_precision",
+    "what else answers hold": "more_members",
     "the form of error types": "error_type_header",
     "late lists of steps": "steps_listed_after",
     "late lists of sessions": "sessions_listed_after",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-_Refusal = Literal["ConflictException", "ValidationException"]
+_Refusal = Literal["ConflictException", "ValidationException", "409"]
 
 # Lowest and highest value of each numeric setting; None: no limit.
 _RANGES: dict[str, tuple[int, int | None]] = {
@@ -49,11 +49,14 @@ class Behaviour:
     """
 
     write_to_ended: _Refusal = "ConflictException"
-    """CreateInvocation and PutInvocationStep in an ENDED session. That they fail is documented, the error unknown."""
+    """CreateInvocation and PutInvocationStep in an ENDED session. That they fail is documented, the error unknown.
 
-    write_to_expired: Literal["ConflictException", "ValidationException", "ResourceNotFoundException", "accepted"] = (
-        "ConflictException"
-    )
+    "409" here and below: an answer of that status without an error type, which the model does not have.
+    """
+
+    write_to_expired: Literal[
+        "ConflictException", "ValidationException", "ResourceNotFoundException", "409", "accepted"
+    ] = "ConflictException"
     """The same in an EXPIRED session. Unknown; "accepted" makes the session ACTIVE again."""
 
     update_when_closed: Literal["as a write", "accepted"] = "as a write"
@@ -62,7 +65,7 @@ class Behaviour:
     delete_active: _Refusal = "ConflictException"
     """DeleteSession of an ACTIVE session. That it fails is documented, the error unknown."""
 
-    end_when_closed: Literal["accepted", "ConflictException", "ValidationException"] = "accepted"
+    end_when_closed: Literal["accepted", "ConflictException", "ValidationException", "409"] = "accepted"
     """EndSession of an ENDED or EXPIRED session. Unknown; "accepted" makes an EXPIRED session ENDED."""
 
     known_step_id: Literal["ConflictException", "overwrite", "no-op"] = "ConflictException"
@@ -106,7 +109,9 @@ class Behaviour:
     Unknown.
     """
 
-    step_quota_error: Literal["ServiceQuotaExceededException", "ValidationException"] = "ServiceQuotaExceededException"
+    step_quota_error: Literal["ServiceQuotaExceededException", "ValidationException", "409"] = (
+        "ServiceQuotaExceededException"
+    )
     """The answer to one step more than a session takes. The limit is documented, the error unknown."""
 
     step_size_error: Literal["ValidationException", "ServiceQuotaExceededException", "413"] = "ValidationException"
@@ -141,6 +146,12 @@ class Behaviour:
 
     time_precision: Literal["microseconds", "milliseconds", "seconds"] = "microseconds"
     """Fraction digits of the times in answers. Unknown."""
+
+    more_members: Literal["none", "null and unknown"] = "none"
+    """What an answer holds besides the members it has a value for. Unknown.
+
+    "null and unknown": the optional ones as null, and in every structure one the model does not name.
+    """
 
     error_type_header: Literal["name", "name and uri"] = "name"
     """Form of `x-amzn-ErrorType`: both were seen on AWS."""

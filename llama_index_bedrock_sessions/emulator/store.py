@@ -48,7 +48,7 @@ _SESSION_ORDERS = {
 
 
 class Refusal(Exception):  # noqa: N818 - an answer of the service, not a fault of the emulator
-    """The service refuses: `kind` is an error of the service model, or "413"."""
+    """The service refuses: `kind` is an error of the service model, or an HTTP status without one, such as "413"."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

@@ -256,6 +256,8 @@ class Wire:
         if operation.output is None:
             return self._respond(operation.status, b"")
         rendered = operation.output(answer, operation.name, self._stamp())
+        if self._store.behaviour.more_members != "none":
+            rendered = _with_more(rendered, service_model().operation_model(operation.name).output_shape)
         return self._respond(operation.status, json.dumps(rendered, ensure_ascii=False, separators=(",", ":")).encode())
 
     def _stamp(self) -> Callable[[int], str]:
@@ -269,8 +271,8 @@ class Wire:
         return stamp
 
     def _refuse(self, operation: Operation, kind: str, message: str) -> Response:
-        if kind == "413":
-            return self._respond(413, json.dumps({"message": message}).encode())
+        if kind.isdigit():
+            return self._respond(int(kind), json.dumps({"message": message}).encode())
         if kind not in operation.errors:
             raise AnswerError(f"{operation.name} has no {kind} in the model")
         return self.error(kind, message)
@@ -295,6 +297,16 @@ class Wire:
             "x-amzn-RequestId": str(uuid.uuid4()),
         }
         return Response(status, {**headers, **(more or {})}, body)
+
+
+def _with_more(rendered: Any, shape: Any) -> Any:
+    """Return a rendered value with null for the members it has no value for, and one that the model does not name."""
+    if shape.type_name == "list":
+        return [_with_more(item, shape.member) for item in rendered]
+    if shape.type_name != "structure" or getattr(shape, "is_tagged_union", False):
+        return rendered
+    more = {name: _with_more(value, shape.members[name]) for name, value in rendered.items()}
+    return {**dict.fromkeys(shape.members), **more, "unnamedMember": {"since": ["tomorrow"]}}
 
 
 @lru_cache(maxsize=4096)
