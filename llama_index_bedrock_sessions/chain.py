@@ -103,16 +103,16 @@ class Chain(Reader):
 
     # Appending
 
-    def append(self, resolve: Resolve, *, fresh: bool = False, passage: Passage = ORDINARY) -> None:
+    def append(self, resolve: Resolve, *, fresh: bool = False, whole: bool = True, passage: Passage = ORDINARY) -> None:
         """Write what `resolve` makes of the fold, in this session or the next; `fresh`: it has just been listed.
 
-        `passage`: how it goes over into the next.
+        `whole`: `resolve` needs archived messages too. `passage`: how it goes over into the next.
         """
         looked = False
         for _ in range(ATTEMPTS):
             if self.fold is None or self._unlisted >= LIST_AFTER or not (self.fold.heads or fresh):
-                self.refresh()
-            fold, fresh, looked = self.known(), False, looked or fresh
+                self.refresh(whole=whole)
+            fold, fresh, looked = self.known(whole=whole), False, looked or fresh
             self._refuse_other_keys(fold)
             if self._must_continue(fold):
                 try:
@@ -121,7 +121,7 @@ class Chain(Reader):
                 except ConversationEnded:
                     if looked:
                         raise
-                    looked = bool(self.refresh(force=True))  # somebody may have reopened it
+                    looked = bool(self.refresh(force=True, whole=whole))  # somebody may have reopened it
                 continue
             draft = resolve(fold)
             if draft is None:

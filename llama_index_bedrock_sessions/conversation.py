@@ -169,7 +169,8 @@ class Conversation:
         """Return the messages that are there, oldest first: the active ones, the archived ones, or (None) all.
 
         `fresh=False` makes no call where the conversation was read before: it returns what this process knows, its own
-        writes included. `last` is the number of messages wanted from the end. The caller owns the messages.
+        writes included; archived messages of earlier sessions are read when they are first wanted. `last` is the number
+        of messages wanted from the end. The caller owns the messages.
 
         With `at` or `before` they are those that were there at that point, what was removed later included: the id of
         a change or of a message, as `history()` tells it, or an aware datetime; `at` includes the point, `before` does
@@ -216,7 +217,8 @@ class Conversation:
         found: list[tuple[MessageId, Message | None, bool]]
         with self._lock:
             if at is None and before is None:
-                fold = self._chain.refresh() if fresh else self._chain.known()
+                whole = status is not MessageStatus.ACTIVE
+                fold = self._chain.refresh(whole=whole) if fresh else self._chain.known(whole=whole)
                 found = [(m.id, m, fold.is_archived(m.id)) for m in self._of_status(fold, status)]
                 if status is MessageStatus.ACTIVE and last is None:
                     self._saw([message_id for message_id, _, _ in found])
@@ -237,7 +239,7 @@ class Conversation:
         """Return how many messages there are: active ones, archived ones, or (None) all."""
         status = _status(status)
         with self._lock:
-            return len(self._of_status(self._chain.refresh(), status))
+            return len(self._of_status(self._chain.refresh(whole=status is not MessageStatus.ACTIVE), status))
 
     def history(self) -> list[Entry]:
         """Return what was changed, oldest first: frozen, and JSON by `as_dict()`.
@@ -465,7 +467,7 @@ class Conversation:
             return
         draft = Draft(encoded, archived=_of_its_own(encoded, _status(status)), state=named)
         with self._changing():
-            self._chain.append(lambda _: draft)
+            self._chain.append(lambda _: draft, whole=False)
             if not draft.archived:
                 self._seen_also(draft)
 
@@ -568,7 +570,8 @@ class Conversation:
         with self._changing():
             view = self._views.get(caller())
             # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
-            active = {m.id: m for m in self._active(self._chain.refresh() if view is None else self._chain.known())}
+            fold = self._chain.refresh(whole=False) if view is None else self._chain.known(whole=False)
+            active = {m.id: m for m in self._active(fold)}
             oldest = (list(active) if view is None else view)[: max(n, 0)]
             found = [active[message_id] for message_id in oldest if message_id in active]
             if whole and len(found) < len(oldest):
@@ -576,7 +579,7 @@ class Conversation:
             taken = self._decoded(found)
             if found:
                 change = draft(frozenset(m.id for m in found))
-                self._chain.append(lambda _: change)
+                self._chain.append(lambda _: change, whole=False)
             if view is not None:
                 del view[: len(oldest)]
             return taken
@@ -783,7 +786,8 @@ class Conversation:
     def last_id(self, *, fresh: bool = True) -> str | None:
         """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
         with self._lock:
-            active = self._active(self._chain.refresh() if fresh else self._chain.known())
+            fold = self._chain.refresh(whole=False) if fresh else self._chain.known(whole=False)
+            active = self._active(fold)
             return text_id(active[-1].id) if active else None
 
     alast_id = twin(last_id)
@@ -885,7 +889,8 @@ class Conversation:
 
     def _named(self, *, fresh: bool) -> dict[str, JSON]:
         with self._lock:
-            state = (self._chain.refresh() if fresh else self._chain.known()).state()
+            fold = self._chain.refresh(whole=False) if fresh else self._chain.known(whole=False)
+            state = fold.state()
         return {name: from_json(value, lambda: "[unreadable value]") for name, value in state.items()}
 
     def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
@@ -893,8 +898,8 @@ class Conversation:
         draft = Draft(state=named)
         with self._changing():
             if named:
-                self._chain.refresh(force=True)
-                self._chain.append(lambda _: draft, fresh=True)
+                self._chain.refresh(force=True, whole=False)
+                self._chain.append(lambda _: draft, fresh=True, whole=False)
 
     def _encode(self, messages: Iterable[ChatMessage]) -> blocks.Encoded:
         if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, ChatMessage)):

@@ -205,13 +205,23 @@ class Fold:
         parents = (parent for head in self.heads for opening in self.openings[head] for parent in opening.parents)
         return [p for p in dict.fromkeys(parents) if p not in self.listed]
 
-    def rounds(self) -> Iterator[list[Home]]:
-        """Yield what to get, round by round; what a round names must be absorbed (or `lost`) before the next."""
+    def rounds(self, *, whole: bool = True) -> Iterator[list[Home]]:
+        """Yield what to get, round by round; what a round names must be absorbed (or `lost`) before the next.
+
+        `whole`: archived messages too; else those are left out of which nothing else is known.
+        """
         self._lost.clear()
         yield self._by_hints()
-        yield self._by_names()
-        while missing := self._missing():
+        yield self._by_names(whole=whole)
+        while missing := self._missing(whole=whole):
             yield missing
+
+    def is_whole(self) -> bool:
+        """Whether nothing is left out of what the openings name."""
+        return not self._unread()
+
+    def _unread(self) -> list[Home]:
+        return [s.home for s, *_ in self._inherited.values() if self._is_wanted(s.home)]
 
     def _by_hints(self) -> list[Home]:
         plan: list[Home] = []
@@ -226,15 +236,16 @@ class Fold:
             plan += [self.listed[head][i].home for i in self._unread_openings(head)]
         return list(dict.fromkeys(plan))
 
-    def _by_names(self) -> list[Home]:
+    def _by_names(self, *, whole: bool) -> list[Home]:
         plan: list[Home] = []
+        at_rest = frozenset() if whole else self._at_rest()
         for head in self.heads:
             newest = next((i for i in reversed(self._ids.get(head, [])) if i in self.read), None)
             if newest is None:
                 continue
             step = self.read[newest]
             named = [*step.named, *(s.home for s in step.opening.segments)] if step.opening else self._names(step)
-            plan += [home for home in dict.fromkeys(named) if self._is_wanted(home)]
+            plan += [home for home in dict.fromkeys(named) if home.step not in at_rest and self._is_wanted(home)]
         return plan
 
     def _names(self, step: Step) -> Iterator[Home]:
@@ -244,16 +255,28 @@ class Fold:
             for first, last in ranges:
                 yield from (s.home for s in (opening.segments[first : last + 1] if opening else ()))
 
-    def _missing(self) -> list[Home]:
+    def _missing(self, *, whole: bool) -> list[Home]:
         plan: list[Home] = []
+        at_rest = frozenset() if whole else self._at_rest()
         for head in self.heads:
             steps = self.listed[head]
             plan += [s.home for i, s in steps.items() if not self._is_settled(i) and _has_content(i)]
             plan += [steps[i].home for i in self._unread_openings(head)]
         plan += [step.home for step in self._stragglers() if not self._is_settled(step.home.step)]
-        for segments in self._inherited.values():
-            plan += [s.home for s in segments if self._is_wanted(s.home)]
+        plan += [home for home in self._unread() if home.step not in at_rest]
         return list(dict.fromkeys(plan))
+
+    def _at_rest(self) -> frozenset[str]:
+        """Return the steps that need not be read to know what is active: see `journal.py`, openings."""
+        if len(self._opened) != 1 or any(self._stragglers()):
+            return frozenset()
+        ((opening_id, opening),) = self._opened.items()
+        for change_id, came_in in self._came_in.items():
+            # What another tool has written here has no id that tells its age.
+            is_foreign = self.known[change_id].foreign and any(change_id in self.listed[head] for head in self.heads)
+            if is_foreign or (came_in != change_id and change_id < opening_id):
+                return frozenset()
+        return frozenset(s.home.step for s in opening.segments if s.at_rest)
 
     def _is_wanted(self, home: Home) -> bool:
         if home.step in self._inherited:
@@ -587,7 +610,7 @@ class Fold:
                 opening, segments=(*opening.segments, *(self.inherit(s, dead, last_set) for s in left))
             )
         taken = frozenset() if opening else frozenset(i for s in take for i in s.taken)
-        inherited = {} if opening else self._left({s.home.step for s in left})
+        inherited = {} if opening else self._left({home.step for home in (*(s.home for s in left), *self._unread())})
         named = () if opening else tuple(s.home for s in left if s.home.step not in self._inherited)
         packed = {
             **carried_json(carried),
@@ -672,10 +695,12 @@ class Fold:
         contents = self.read[segment.home.step].contents[: 1 if segment.own else None]
         gone: dict[int, frozenset[int]] = {}
         archived: dict[int, frozenset[int]] = {}
+        at_rest = all(came_in for came_in, _ in contents)
         for position, (_, change) in enumerate(contents):
             if change is None:
                 continue
-            alive = self._reduced(change.id, dead, max(last_set, self._last_set)).messages
+            reduced = self._reduced(change.id, dead, max(last_set, self._last_set))
+            alive, at_rest = reduced.messages, at_rest and self._is_at_rest(reduced)
             gone[position] = frozenset(p for p in change.messages if p not in alive)
             archived[position] = frozenset(p for p in alive if (change.id, p) in self._archived)
         return Inherited(
@@ -683,7 +708,14 @@ class Fold:
             {k: v for k, v in gone.items() if v},
             {k: v for k, v in archived.items() if v},
             segment.own,
+            at_rest,
         )
+
+    def _is_at_rest(self, change: Change) -> bool:
+        """Whether all that counts of a change is archived messages."""
+        is_hiding = change.hide is not None and change.key >= self._hide[0]
+        is_archived = all((change.id, p) in self._archived for p in change.messages)
+        return is_archived and not (change.state or is_hiding)
 
     def stored(self, composed: Composed) -> None:
         """Take note that a composed step is in the service."""

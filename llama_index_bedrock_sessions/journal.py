@@ -53,8 +53,7 @@ Carried changes
     has the members above and `step`, the step it was written in, where that is not its id. Texts are inline; images
     stay where they are, as references. Removed messages and replaced state are left out; *what a change removes never
     is*: a straggler may still bring it.
-    `taken`: steps of earlier sessions whose segments are carried here. In `named`, a fourth member `"archived"`
-    marks a segment that holds archived messages only.
+    `taken`: steps of earlier sessions whose segments are carried here.
 
 Openings
     A session is *open* when it has an opening. Besides what every step has, it says
@@ -63,12 +62,17 @@ Openings
         parents      {session: [step ids]}: the steps it has seen of each session it continues
         removed      {change id: [positions]}: what the changes written in its parents removed
         segments     [{"home": [session, invocation, step], "dead": {position: [positions]},
-                       "archived": {...}, "own": true}]: what earlier sessions hold that is alive; `dead` and `archived`
-                     by the position of the change in that step (its own is 0, the first carried one 1); `own`: only
-                     the step's own change counts. A segment may be an attachment of this session, which carries
-                     changes, or has one of its own that is too large for the opening (of a fork).
+                       "archived": {...}, "own": true, "rest": true}]: what earlier sessions hold that is alive; `dead`
+                     and `archived` by the position of the change in that step (its own is 0, the first carried one 1);
+                     `own`: only the step's own change counts; `rest`: all that counts of it is archived messages. A
+                     segment may be an attachment of this session, which carries changes, or has one of its own that
+                     is too large for the opening (of a fork).
         last_set     the greatest id of a `set`
     and of a session before it a reader takes the own changes of steps the opening has not seen, nothing else.
+    Who wants the active messages and the named state only, and continues nothing, need not read a segment at `rest`.
+    It is the only one to say which of its messages are archived; so it has to be read where anything else may tell of
+    them, which is if the open sessions have another opening, or a step that the opening has not seen is there in a
+    session before, or a change in the open one is older than its opening and was first sent to another session.
 
 Damage
     A step whose own change cannot be read is one placeholder. One of which only `zip` cannot be read keeps its own
@@ -307,6 +311,8 @@ class Inherited(NamedTuple):
     dead: Mapping[int, frozenset[int]]
     archived: Mapping[int, frozenset[int]]
     own: bool
+    at_rest: bool = False
+    """Whether all that counts of it is archived messages."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -485,6 +491,7 @@ def opening_json(opening: Opening) -> dict[str, JSON]:
             | ({"dead": {str(k): sorted(v) for k, v in s.dead.items()}} if s.dead else {})
             | ({"archived": {str(k): sorted(v) for k, v in s.archived.items()}} if s.archived else {})
             | ({"own": True} if s.own else {})
+            | ({"rest": True} if s.at_rest else {})
             for s in opening.segments
         ],
         "last_set": opening.last_set,
@@ -787,7 +794,7 @@ def _inherited(body: Mapping[str, JSON]) -> Inherited:
         return {int(k): frozenset(_integer(p) for p in _list(v)) for k, v in _object(value).items()}
 
     dead, archived = positions(body.get("dead", {})), positions(body.get("archived", {}))
-    return Inherited(_home(body.get("home")), dead, archived, body.get("own") is True)
+    return Inherited(_home(body.get("home")), dead, archived, body.get("own") is True, body.get("rest") is True)
 
 
 def _ids(value: JSON) -> frozenset[MessageId]:

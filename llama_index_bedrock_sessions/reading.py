@@ -100,28 +100,33 @@ class Reader:
 
     # What it takes to be up to date
 
-    def known(self) -> Fold:
-        """Return the fold as it was last read; read it if it never was."""
-        if self.fold is None:
-            return self.refresh()
+    def known(self, *, whole: bool = True) -> Fold:
+        """Return the fold as it was last read; read it if it never was, or never as `whole`."""
+        if self.fold is None or (whole and not self.fold.is_whole()):
+            return self.refresh(force=True, whole=whole)
         return self.fold
 
-    def refresh(self, *, force: bool = False) -> Fold:
-        """Return the fold as it is in the service now, or (unless `force`) was within the refresh interval."""
-        if not force and self.fold is not None and time.monotonic() - self._validated < self.settings.refresh_interval:
-            return self.fold
+    def refresh(self, *, force: bool = False, whole: bool = True) -> Fold:
+        """Return the fold as it is in the service now, or (unless `force`) was within the refresh interval.
+
+        Unless `whole`, archived messages may not be in it: it tells what is active, and takes what is to be added.
+        """
+        is_recent = time.monotonic() - self._validated < self.settings.refresh_interval
+        if not force and is_recent and self.fold is not None:
+            return self.known(whole=whole)
         for _ in range(ATTEMPTS):
             try:
-                if self.fold is not None and self.fold.heads and self._is_current(self.fold):
-                    break
-                self._find()
+                if self.fold is None or not self.fold.heads or not self._is_current(self.fold):
+                    self._find(whole=whole)
+                elif whole and not self.fold.is_whole():
+                    self._read(self.fold)
                 break
             except Gone:
                 self.drop()
         else:
             raise UnavailableError("The sessions of this conversation keep changing; try again.")
         self._validated, self._unlisted = time.monotonic(), 0
-        return self.known()
+        return self.known(whole=False)
 
     def _is_current(self, fold: Fold) -> bool:
         """List the heads; return whether nobody can have continued them."""
@@ -132,7 +137,7 @@ class Reader:
         fold.horizon = self._horizon()
         for head, steps in zip(fold.heads, results, strict=False):
             fold.saw_list(head, steps)
-        self._read(fold)
+        self._read(fold, whole=False)
         if not self._directory.continues:
             return True
         full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
@@ -176,7 +181,7 @@ class Reader:
     def _list(self, session: str) -> list[Listed]:
         return [Listed(home, at) for home, at in self.sessions.steps(session)]
 
-    def _find(self) -> None:
+    def _find(self, *, whole: bool = True) -> None:
         """Look in the directory for the open sessions that nothing covers, and read them. Raises Gone."""
         before = self.fold
         since = self._since(before) if before else 0
@@ -219,16 +224,16 @@ class Reader:
             for head in heads:
                 before.saw_list(head, fold.listed[head].values())
             fold = before
-        self._read(fold)
+        self._read(fold, whole=whole)
         self._switch(fold)
 
     def _since(self, fold: Fold) -> int:
         return min((self._created[h] for h in fold.heads), default=0) - 2 * HOUR
 
-    def _read(self, fold: Fold) -> None:
+    def _read(self, fold: Fold, *, whole: bool = True) -> None:
         """Read all that the lists say, the parents' lists too, and the native blocks of what is alive."""
         while True:
-            for homes in fold.rounds():
+            for homes in fold.rounds(whole=whole):
                 self._get(fold, homes, fold.unlisted_parents())
             parents = fold.unlisted_parents()
             if not parents:

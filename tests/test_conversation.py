@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock
+from llama_index.core.storage.chat_store.base_db import MessageStatus
 
 from llama_index_bedrock_sessions import (
     BedrockSessionsChatStore,
@@ -174,6 +176,41 @@ def test_a_cold_read_of_1000_messages(thousand: Thousand) -> None:
     assert calls["GetInvocationStep"] <= 12
     assert calls["ListSessions"] == 1
     assert calls["GetSession"] == len(thousand.service.sessions())
+
+
+def test_a_cold_read_of_what_is_active_does_not_grow_with_what_is_archived(service: Service) -> None:
+    """It fetches as much of a session before whatever was archived there; the rest is fetched when it is wanted."""
+    gets: list[int] = []
+    fetched: list[int] = []
+    archived: list[list[str]] = [[random.Random(n).randbytes(20_000).hex() for n in range(many)] for many in (8, 32)]
+    for contents in archived:
+        key = f"{len(contents)} archived"
+        chat = service.store().conversation(key)
+        for text in contents:
+            chat.add(users(text))
+        chat.archive_oldest(len(contents))
+        chat.add(users("active"))
+        service.later(IDLE)
+        chat.add(users("next"))
+        reader = service.store()
+        with service.counting() as calls:
+            assert texts(reader, key) == ["active", "next"]
+        gets.append(calls["GetInvocationStep"])
+        fetched.append(sum(call.response_size for call in service.calls if call.operation == "GetInvocationStep"))
+        with service.counting() as calls:
+            reader.add_message(key, user("last"))
+        assert calls == {"PutInvocationStep": 1, "total": 1}
+        assert texts(service.store(), key) == texts(reader, key) == ["active", "next", "last"]
+        with service.counting() as calls:
+            assert [m.content for m in reader.conversation(key).messages(status=None)][:-3] == contents
+        assert calls["GetInvocationStep"] == calls["total"] - calls["ListInvocationSteps"] - calls["GetSession"] > 0
+        with service.counting() as calls:
+            assert reader.conversation(key).count(MessageStatus.ARCHIVED) == len(contents)
+            assert len(reader.conversation(key).messages(status=None, fresh=False)) == len(contents) + 3
+        assert calls == {"ListInvocationSteps": 1, "total": 1}
+    assert gets[1] <= gets[0] + 1
+    grown = sum(map(len, archived[1])) - sum(map(len, archived[0]))
+    assert fetched[1] - fetched[0] < grown / 100
 
 
 @pytest.mark.once

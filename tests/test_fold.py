@@ -87,15 +87,15 @@ class Service:
             self.read[home] = read_step(home, found[1], found[0].time)
         return self.read[home]
 
-    def refresh(self, fold: Fold, *, parents: bool = False) -> Fold:
-        """Read all that is new, as `conversation.py` does; count what that takes."""
+    def refresh(self, fold: Fold, *, parents: bool = False, whole: bool = True) -> Fold:
+        """Read all that is new, as `reading.py` does; count what that takes."""
         self.gets = self.rounds = 0
         for head in fold.heads:
             fold.saw_list(head, self.listed(head))
         for parent in {p for h in fold.heads for o in fold.openings[h] for p in o.parents} if parents else ():
             fold.saw_list(parent, self.listed(parent))
         while True:
-            for wanted in fold.rounds():
+            for wanted in fold.rounds(whole=whole):
                 self.rounds += bool(wanted)
                 assert self.rounds < 20
                 for home in wanted:
@@ -114,6 +114,10 @@ class Service:
     def cold(self, *heads: str) -> Fold:
         """What somebody knows who has just read all."""
         return self.refresh(Fold(heads))
+
+    def window(self, *heads: str) -> Fold:
+        """What somebody knows who has just read the active messages."""
+        return self.refresh(Fold(heads), whole=False)
 
     def append(self, fold: Fold, draft: Draft | None, now: int = NOW) -> Composed:
         """Store a change in the head."""
@@ -164,6 +168,14 @@ def knows(fold: Fold) -> Any:
     return there, [message.id for message in fold.visible()], fold.state(), fold.hidden()
 
 
+def active(fold: Fold) -> Any:
+    """All that somebody can be asked who has read the active messages."""
+    there, visible, state, hidden = knows(fold)
+    archived = {message for message, _, is_archived in there if is_archived}
+    seen = [message for message in visible if message not in archived]
+    return [each for each in there if each[0] not in archived], seen, state, hidden
+
+
 # Against a plain list
 
 
@@ -195,7 +207,11 @@ class Conversations(RuleBasedStateMachine):
     def begin(self, skews: list[int]) -> None:
         self.service.open(Fold([]), A, now=self.now)
         self.skews = skews
-        self.writers = [self.service.cold(A) for _ in skews]
+        self.writers = [self.cold(number) for number, _ in enumerate(skews)]
+
+    def cold(self, number: int) -> Fold:
+        """What a writer knows who has just read: the last of them reads what is active."""
+        return (self.service.window if number == 2 else self.service.cold)(self.head)
 
     def write(self, number: int, draft: Draft, contents: Sequence[str] = ()) -> None:
         fold = self.writers[number]
@@ -238,9 +254,11 @@ class Conversations(RuleBasedStateMachine):
     @rule(writer=writers_of, sizes=sizes)
     def replace(self, writer: int, sizes: list[int]) -> None:
         contents = self.texts(sizes)
+        if not self.writers[writer].is_whole():
+            self.service.refresh(self.writers[writer])
         self.write(writer, says(*contents, removed=frozenset(ids_of(self.writers[writer])), is_set=True), contents)
 
-    @rule(writer=writers_of, number=st.integers(0, 3))
+    @rule(writer=writers_of, number=st.sampled_from([0, 1, 3, 40, 40]))
     def archive(self, writer: int, number: int) -> None:
         self.write(writer, Draft(archived=frozenset(ids_of(self.writers[writer])[:number]), by="somebody"))
 
@@ -262,18 +280,28 @@ class Conversations(RuleBasedStateMachine):
     @rule(writer=writers_of)
     def list_anew(self, writer: int) -> None:
         # Stragglers are found by who lists the parents, as a cold reader does and whoever continues.
-        fold = self.service.refresh(self.writers[writer], parents=True)
+        fold = self.service.refresh(self.writers[writer], parents=True, whole=writer != 2)
         if fold.heads == [self.head]:
-            assert knows(fold) == self.expected()
+            assert active(fold) == active(self.service.cold(self.head))
+            assert not fold.is_whole() or knows(fold) == self.expected()
 
     @rule(writer=writers_of)
     def move_on(self, writer: int) -> None:
         if self.writers[writer].heads != [self.head]:
-            self.writers[writer] = self.service.cold(self.head)
+            self.writers[writer] = self.cold(writer)
 
-    @rule(writer=writers_of, sizes=st.none() | sizes, days=st.sampled_from([0, 0, 1, 8, 12]), warm=st.booleans())
-    def continue_elsewhere(self, writer: int, sizes: list[int] | None, days: int, warm: bool) -> None:
-        fold = self.writers[writer] if warm and self.writers[writer].heads == [self.head] else Fold([self.head])
+    @rule(
+        writer=writers_of,
+        sizes=st.none() | sizes,
+        days=st.sampled_from([0, 0, 1, 8, 12]),
+        warm=st.booleans(),
+        archives=st.booleans(),
+    )
+    def continue_elsewhere(self, writer: int, sizes: list[int] | None, days: int, warm: bool, archives: bool) -> None:
+        is_there = self.writers[writer].heads == [self.head]
+        if is_there and archives:
+            self.write(writer, Draft(archived=frozenset(ids_of(self.writers[writer]))))
+        fold = self.writers[writer] if warm and is_there else Fold([self.head])
         self.now += days * DAY
         self.service.refresh(fold, parents=True)
         contents = self.texts(sizes) if sizes else []
@@ -284,7 +312,7 @@ class Conversations(RuleBasedStateMachine):
         if draft:
             self.note(composed.step.home.step, draft, contents)
         before, self.head = self.head, following
-        self.writers[writer] = self.service.cold(following)
+        self.writers[writer] = self.cold(writer)
         # What was older than nine days then may be gone: everything alive has been carried.
         for old, created in self.service.created.items():
             if opened - created > SAFE_AGE:
@@ -292,7 +320,7 @@ class Conversations(RuleBasedStateMachine):
         for number, other in enumerate(self.writers):
             # Who still writes to the session before leaves a straggler; to one before that, nobody can.
             if other.heads not in ([following], [before]) or before not in self.service.steps:
-                self.writers[number] = self.service.cold(following)
+                self.writers[number] = self.cold(number)
 
     def expected(self) -> Any:
         last_set = max((c.key for c in self.changes.values() if c.is_set), default=(-1, ""))
@@ -312,6 +340,14 @@ class Conversations(RuleBasedStateMachine):
         if self.service.created:
             assert knows(self.service.cold(self.head)) == self.expected()
             assert self.service.rounds <= 4
+
+    @invariant()
+    def who_reads_what_is_active_need_not_read_all(self) -> None:
+        if self.service.created:
+            window = self.service.window(self.head)
+            seen = active(window)
+            assert knows(self.service.refresh(window)) == self.expected()
+            assert seen == active(window)
 
 
 TestConversations = Conversations.TestCase
@@ -883,6 +919,163 @@ def test_a_conversation_without_sessions_is_empty() -> None:
     assert (shown(fold), fold.state(), fold.hidden(), fold.generation(), fold.covers()) == ([], {}, False, -1, {})
     assert fold.opening({}, NOW) == NOTHING
     assert Fold([A]).generation() == 0
+
+
+# What is archived
+
+
+def put_away(service: Service, **facts: Any) -> Fold:
+    """A conversation in B; of large segments in A only archived messages count, but for what else they say."""
+    fold = service.started()
+    service.append(fold, says("x" * 90_000, **facts))
+    for n in range(12):
+        service.append(fold, says(f"{n}".ljust(40_000, "x")))
+    service.append(fold, Draft(archived=frozenset(ids_of(fold)[:-1])))
+    return continued(service, B, says("new"), NOW + 1000)
+
+
+def is_left_out(service: Service, head: str = B) -> bool:
+    """Whether somebody who reads what is active reads less than all; all the same, he knows that as others do."""
+    whole = service.cold(head)
+    gets = service.gets
+    window = service.window(head)
+    assert active(window) == active(whole)
+    assert window.is_whole() is (service.gets == gets)
+    left_out = not window.is_whole()
+    assert knows(service.refresh(window)) == knows(whole)
+    return left_out
+
+
+def test_who_reads_what_is_active_does_not_get_what_is_archived() -> None:
+    """Who wants the archived messages afterwards gets exactly what was left out."""
+    service = Service()
+    put_away(service)
+    whole = service.cold(B)
+    gets = service.gets
+    window = service.window(B)
+    assert (shown(window)[-1], len(shown(whole))) == ("new", 14)
+    assert len(shown(window)) < 4
+    before = service.gets
+    assert knows(service.refresh(window)) == knows(whole)
+    assert before + service.gets == gets
+    assert is_left_out(service)
+
+
+def test_what_is_done_to_messages_that_were_not_read_counts() -> None:
+    """Who has read what is active writes on; what others remove of the rest stays removed, in the next session too."""
+    service = Service()
+    whole = put_away(service)
+    window = service.window(B)
+    gone = ids_of(whole)[0]
+    assert gone[0] not in window.known
+    service.append(whole, says("more", removed=frozenset({gone})), NOW + 1500)
+    service.append(service.refresh(window, whole=False), says("and more" * 9000), NOW + 1600)
+    for reader in (service.cold(B), service.refresh(window), continued(service, C, None, NOW + 2000, head=B)):
+        assert gone not in ids_of(reader)
+        assert shown(reader)[-3:] == ["new", "more", "and more" * 9000]
+    assert is_left_out(service, C)
+
+
+def test_who_has_not_read_what_is_archived_names_it_all_the_same() -> None:
+    """So that a cold reader of a step he writes gets it in the second round."""
+    service = Service()
+    put_away(service)
+    window = service.window(B)
+    service.append(window, says("more"), NOW + 1500)
+    service.cold(B)
+    assert service.rounds <= 2
+
+
+def test_a_change_of_which_a_message_is_active_is_read() -> None:
+    """However much else of it is archived."""
+    service = Service()
+    fold = service.started()
+    service.append(fold, says("x" * 90_000, "active"))
+    service.append(fold, Draft(archived=frozenset(ids_of(fold)[:1])))
+    continued(service, B, None, NOW + 1000)
+    assert [message for message, _, _ in active(service.window(B))[0]] == ids_of(fold)[1:]
+
+
+@pytest.mark.parametrize("facts", [{"state": {"name": ["value"]}}, {"state": {"name": []}}, {"hide": True}])
+def test_what_says_more_than_archived_messages_is_read(facts: dict[str, Any]) -> None:
+    """Named state, its deletion and a hiding count, whatever becomes of the messages beside them."""
+    service = Service()
+    put_away(service, **facts)
+    first = service.cold(B).changes()[0]
+    assert first.id in service.window(B).known
+    assert is_left_out(service)
+
+
+def test_what_is_damaged_is_read() -> None:
+    """The placeholder of what a step carried, and cannot be read, was not archived with the step's own messages."""
+    service = Service()
+    fold = service.started()
+    own = {"add": [{"r": "user", "b": ["x" * 90_000]}]}
+    torn = Home(*place(A), new_id(NOW + 10, Kind.CHANGE))
+    service.put(torn, [envelope({"change": own, "zip": "torn"}, {})])
+    service.refresh(fold)
+    service.append(fold, Draft(archived=frozenset(ids_of(fold))))
+    continued(service, B, None, NOW + 1000)
+    assert torn.step in service.window(B).read
+    assert len(active(service.window(B))[0]) == 1
+    assert is_left_out(service)
+
+
+def test_a_step_that_the_opening_has_not_seen_has_all_be_read() -> None:
+    """It may tell again of a message that only who has read all knows to be archived."""
+    service = Service()
+    fold = service.started()
+    late = service.append(fold, says("y" * 20_000)).step.home.step
+    service.append(fold, says("x" * 50_000))
+    service.append(fold, Draft(archived=frozenset(ids_of(fold))))
+    unlisted = service.steps[A].pop(late)
+    continued(service, B, None, NOW + 1000)
+    assert is_left_out(service)
+    service.steps[A][late] = unlisted
+    assert not is_left_out(service)
+
+
+def test_a_change_that_was_sent_again_has_all_be_read() -> None:
+    """The same where the open session tells again of a message that was first sent to one before."""
+    service = Service()
+    put_away(service)
+    window = service.window(B)
+    before = active(window)
+    service.put(Home(*place(B), new_id(NOW + 1900, Kind.CHANGE)), tells_again(service), NOW + 1900)
+    assert not is_left_out(service)
+    assert active(service.refresh(window, whole=False)) == before
+
+
+def test_what_another_tool_writes_has_all_be_read() -> None:
+    """Nothing but its id could tell that it is not the copy of a step that was archived."""
+    service = Service()
+    fold = service.started()
+    foreign = "11111111-2222-4333-8444-555555555555"
+    service.put(Home(*place(A), foreign), [{"text": "y" * 20_000}])
+    service.refresh(fold)
+    service.append(fold, says("x" * 50_000))
+    service.append(fold, Draft(archived=frozenset(ids_of(fold))))
+    continued(service, B, None, NOW + 1000)
+    assert is_left_out(service)
+    service.put(Home(*place(B), foreign), [{"text": "y" * 20_000}])
+    assert not is_left_out(service)
+
+
+def tells_again(service: Service) -> list[ContentBlock]:
+    """The payload of a step that tells of an archived change that is not read by who reads what is active."""
+    known = service.window(B).known
+    message = next(m for m in service.cold(B).alive() if m.id[0] not in known)
+    return [envelope({"change": {"id": message.id[0], "add": [message.record]}}, {})]
+
+
+def test_two_openings_have_all_be_read() -> None:
+    """What one opening found to be archived, another may not have seen."""
+    service = Service()
+    put_away(service)
+    service.open(service.cold(A), B, says("other"), NOW + 2000)
+    assert not is_left_out(service)
+    service.open(service.cold(A), C, says("third"), NOW + 2000)
+    assert knows(service.window(B, C)) == knows(service.cold(B, C))
 
 
 # What is fetched for images

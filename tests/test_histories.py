@@ -145,6 +145,7 @@ def test_no_history_breaks_a_promise(suite: str) -> None:
         ("sessions_are_not_closed", "every kind of operation"),
         ("removals_are_not_carried", "clocks wrong by minutes"),
         ("archived_messages_are_handed_down_bare", "archiving"),
+        ("all_that_is_inherited_is_at_rest", "archiving"),
         ("local_clocks", "clocks wrong by minutes"),
         ("hidings_are_not_carried", "hiding and restoring"),
         ("who_continues_reopens", "ending and reopening"),

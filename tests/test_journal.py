@@ -275,6 +275,7 @@ openings = st.builds(
             dead=st.dictionaries(integers, st.frozensets(integers, min_size=1, max_size=3), max_size=3),
             archived=st.dictionaries(integers, st.frozensets(integers, min_size=1, max_size=3), max_size=3),
             own=st.booleans(),
+            at_rest=st.booleans(),
         ),
         max_size=3,
     ).map(tuple),
@@ -286,7 +287,7 @@ openings = st.builds(
 @given(opening=openings, named=st.lists(st.builds(Home, ids, ids, ids), max_size=3), taken=st.frozensets(ids))
 def test_what_an_opening_says_is_read(opening: Opening, named: list[Home], taken: frozenset[str]) -> None:
     """An opening is read as it was written, as are the steps that are named and taken."""
-    packed = {"opening": opening_json(opening), "named": [[*h, "archived"] for h in named], "taken": sorted(taken)}
+    packed = {"opening": opening_json(opening), "named": [list(h) for h in named], "taken": sorted(taken)}
     step = step_with({}, packed, Kind.OPENING)
     assert (step.opening, step.named, step.taken) == (opening, tuple(named), taken)
     assert step.contents == ((step.home.step, None),)
@@ -672,7 +673,7 @@ def copied(fold: Fold) -> None:
 MEMBERS = re.findall(
     r"\w+",
     "n h b r k id add at homes in step time remove archive set state was hide invocations origin by home dead archived "
-    "own generation covers parents removed segments last_set reason 0 1",
+    "own rest generation covers parents removed segments last_set reason 0 1",
 )
 anything = st.recursive(
     st.none()

@@ -80,6 +80,16 @@ def write(path: Path, data: Any) -> None:
         path.write_text(json.dumps(data, ensure_ascii=True, indent=1) + "\n", encoding="utf-8")
 
 
+def over_archived(w: Writer, created: dict[str, int]) -> None:
+    """Freeze the opening of a session after one in which all is archived."""
+    archived = Fold([FIRST[0]])
+    archived.stored(archived.compose(FIRST, Draft(blocks.encode([ChatMessage("long " * 2000)])), Placed(), w.now))
+    put_away = Draft(archived=frozenset(message.id for message in archived.alive()))
+    archived.stored(archived.compose(FIRST, put_away, Placed(), w.now))
+    composed = archived.compose(NEXT, Draft(), Placed(), w.now, opening=archived.opening(created, w.now))
+    w.freeze("opening_over_archived", composed.step.home, composed.payload)
+
+
 def main() -> None:
     """Write what is missing."""
     w = Writer()
@@ -139,6 +149,7 @@ def main() -> None:
     first_opening = Fold([])
     composed = first_opening.compose(FIRST, Draft(), Placed(), w.now, opening=first_opening.opening({}, w.now))
     w.freeze("first_opening", composed.step.home, composed.payload)
+    over_archived(w, created)
     offload = blocks.Offload(10, ("s3://a-bucket/chats/a-conversation/",))
     recording = [IMAGE, VideoBlock(video=b"\x00\x01" * 10, video_mimetype="video/mp4"), AudioBlock(audio=b"RIFF")]
     in_s3 = blocks.encode([ChatMessage(role="user", blocks=recording)], offload=offload)
