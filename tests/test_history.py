@@ -668,6 +668,10 @@ def test_any_point_shows_what_was_seen_then(ops: list[tuple[str, int, bool]], le
             assert chat.history() == chats[0].history()
             for point, what in noted:
                 assert seen(chat, at=point) == what
+        if not service.sessions():
+            with pytest.raises(InvalidPointError):
+                chats[0].fork("fork")
+            return
         for number, (point, what) in enumerate(noted[-3:]):
             assert seen(chats[number % 2].fork(f"fork {number}", at=point)) == what
             assert seen(service.store().conversation(f"fork {number}")) == what
