@@ -37,6 +37,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have counted, whichever process they ran in: `record_property("counted", ...)`."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "counted":
+                terminalreporter.write_line(str(text))
+
+
 def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """In CI (`CI=true`), turn a skip for a reason that is not allowed into a failure."""
     if os.environ.get("CI") != "true" or not report.skipped or hasattr(report, "wasxfail"):

@@ -458,7 +458,9 @@ def test_sessions_of_conversations_are_not_attached(service: Service) -> None:
     assert service.everything() == before
 
 
-@pytest.mark.parametrize("key", ["chat_history", "", 5, None, str(uuid.uuid4()).upper(), "arn:aws:bedrock:x", "0" * 36])
+@pytest.mark.parametrize(
+    "key", ["chat_history", "", 5, None, "0B5A1D6E-8C1F-4C37-9F59-0A4A4D6E8C1F", "arn:aws:bedrock:x", "0" * 36]
+)
 def test_what_is_no_session_id_is_refused(service: Service, key: Any) -> None:
     """Other texts are no ids: nothing is asked of the service, and the error says what an id looks like."""
     store = service.store(directory="session-id")

@@ -721,13 +721,12 @@ def test_a_fault_among_parallel_calls(operation: str) -> None:
         assert view(store) == expected
 
 
-def test_the_number_of_cases(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_number_of_cases(record_property: Callable[[str, object], None]) -> None:
     """A case for every kind of fault at every call of every method: so many that none has quietly gone."""
     calls = {parameters: len(trial(*parameters).calls) for parameters in PARAMETERS}
     assert [name(*parameters) for parameters, number in calls.items() if not number] == []
     number = sum(calls.values()) * len(KINDS)
-    with capsys.disabled():
-        print(f"\n{number} cases: {len(KINDS)} kinds of fault at {sum(calls.values())} calls")  # noqa: T201 - the number is to be seen
+    record_property("counted", f"{number} cases: {len(KINDS)} kinds of fault at {sum(calls.values())} calls")
     assert number > 6000
 
 

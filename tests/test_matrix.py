@@ -8,7 +8,7 @@ the whole contract, and histories of several seeds and of every kind, under each
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
@@ -79,15 +79,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("behaviour", [Behaviour(**ROWS[row]) for row in rows], ids=map(str, rows))
 
 
-def test_the_rows_cover_every_pair(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rows_cover_every_pair(record_property: Callable[[str, object], None]) -> None:
     """Every two values of two settings are together in a row, and every switch of the emulator is a setting."""
     every = {
         ((a, x), (b, y)) for a, b in combinations(sorted(SETTINGS), 2) for x, y in product(SETTINGS[a], SETTINGS[b])
     }
     tried = [row for claim in CLAIMS for row in rows_for(claim)]
-    with capsys.disabled():
-        print(f"\n{len(ROWS)} combinations hold the {len(every)} pairs of {len(SETTINGS)} settings;")  # noqa: T201
-        print(f"{len(tried)} times a claim of the contract is tried under one, and {len(ROWS)} histories")  # noqa: T201
+    record_property("counted", f"{len(ROWS)} combinations hold the {len(every)} pairs of {len(SETTINGS)} settings;")
+    record_property(
+        "counted", f"{len(tried)} times a claim of the contract is tried under one, and {len(ROWS)} histories"
+    )
     assert set(tried) == set(range(len(ROWS)))
     assert set().union(*map(pairs, ROWS)) == every
     assert len(ROWS) < len(every) / 10
