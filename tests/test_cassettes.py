@@ -38,6 +38,8 @@ from tests.cassettes.tape import (
     tapes,
 )
 
+pytestmark = pytest.mark.once
+
 ROOT = FOLDER.parent
 PUBLISHERS = ("https://docs.aws.amazon.com/", "https://awsapichanges.com/")
 """AWS, and a site that shows each release of the service models."""

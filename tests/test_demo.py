@@ -66,6 +66,7 @@ def test_with_our_store_the_second_day_knows_the_first(local: tuple[str, Path]) 
     assert _demo.GREETING not in output
 
 
+@pytest.mark.once
 def test_with_simple_chat_store_the_second_day_knows_nothing(forgetting: str) -> None:
     """The same program on SimpleChatStore works on day 1 and greets on day 2."""
     assert f"rose to {max(_demo.LATENCIES):,} ms" in day(forgetting, 1)
@@ -132,6 +133,7 @@ def test_what_to_type_next_works(local: tuple[str, Path]) -> None:
     assert "INC-4711, as we left it" in result.stdout
 
 
+@pytest.mark.once
 def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
     """A database or picture that is there already is not written to, and the message names it."""
     for taken in ("incident.db", "incident.png"):
@@ -169,6 +171,7 @@ def test_contradictions_are_refused(arguments: tuple[str, ...], said: str) -> No
     assert "process" not in result.stdout
 
 
+@pytest.mark.once
 def test_without_credentials_the_demo_on_aws_says_so() -> None:
     """On AWS without credentials the demo ends with one clear error and no traceback."""
     result = run("demo", "--region", "us-west-2")
@@ -189,6 +192,7 @@ def run_on(address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run("demo", *arguments, AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME=address, **credentials)
 
 
+@pytest.mark.once
 def test_the_demo_on_aws_deletes_what_it_made(aws: tuple[Emulator, str]) -> None:
     """With --region the demo remembers on AWS too, says that the day does not pass, and leaves nothing behind."""
     emulator, address = aws
@@ -202,6 +206,7 @@ def test_the_demo_on_aws_deletes_what_it_made(aws: tuple[Emulator, str]) -> None
     assert [session["sessionId"] for session in left] == [bystander]
 
 
+@pytest.mark.once
 def test_the_demo_on_aws_deletes_after_a_failure(aws: tuple[Emulator, str]) -> None:
     """When AWS refuses in the middle, the error is shown and what was made is deleted all the same."""
     emulator, address = aws

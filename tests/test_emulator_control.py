@@ -24,6 +24,8 @@ from click.testing import CliRunner
 from llama_index_bedrock_sessions.cli import main
 from llama_index_bedrock_sessions.emulator import Behaviour, BehaviourError, Emulator, Server
 
+pytestmark = pytest.mark.once
+
 VARIABLE = "AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME"
 
 

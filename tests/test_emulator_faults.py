@@ -15,6 +15,8 @@ from llama_index_bedrock_sessions.emulator import FAULTS, Emulator, Faults
 if TYPE_CHECKING:
     from types_boto3_bedrock_agent_runtime import AgentsforBedrockRuntimeClient
 
+pytestmark = pytest.mark.once
+
 Connect = Callable[..., "AgentsforBedrockRuntimeClient"]
 ONCE: Any = {"total_max_attempts": 1}
 # fault -> (what a client without retries raises, in process and over HTTP; whether the service carried the call out)

@@ -29,6 +29,8 @@ from llama_index_bedrock_sessions.emulator import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.once
+
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 DAY = 24 * 3600
 

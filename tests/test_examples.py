@@ -20,6 +20,8 @@ from PIL import Image
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOKS = {"quickstart": 0, "agent_memory": 2, "diagnostic_assistant": 3, "shopping_assistant": 2, "moving_in": 0}
 """The pictures in each."""
@@ -106,7 +108,6 @@ def test_a_notebook_is_its_scripts_twin(name: str) -> None:
     assert sources(kept(name)) == sources(jupytext.read(EXAMPLES / f"{name}.py"))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_keeps_its_outputs(name: str, tmp_path: Path) -> None:
     """Executed now, a notebook says and shows what is kept in it, its pictures among that; no cell fails."""

@@ -37,6 +37,8 @@ from llama_index_bedrock_sessions.sessions import default_invocation
 from tests import golden
 from tests.service import IDLE, KEY, Service, picture, texts, user
 
+pytestmark = pytest.mark.once
+
 LANGGRAPH = json.loads(Path(__file__).parent.joinpath("foreign", "langgraph.json").read_text("utf-8"))["steps"]
 """Steps as LangGraph's saver wrote them into an emulator."""
 SECRET = "the salary of somebody else"
@@ -500,7 +502,6 @@ def test_any_steps_make_a_fold(steps: list[Any]) -> None:
         assert read_step(composed.step.home, composed.payload, 0).contents[0][1] == composed.step.contents[0][1]
 
 
-@pytest.mark.once
 @settings(max_examples=25, deadline=None)
 @given(steps=st.lists(stored_steps, min_size=1, max_size=5))
 def test_any_steps_are_read_or_refused_by_name_and_written_after(steps: list[Any]) -> None:

@@ -30,6 +30,8 @@ from tests import kvstores
 from tests.kvstores import CountingKVStore
 from tests.service import DAY, IDLE, KEY, Service, png, texts, user, users
 
+pytestmark = pytest.mark.once
+
 Make = Callable[[], BaseKVStore]
 MINUTES = 6 * 60
 
