@@ -734,7 +734,7 @@ def public_methods(cls: type) -> set[str]:
     """Return the public methods of a class, those it inherits from LlamaIndex too; of a mapping all of a mapping's."""
     found = {name for name in dir(cls) if not name.startswith("_") and callable(getattr(cls, name))}
     if issubclass(cls, MutableMapping):
-        return found | MutableMapping.__abstractmethods__ | {"__contains__"}
+        return found | {"__contains__", "__delitem__", "__getitem__", "__iter__", "__len__", "__setitem__"}
     return found - set(dir(BaseComponent)) if issubclass(cls, BaseModel) else found
 
 

@@ -123,10 +123,10 @@ def test_the_policy_allows_what_is_called_and_no_more() -> None:
     source = inspect.getsource(sessions)
     operations = re.findall(r'(?:_call|_pages)\(\s*"(\w+)"', source)
     with Emulator() as service:
+        store = BedrockSessionsChatStore(client=service.client(), tags={"Environment": "Test"})
+        chat = store.conversation("INC-4711", session_metadata={"severity": "high"})
         for day in range(2):
             service.clock.advance(26 * 3600)
-            store = BedrockSessionsChatStore(client=service.client(), tags={"Environment": "Test"})
-            chat = store.conversation("INC-4711", session_metadata={"severity": "high"})
             with chat.invocation(f"Day {day}"):
                 chat.add([ChatMessage("Checkout is slow.")], state={"day": day})
         chat.update_metadata({"severity": "low"}, tags={"Team": "payments"})
