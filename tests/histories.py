@@ -24,7 +24,7 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, chain
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConversationEnded
-from llama_index_bedrock_sessions.journal import Home
+from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock
 from tests.judge import CLOCK, Anomaly, Op, judge, said, text
 
@@ -123,9 +123,10 @@ class Process:
             raise Crash
         send = functools.partial(getattr(history.client, operation), **arguments)
         if operation == "put_invocation_step" and self.op:
-            self.op.said += filter(
-                None, [said(_home(arguments), arguments["payload"]["contentBlocks"], history.now(), CLOCK)]
-            )
+            home = _home(arguments)
+            change = said(home, arguments["payload"]["contentBlocks"], history.now(), CLOCK)
+            if change or ((parsed := parse_id(home.step)) and parsed.kind is Kind.OPENING):
+                self.op.say(change)
         history.emulator.clock.advance(history.random.uniform(0.005, 0.03))
         if fault == "never arrives":
             raise EndpointConnectionError(endpoint_url="emulator")

@@ -58,6 +58,7 @@ class Op:
 
     `tokens`: what a write brings, each text once in a history; for `set`, all it wants; for `name`, one value.
     `result`: what a read or a removal returned. `strict`: whether its process had a way to know of all that was there.
+    `said`: what its steps said, of which `last` counts if it succeeded.
     `ended`: whether it was refused because the conversation had ended.
     """
 
@@ -74,6 +75,13 @@ class Op:
     name: str = ""
     strict: bool = True
     ended: bool = False
+    last: Said | None = None
+
+    def say(self, change: Said | None) -> None:
+        """Note what a step says that it sends; None: an opening that changes nothing, since all before was refused."""
+        self.last = change
+        if change:
+            self.said.append(change)
 
     def __str__(self) -> str:
         about = f" {' '.join(self.tokens)}" if self.tokens else ""
@@ -171,7 +179,7 @@ class _Key:
                     message.sent = min(message.sent, change.at)
                     self.by_id[change.change, position] = message
             if op.kind == "add" and op.outcome == "ok":
-                sent = [token for change in op.said[-1:] for _, token in sorted(change.added.items())]
+                sent = [token for _, token in sorted(op.last.added.items())] if op.last else []
                 if sent != op.tokens:
                     self.bad("acknowledged and not sent", f"{op} sent {sent}")
         for message in self.messages.values():
@@ -181,7 +189,7 @@ class _Key:
         sets: list[tuple[str, Op, Said]] = []
         for op in (op for op in self.ops if op.outcome != "failed"):
             for change in op.said:
-                surely = op.end if op.outcome == "ok" and change is op.said[-1] and op.kind != "erase" else NEVER
+                surely = op.end if op.outcome == "ok" and change is op.last and op.kind != "erase" else NEVER
                 for view, ids in (("all", change.removed), ("active", change.archived)):
                     for message in filter(None, map(self.by_id.get, ids)):
                         message.leaves(view, change.at, surely)
@@ -197,14 +205,14 @@ class _Key:
                 message = self.by_id[change.change, position]
                 for greater, other, by in sets:
                     if greater > change.change and (other.end >= op.begin or not op.strict):
-                        surely = other.end if other.outcome == "ok" and by is other.said[-1] else NEVER
+                        surely = other.end if other.outcome == "ok" and by is other.last else NEVER
                         message.leaves("all", by.at, surely)
 
     def _begin_to_be_there(self) -> None:
         together: dict[str, list[_Message]] = {}
         for (change, _), message in self.by_id.items():
             together.setdefault(change, []).append(message)
-            if message.op.outcome == "ok" and change == message.op.said[-1].change:
+            if message.op.outcome == "ok" and message.op.last and change == message.op.last.change:
                 message.there = message.op.end
         for read in self.reads:
             for token in read.result:

@@ -501,8 +501,7 @@ class Soak:
             assert op is not None
             if "say" in line:
                 self.happened["openings"] += line["opening"]
-                if line["change"]:
-                    op.said.append(_said(line["change"]))
+                op.say(_said(line["change"]) if line["change"] else None)
             elif "end" in line:
                 op.end, op.outcome, op.result = line["at"], line["outcome"], line["result"]
                 op.ended = line.get("ended", False)

@@ -38,7 +38,7 @@ class Story:
         if removes or (tokens and kind != "name"):
             gone = frozenset(self.ids[token] for token in removes.split())
             added = dict(enumerate(op.tokens))
-            op.said = [Said(self.now, change, added, gone, frozenset(), kind == "set", 1.25)]
+            op.say(Said(self.now, change, added, gone, frozenset(), kind == "set", 1.25))
             self.ids |= {token: (change, position) for position, token in added.items()}
         self.now += 1
         self.ops.append(op)
@@ -118,6 +118,16 @@ def test_each_broken_promise_is_found(case: str) -> None:
     """A history with one broken promise is judged to break it."""
     story, what = BROKEN[case]
     assert any(anomaly.what.startswith(what) for anomaly in judge(story.ops))
+
+
+def test_what_was_refused_removed_nothing() -> None:
+    """Who replaces finds its step refused, all hidden meanwhile, and opens a session that changes nothing."""
+    story = Story().add("p", "a").op("h", "hide").op("q", "set", removes="a")
+    assert [anomaly.what for anomaly in judge(Story.read(story.op("h", "restore"), "a").ops)] == [
+        "what was removed is back"
+    ]
+    story.ops[2].say(None)
+    assert list(judge(story.ops)) == []
 
 
 def test_readers_that_disagree_at_rest() -> None:
