@@ -218,7 +218,7 @@ class Conversation:
         with self._lock:
             if at is None and before is None:
                 whole = status is not MessageStatus.ACTIVE
-                fold = self._chain.refresh(whole=whole) if fresh else self._chain.known(whole=whole)
+                fold = self._chain.look(fresh=fresh, whole=whole)
                 found = [(m.id, m, fold.is_archived(m.id)) for m in self._of_status(fold, status)]
                 if status is MessageStatus.ACTIVE and last is None:
                     self._saw([message_id for message_id, _, _ in found])
@@ -786,7 +786,7 @@ class Conversation:
     def last_id(self, *, fresh: bool = True) -> str | None:
         """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
         with self._lock:
-            fold = self._chain.refresh(whole=False) if fresh else self._chain.known(whole=False)
+            fold = self._chain.look(fresh=fresh, whole=False)
             active = self._active(fold)
             return text_id(active[-1].id) if active else None
 
@@ -889,7 +889,7 @@ class Conversation:
 
     def _named(self, *, fresh: bool) -> dict[str, JSON]:
         with self._lock:
-            fold = self._chain.refresh(whole=False) if fresh else self._chain.known(whole=False)
+            fold = self._chain.look(fresh=fresh, whole=False)
             state = fold.state()
         return {name: from_json(value, lambda: "[unreadable value]") for name, value in state.items()}
 

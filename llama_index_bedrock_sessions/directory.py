@@ -44,9 +44,9 @@ from llama_index_bedrock_sessions.sessions import Gone, SessionInfo, Sessions, S
 KEY = "llama-index-key"
 NAMESPACE = "llama-index-namespace"
 FORMAT = "llama-index-format"
+"""The names of our entries in `sessionMetadata`."""
 MOST_METADATA, MOST_TAGS = 47, 200
 """Entries of the application that a session takes (service model): of 50 in its metadata three are ours."""
-"""The names of our entries in `sessionMetadata`."""
 MANY = 200
 """Sessions to scan from which a warning is logged, and after which progress is."""
 BATCH = 64

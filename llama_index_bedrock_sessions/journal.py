@@ -469,13 +469,18 @@ def envelope(body: Mapping[str, JSON], packed: Mapping[str, JSON]) -> ContentBlo
     return {"text": dump(whole)}
 
 
+# Made once: making one costs as much as it takes to write a small value.
+_utf8 = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def dump(value: JSON) -> str:
     """Return JSON as short as it gets; escaped to ASCII only where UTF-8 cannot say it (lone surrogates)."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = _utf8.encode(value)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return _ascii.encode(value)
     return text
 
 

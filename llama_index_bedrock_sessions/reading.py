@@ -106,6 +106,10 @@ class Reader:
             return self.refresh(force=True, whole=whole)
         return self.fold
 
+    def look(self, *, fresh: bool, whole: bool) -> Fold:
+        """Return the fold as it is in the service (`fresh`), or as it was last read."""
+        return self.refresh(whole=whole) if fresh else self.known(whole=whole)
+
     def refresh(self, *, force: bool = False, whole: bool = True) -> Fold:
         """Return the fold as it is in the service now, or (unless `force`) was within the refresh interval.
 

@@ -195,10 +195,7 @@ class Clock:
 
     def saw(self, date: str | None, sent: float, received: float) -> None:
         """Learn from a reply: its `Date` header, and the local times (seconds) around it."""
-        try:
-            stamp = parsedate_to_datetime(date).timestamp() if date else None
-        except (TypeError, ValueError, OverflowError):
-            return
+        stamp = _seconds(date) if date else None
         if stamp is None:
             return
         low, high = stamp - received, stamp + 1 - sent
@@ -210,6 +207,14 @@ class Clock:
         """Return the service's time in ms since the epoch: the local one, where that is possible."""
         offset = 0.0 if self._low <= 0 <= self._high else self._low if self._low > 0 else self._high
         return int((self.local() + offset) * 1000)
+
+
+@functools.lru_cache(maxsize=16)  # replies of one second say the same
+def _seconds(date: str) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def new_botocore_session() -> botocore.session.Session:
@@ -384,7 +389,11 @@ class Sessions:
     def tags(self, arn: str) -> dict[str, str]:
         """Return the tags of a session, {} where they may not be read. Raises Gone."""
         with contextlib.suppress(Refused, AccessDeniedError):
-            return dict(self._call("list_tags_for_resource", resourceArn=arn).get("tags") or {})
+            for _ in range(2):
+                # The member is optional, so an answer that was cut off looks like a session without tags: once.
+                tags = self._call("list_tags_for_resource", resourceArn=arn).get("tags")
+                if tags is not None:
+                    return dict(tags)
         return {}
 
     # Invocations and steps
@@ -487,6 +496,7 @@ class Sessions:
         return (moment - _EPOCH) // timedelta(milliseconds=1) if moment is not None else self.clock.now()
 
 
+@functools.lru_cache(maxsize=1024)
 def default_invocation(session: str) -> str:
     """Return the id of a session's default invocation, which everybody derives alike."""
     return str(uuid.uuid5(uuid.UUID(session), "llama-index-bedrock-sessions"))

@@ -235,6 +235,18 @@ def test_tags_are_inherited_from_a_session_this_store_has_forgotten() -> None:
     assert tags == [{"Environment": "Production"}] * 2
 
 
+def test_an_answer_about_tags_that_is_cut_off_loses_none() -> None:
+    """The next session inherits the tags, although botocore shows a torn answer as one without tags."""
+    service = Service()
+    service.store().conversation(KEY, tags={"Environment": "Production"}).add([user("one")])
+    service.later(IDLE)
+    service.faults.add("ListTagsForResource", 1, "torn_body")
+    service.store().add_message(KEY, user("two"))
+    assert [fired.fault for fired in service.faults.fired] == ["torn_body"]
+    tags = [service.boto3.list_tags_for_resource(resourceArn=s["sessionArn"])["tags"] for s in service.sessions()]
+    assert tags == [{"Environment": "Production"}] * 2
+
+
 def test_writing_lists_first_even_where_reads_may_be_old() -> None:
     """`refresh_interval` lets reads be old, never what is removed or replaced."""
     service = Service()
