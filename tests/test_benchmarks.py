@@ -115,9 +115,13 @@ def test_the_tables_and_the_picture(tmp_path: Path) -> None:
     assert {len(row) for row in costs[2]} == {len(costs[1])}
     assert kept[2] == [["one", "all; x", "", "", ""], ["none", "", "", "", "not installed"]]
     assert "| one | 100 | ValueError: item\\|too large |" in comparison.markdown(costs)
-    comparison.picture(findings, tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.width >= 1500
+    heights = []
+    for latencies in ((), (0.0, 0.02)):
+        comparison.picture(findings, tmp_path / "picture.png", latencies)
+        with Image.open(tmp_path / "picture.png") as picture:
+            assert picture.width >= 1500
+            heights.append(picture.height)
+    assert heights[0] < heights[1]  # by the seconds
 
 
 def test_a_turn_is_what_an_agent_stores() -> None:

@@ -42,6 +42,7 @@ SERVE = """
 import sys
 from llama_index_bedrock_sessions.emulator import Emulator
 with Emulator() as emulator, emulator.serve() as server:
+    emulator.faults.latency = float(sys.argv[1])
     print(server.url, flush=True)
     sys.stdin.read()
 """
@@ -178,13 +179,13 @@ class Ratio(NamedTuple):
     cpu: float
 
 
-def append_ratio(appends: int) -> Ratio:
+def append_ratio(appends: int, latency: float) -> Ratio:
     """Return our time for a warm append over that of a bare put of the same payload: the medians of many.
 
-    The service runs in another process, over HTTP and without latency: CPU time is the client's alone.
+    The service runs in another process, over HTTP, with so many seconds of latency: CPU time is the client's alone.
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+        [sys.executable, "-c", SERVE, str(latency)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     )
     try:
         assert process.stdout is not None
@@ -271,7 +272,7 @@ def compared(profile: measurement.Profile, options: argparse.Namespace, console:
         folder.mkdir(parents=True, exist_ok=True)
         text = [f"# This store and its peers\n\n{conditions}\n", *map(comparison.markdown, sheets)]
         (folder / "benchmark.md").write_text("\n".join(text), encoding="utf-8")
-        comparison.picture(findings, folder / "benchmark.png")
+        comparison.picture(findings, folder / "benchmark.png", profile.latencies)
     return conditions
 
 
@@ -307,11 +308,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         conditions = compared(of_all, options, console, again)
         profile = QUICK if options.quick else Profile()
         console.print(table(measure(profile, Console(stderr=True).print)))
-        ratio = append_ratio(profile.appends)
-        console.print(
-            f"A warm append over a bare put of the same bytes, median of {profile.appends}, without latency: "
-            f"{ratio.elapsed:.2f} in time, {ratio.cpu:.2f} in CPU time"
-        )
+        for latency in profile.latencies:
+            ratio = append_ratio(profile.appends, latency)
+            console.print(
+                f"A warm append over a bare put of the same bytes at {latency * 1000:.0f} ms, median of "
+                f"{profile.appends:,}: {ratio.elapsed:.2f} in time, {ratio.cpu:.2f} in CPU time"
+            )
     console.print(conditions)
 
 

@@ -178,22 +178,30 @@ def markdown(sheet: Sheet) -> str:
     return "\n".join([f"## {title}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
-def picture(findings: Sequence[Finding], path: Path) -> None:
-    """Draw calls and bytes on the wire of a warm and of a cold turn against the length, a line for each store."""
+def picture(findings: Sequence[Finding], path: Path, latencies: Sequence[float] = ()) -> None:
+    """Draw a warm and a cold turn against the length, a line for each store: calls, bytes, seconds at a latency."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter
 
-    plain = FuncFormatter(lambda value, _: f"{value:,.0f}")
-    figure, axes = plt.subplots(2, 2, figsize=(9, 7.5), sharex=True, sharey="row", layout="constrained")
+    rows: list[tuple[str, Callable[[Cell], float | None]]] = [
+        ("calls a turn", lambda cell: cell.calls),
+        ("KB on the wire a turn", lambda cell: None if cell.bytes is None else cell.bytes / 1000),
+    ]
+    for slow in (max(latencies),) if latencies else ():
+        name = f"seconds a turn, {slow * 1000:.0f} ms a call"
+        rows.append((name, lambda cell: (cell.seconds or {}).get(str(slow))))  # noqa: B023 - there is one
+    plain = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    size = (9, 1 + 3.2 * len(rows))
+    figure, axes = plt.subplots(len(rows), 2, figsize=size, sharex=True, sharey="row", layout="constrained")
     for finding, marker in zip(findings, "osD^vP*X", strict=False):
         cases = [case for case in finding.cases if not case.pictures and not case.warm.raised]
         for column, how in enumerate(("warm", "cold")):
-            for row, unit in enumerate(("calls", "bytes")):
-                points = [(case.length, getattr(getattr(case, how), unit)) for case in cases]
-                drawn = [(length, value / (1000 if row else 1)) for length, value in points if value]
+            for row, (_, value) in enumerate(rows):
+                points = [(case.length, value(getattr(case, how))) for case in cases]
+                drawn = [point for point in points if point[1]]
                 ours = {"linewidth": 3, "zorder": 3, "color": "black"} if finding.name == OURS else {}
                 label = {"label": finding.name} if (row, column) == (0, 0) and cases else {}
                 losing = {"linestyle": "solid" if all(case.kept == "all" for case in cases) else "dotted"}
@@ -201,8 +209,8 @@ def picture(findings: Sequence[Finding], path: Path) -> None:
                 axes[row][column].plot(*(zip(*drawn, strict=True) if drawn else ([], [])), marker=marker, **more)
     for column, title in enumerate(("warm: the objects of the turn before", "cold: new objects, as in a new process")):
         axes[0][column].set_title(title)
-        axes[1][column].set_xlabel("messages in the conversation")
-    for row, name in enumerate(("calls a turn", "KB on the wire a turn")):
+        axes[-1][column].set_xlabel("messages in the conversation")
+    for row, (name, _) in enumerate(rows):
         axes[row][0].set_ylabel(name)
     for axis in axes.flat:
         axis.set_xscale("log")
