@@ -77,7 +77,9 @@ def heal(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Heale
             notes.append(Healed("a result without a call left out", _result_id(message)))
             continue
         healed.append(message)
-        results, missing = _results(messages, position, placed)
+        if not (calls := _calls(message)):
+            continue
+        results, missing = _results(messages, position, calls, placed)
         last = position + len(results)
         notes += [Healed("a result moved to its call", _result_id(messages[i])) for i in results if i > last]
         healed += [messages[i] for i in results]
@@ -90,9 +92,10 @@ def heal(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Heale
     return healed, notes
 
 
-def _results(messages: Sequence[ChatMessage], position: int, placed: set[int]) -> tuple[list[int], list[str]]:
-    """Return where the results of a message's calls are, and the ids of the calls that have none."""
-    calls = _calls(messages[position])
+def _results(
+    messages: Sequence[ChatMessage], position: int, calls: Sequence[_Call], placed: set[int]
+) -> tuple[list[int], list[str]]:
+    """Return where the results of the calls of a message are, and the ids of the calls that have none."""
     wanted = Counter(call.key for call in calls)
     missing: list[str | None] = []
     found: list[int] = []
@@ -154,6 +157,8 @@ def _calls(message: ChatMessage) -> list[_Call]:
         for block in message.blocks
         if isinstance(block, ToolCallBlock)
     ]
+    if not message.additional_kwargs:
+        return calls
     in_blocks = {call.id for call in calls}
     older = message.additional_kwargs.get("tool_calls")
     for call in older if isinstance(older, (list, tuple)) else ():
