@@ -298,7 +298,7 @@ class Sessions:
         self._saw(reply, sent)
         if member is not None and member not in reply:
             # botocore does not notice that an answer was cut off: it returns none of its members.
-            raise UnavailableError(f"Bedrock's answer has no {member}: it was cut off.", may_have_happened=writes)
+            raise _cut_off(member, may_have_happened=writes)
         return reply
 
     def _saw(self, reply: Mapping[str, Any], sent: float) -> None:
@@ -388,13 +388,15 @@ class Sessions:
 
     def tags(self, arn: str) -> dict[str, str]:
         """Return the tags of a session, {} where they may not be read. Raises Gone."""
-        with contextlib.suppress(Refused, AccessDeniedError):
-            for _ in range(2):
-                # The member is optional, so an answer that was cut off looks like a session without tags: once.
-                tags = self._call("list_tags_for_resource", resourceArn=arn).get("tags")
-                if tags is not None:
-                    return dict(tags)
-        return {}
+        try:
+            reply = self._call("list_tags_for_resource", resourceArn=arn)
+        except (Refused, AccessDeniedError):
+            return {}
+        length = reply["ResponseMetadata"].get("HTTPHeaders", {}).get("content-length", "")
+        if "tags" not in reply and length.isdecimal() and int(length) > len("{}"):
+            # The member is optional: only by its length can an answer that was cut off be told from one without tags.
+            raise _cut_off("tags")
+        return dict(reply.get("tags") or {})
 
     # Invocations and steps
 
@@ -500,6 +502,10 @@ class Sessions:
 def default_invocation(session: str) -> str:
     """Return the id of a session's default invocation, which everybody derives alike."""
     return str(uuid.uuid5(uuid.UUID(session), "llama-index-bedrock-sessions"))
+
+
+def _cut_off(member: str, *, may_have_happened: bool = False) -> UnavailableError:
+    return UnavailableError(f"Bedrock's answer has no {member}: it was cut off.", may_have_happened=may_have_happened)
 
 
 def _client_error(error: aws.ClientError, *, writes: bool) -> Exception:
