@@ -7,13 +7,14 @@ What a store has lost is found by reading the conversation back and comparing; w
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,6 +82,27 @@ class Statements:
         return found, None
 
 
+@dataclass
+class Talk:
+    """A conversation: where it is, who has had the turns so far, and what is in it."""
+
+    length: int
+    pictures: bool
+    name: str
+    peer: Peer
+    expected: list[ChatMessage]
+
+    def turn(self, peer: Peer) -> None:
+        """Let a peer take a turn."""
+        question = asks(f"What is new? {len(self.expected)}", self.pictures)
+        peer.turn(question)
+        self.expected += turn_of(question)
+
+    def has_grown(self) -> bool:
+        """Whether the turns have made another length of it: by more than a tenth."""
+        return len(self.expected) > self.length * 1.1
+
+
 class Measurement:
     """Of one peer."""
 
@@ -114,46 +136,51 @@ class Measurement:
             return why(error)
 
     def _case(self, length: int, pictures: bool) -> Case:
-        self._latency(0)
-        name, expected = self.make.begin(self.port), chat(length, pictures)
         try:
-            peer = self.make(self.port, name)
-            peer.fill(expected)
-            warm, cold = Cell(seconds={}), Cell(seconds={})
-            self._turn(lambda: peer, expected, pictures)  # warms up
+            talk, warm, cold = self._begun(length, pictures), Cell(seconds={}), Cell(seconds={})
             for latency in (self.profile.latencies if self.line else ()) or (0.0,):
-                self._latency(latency)
-                for cell, make in ((warm, lambda: peer), (cold, lambda: self.make(self.port, name))):
-                    self._measure(cell, latency, lambda m=make: self._turn(m, expected, pictures))  # type: ignore[misc]
-            self._latency(0)
-            kept = compare(expected, self.make(self.port, name).read())
-            peer.forget()
+                for cell in (warm, cold):
+                    talk = self._measure(cell, latency, talk, is_new=cell is cold)
+            kept = compare(talk.expected, self.make(self.port, talk.name).read())
+            talk.peer.forget()
         except Exception as error:  # noqa: BLE001 - whatever it raises is what is to be known
             raised = Cell(raised=why(error))
             return Case(length, pictures, raised, raised, raised.raised)
         return Case(length, pictures, warm, cold, kept)
 
+    def _begun(self, length: int, pictures: bool) -> Talk:
+        """Return a conversation of so many messages, the last of them by a turn, which warms up."""
+        self._latency(0)
+        name, expected = self.make.begin(self.port), chat(length - len(turn_of(asks(""))), pictures)
+        talk = Talk(length, pictures, name, self.make(self.port, name), expected)
+        talk.peer.fill(expected)
+        talk.turn(talk.peer)
+        return talk
+
     def _latency(self, seconds: float) -> None:
         if self.line:
             self.line.latency(seconds)
 
-    def _turn(self, make: Callable[[], Peer], expected: list[ChatMessage], pictures: bool) -> None:
-        question = asks(f"What is new? {len(expected)}", pictures)
-        make().turn(question)
-        expected += turn_of(question)
-
-    def _measure(self, cell: Cell, latency: float, turn: Callable[[], None]) -> None:
+    def _measure(self, cell: Cell, latency: float, talk: Talk, *, is_new: bool) -> Talk:
+        """Measure some turns, and return the conversation, or the one that has followed it."""
         times: list[float] = []
         while len(times) < self.profile.repetitions and sum(times) < 2:
+            if talk.has_grown():
+                talk.peer.forget()
+                talk = self._begun(talk.length, talk.pictures)
+            self._latency(latency)
+            gc.collect()  # so that a turn pays for what it leaves behind, and not for what others have
             self.meter.count()
             began = time.perf_counter()
-            turn()
+            talk.turn(self.make(self.port, talk.name) if is_new else talk.peer)
             times.append(time.perf_counter() - began)
             counted = self.meter.count()
+            self._latency(0)
             if not cell.calls:
                 cell.calls, cell.bytes = counted
         assert cell.seconds is not None
         cell.seconds[str(latency)] = statistics.median(times)
+        return talk
 
     def race(self) -> str:
         """Let some processes' objects add to one conversation at once; say how much of it is there afterwards."""
