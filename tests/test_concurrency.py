@@ -16,6 +16,8 @@ from llama_index_bedrock_sessions.journal import Kind, new_id
 from llama_index_bedrock_sessions.sessions import Clock, default_invocation
 from tests.service import DAY, IDLE, KEY, Service, texts, users
 
+pytestmark = pytest.mark.once
+
 PATIENCE = 300
 """Seconds after which a process that another one waits for counts as dead."""
 Action = Callable[[Conversation], object]

@@ -32,6 +32,8 @@ from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.histories import short_sessions
 from tests.service import DAY, IDLE, KEY, Service, texts, user, users
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def service() -> Service:

@@ -29,6 +29,8 @@ from tests.histories import short_sessions
 from tests.s3 import S3
 from tests.service import DAY, IDLE, KEY, Service, picture, png, user, users
 
+pytestmark = pytest.mark.once
+
 if TYPE_CHECKING:
     from llama_index_bedrock_sessions import Conversation
 
@@ -400,7 +402,6 @@ def large(service: Service) -> Conversation:
     return chat
 
 
-@pytest.mark.once
 def test_a_large_fork(service: Service) -> None:
     """More than 50 MB, many pictures, some archived: all of it, by steps that are seen once the last is stored."""
     chat = large(service)
@@ -647,7 +648,6 @@ def perform(service: Service, chat: Conversation, op: str, number: int) -> None:
         service.later(IDLE)
 
 
-@pytest.mark.once
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ops=steps, length=st.sampled_from([3, 6, 250]))
 def test_any_point_shows_what_was_seen_then(ops: list[tuple[str, int, bool]], length: int) -> None:

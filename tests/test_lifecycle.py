@@ -34,6 +34,8 @@ from llama_index_bedrock_sessions.emulator import Behaviour
 from llama_index_bedrock_sessions.journal import Kind, new_id
 from tests.service import DAY, IDLE, KEY, Service, png, texts, user, users
 
+pytestmark = pytest.mark.once
+
 NO_ACCOUNT = {"AWS_ACCESS_KEY_ID": None, "AWS_PROFILE": None, "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
 NO_ACCOUNT |= {"AWS_CONFIG_FILE": "/dev/null", "AWS_EC2_METADATA_DISABLED": "true"}
 SECRET = "my number is 4111-1111"
@@ -306,7 +308,6 @@ def test_what_was_listed_late_is_not_redacted_with_the_rest() -> None:
         assert SECRET not in stored(service)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("fault", ["unavailable", "lost_reply", "refused"])
 def test_redacting_that_fails_anywhere_is_done_by_doing_it_again(fault: str) -> None:
     """Whichever call fails, nothing else is lost, and the second attempt leaves nothing of the secret."""

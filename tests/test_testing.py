@@ -30,6 +30,8 @@ _OWN_CLIENT = """
 import os, subprocess, sys
 import boto3
 
+pytestmark = pytest.mark.once
+
 SCRIPT = "import boto3; boto3.client('bedrock-agent-runtime').create_session()"
 
 def test_my_program(bedrock_sessions_endpoint, bedrock_sessions_emulator):

@@ -168,6 +168,8 @@ class Measurement:
             if talk.has_grown():
                 talk.peer.forget()
                 talk = self._begun(talk.length, talk.pictures)
+            elif not is_new and not times:
+                talk.turn(talk.peer)  # warms up: others may have had the turns before
             self._latency(latency)
             gc.collect()  # so that a turn pays for what it leaves behind, and not for what others have
             self.meter.count()
