@@ -84,19 +84,22 @@ class Statements:
 
 @dataclass
 class Talk:
-    """A conversation: where it is, who has had the turns so far, and what is in it."""
+    """A conversation: where it is, whose turns are warm, and what is in it."""
 
     length: int
     pictures: bool
     name: str
     peer: Peer
     expected: list[ChatMessage]
+    last: Peer | None = None
+    """Who had the last turn."""
 
     def turn(self, peer: Peer) -> None:
         """Let a peer take a turn."""
         question = asks(f"What is new? {len(self.expected)}", self.pictures)
         peer.turn(question)
         self.expected += turn_of(question)
+        self.last = peer
 
     def has_grown(self) -> bool:
         """Whether the turns have made another length of it: by more than a tenth."""
@@ -168,8 +171,8 @@ class Measurement:
             if talk.has_grown():
                 talk.peer.forget()
                 talk = self._begun(talk.length, talk.pictures)
-            elif not is_new and not times:
-                talk.turn(talk.peer)  # warms up: others may have had the turns before
+            elif not is_new and talk.last is not talk.peer:
+                talk.turn(talk.peer)  # warms up
             self._latency(latency)
             gc.collect()  # so that a turn pays for what it leaves behind, and not for what others have
             self.meter.count()
