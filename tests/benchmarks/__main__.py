@@ -1,6 +1,6 @@
 """Print what the store costs in calls, bytes on the wire and seconds, beside what a first program by hand costs.
 
-    python -m tests.benchmarks --save docs --dynamodb .venv-dynamodb     everything, some ten minutes
+    python -m tests.benchmarks --save docs --dynamodb .venv-dynamodb     everything: a quarter of an hour
     python -m tests.benchmarks --save docs --dynamodb .venv-dynamodb --counts   calls and bytes alone: some minutes
     python -m tests.benchmarks --quick                                   ten messages, no latency: does it run?
 
