@@ -470,17 +470,17 @@ def envelope(body: Mapping[str, JSON], packed: Mapping[str, JSON]) -> ContentBlo
 
 
 # Made once: making one costs as much as it takes to write a small value.
-_utf8 = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+_ASCII_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def dump(value: JSON) -> str:
     """Return JSON as short as it gets; escaped to ASCII only where UTF-8 cannot say it (lone surrogates)."""
-    text = _utf8.encode(value)
+    text = _ENCODER.encode(value)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return _ascii.encode(value)
+        return _ASCII_ENCODER.encode(value)
     return text
 
 

@@ -211,6 +211,7 @@ class Clock:
 
 @functools.lru_cache(maxsize=16)  # replies of one second say the same
 def _seconds(date: str) -> float | None:
+    """Return the seconds since the epoch of a `Date` header, None if it cannot be read."""
     try:
         return parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError, OverflowError):
@@ -387,12 +388,12 @@ class Sessions:
         self._call("tag_resource", resourceArn=arn, tags=dict(tags))
 
     def tags(self, arn: str) -> dict[str, str]:
-        """Return the tags of a session, {} where they may not be read. Raises Gone."""
+        """Return the tags of a session, {} where they may not be read, or two answers were cut off. Raises Gone."""
         with contextlib.suppress(Refused, AccessDeniedError):
             for _ in range(2):
                 reply = self._call("list_tags_for_resource", resourceArn=arn)
-                length = reply["ResponseMetadata"].get("HTTPHeaders", {}).get("content-length", "2")
-                # The member is optional: an answer without it that is longer than {} may have been cut off, once.
+                length = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-length", "2")
+                # The member is optional. An answer without it that is longer than {} may have been cut off.
                 if "tags" in reply or length == "2":
                     return dict(reply.get("tags") or {})
         return {}

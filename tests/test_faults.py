@@ -241,10 +241,13 @@ def view(store: BedrockSessionsChatStore) -> View:
 
 
 def _without_times(state: dict[str, Any]) -> dict[str, Any]:
-    """Return named state with what counts of saved contexts: their ids and times are others when it is done again."""
-    found = {name: workflows.find(state, name) for name in workflows.names(state)}
-    contexts = {name: (one.record["workflow"], one.content, one.taken is not None) for name, one in found.items()}
-    return {name: value for name, value in state.items() if not name.startswith(workflows.PREFIX)} | contexts
+    """Return named state without the ids and times of saved contexts, which are others when it is done again."""
+
+    def plain(name: str, value: Any) -> Any:
+        is_told = isinstance(value, dict) and name.startswith(workflows.PREFIX)
+        return {k: v for k, v in value.items() if k not in {"id", "of", "time"}} if is_told else value
+
+    return {name: plain(name, value) for name, value in state.items()}
 
 
 # What is there before

@@ -54,8 +54,6 @@ from tests.s3 import S3, answer, endpoint, refusal
 from tests.service import DAY, KEY, Service, picture, png, run, texts, user
 from tests.strategies import shape
 
-pytestmark = pytest.mark.once
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 

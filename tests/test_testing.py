@@ -30,7 +30,6 @@ _OWN_CLIENT = """
 import os, subprocess, sys
 import boto3
 
-pytestmark = pytest.mark.once
 
 SCRIPT = "import boto3; boto3.client('bedrock-agent-runtime').create_session()"
 

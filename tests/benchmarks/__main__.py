@@ -4,8 +4,8 @@
     python -m tests.benchmarks --save docs --dynamodb .venv-dynamodb --counts   calls and bytes alone: some minutes
     python -m tests.benchmarks --quick                                   ten messages, no latency: does it run?
 
-First an agent's turn with two tool calls on this store and on its peers (`peers.py`, those that are installed), then
-the single operations beside one step a message by hand.
+An agent's turn with two tool calls on this store and on its peers (`peers.py`, those that are installed), and single
+operations beside one step a message by hand.
 
 By hand is: one step a message, and to read, list everything and get everything. Both run on the emulator of this
 process, one after the other, with the same messages and the same latency injected into every call.
@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import botocore.session
 from botocore.config import Config
 from rich.console import Console
-from rich.table import Table
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from tests.benchmarks import comparison, measurement
@@ -36,7 +35,7 @@ from tests.benchmarks.byhand import ByHand
 from tests.service import IDLE, KEY, Service, english, user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 SERVE = """
 import sys
@@ -233,28 +232,36 @@ def _client(url: str) -> Any:
     )
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """Return the rows as a table: ours, then by hand."""
-    result = Table(title="This store, and one step a message by hand")
-    result.add_column("what")
-    result.add_column("latency", justify="right")
-    for whose in ("ours", "by hand"):
-        for unit in ("calls", "KB", "ms"):
-            result.add_column(f"{whose}\n{unit}", justify="right")
+def sheets(rows: Sequence[Row], ratios: Mapping[float, Ratio]) -> list[comparison.Sheet]:
+    """Return what single operations cost as tables: beside one step a message by hand, and beside a bare put."""
+    head = ["what", "latency", *(f"{whose}: {unit}" for whose in ("ours", "by hand") for unit in ("calls", "KB", "ms"))]
+    lines = []
     for what, latency, *costs in rows:
         cells = [
             c for one in costs for c in (f"{one.calls:,}", f"{one.bytes / 1000:,.1f}", f"{one.seconds * 1000:,.1f}")
         ]
-        result.add_row(what, f"{latency * 1000:.0f} ms", *cells)
-    return result
+        lines.append([what, f"{latency * 1000:.0f} ms", *cells])
+    appends = [
+        [f"{latency * 1000:.0f} ms", f"{ratio.elapsed:.2f}", f"{ratio.cpu:.2f}"] for latency, ratio in ratios.items()
+    ]
+    return [
+        ("Single operations, and one step a message by hand, all in one process", head, lines),
+        ("A warm append over a bare put of the same bytes", ["latency", "time", "CPU time"], appends),
+    ]
 
 
-def compared(profile: measurement.Profile, options: argparse.Namespace, console: Console, again: str) -> str:
-    """Compare the store with its peers, print the tables, and write them and the picture to a folder."""
+def compared(
+    profile: measurement.Profile,
+    options: argparse.Namespace,
+    console: Console,
+    again: str,
+    more: Sequence[comparison.Sheet] = (),
+) -> str:
+    """Compare the store with its peers, print the tables and some more, and write them and the picture to a folder."""
     before = os.getloadavg()[0]
     findings = comparison.measure(profile, options.dynamodb, Console(stderr=True).print)
-    sheets = comparison.sheets(findings, profile)
-    for sheet in sheets:
+    of_all = [*comparison.sheets(findings, profile), *more]
+    for sheet in of_all:
         console.print(comparison.printed(sheet))
     conditions = (
         f"Python {platform.python_version()}, {_versions()}, on stand-ins of this machine: the emulator, moto, a Redis "
@@ -270,7 +277,7 @@ def compared(profile: measurement.Profile, options: argparse.Namespace, console:
     conditions += f"\n\nAgain: {again}"
     if folder := options.save:
         folder.mkdir(parents=True, exist_ok=True)
-        text = [f"# This store and its peers\n\n{conditions}\n", *map(comparison.markdown, sheets)]
+        text = [f"# This store and its peers\n\n{conditions}\n", *map(comparison.markdown, of_all)]
         (folder / "benchmark.md").write_text("\n".join(text), encoding="utf-8")
         comparison.picture(findings, folder / "benchmark.png", profile.latencies)
     return conditions
@@ -305,15 +312,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         conditions = compared(comparison.COUNTS, options, console, again)
     else:
         of_all = comparison.QUICK if options.quick else measurement.Profile()
-        conditions = compared(of_all, options, console, again)
         profile = QUICK if options.quick else Profile()
-        console.print(table(measure(profile, Console(stderr=True).print)))
-        for latency in profile.latencies:
-            ratio = append_ratio(profile.appends, latency)
-            console.print(
-                f"A warm append over a bare put of the same bytes at {latency * 1000:.0f} ms, median of "
-                f"{profile.appends:,}: {ratio.elapsed:.2f} in time, {ratio.cpu:.2f} in CPU time"
-            )
+        rows = measure(profile, Console(stderr=True).print)
+        ratios = {latency: append_ratio(profile.appends, latency) for latency in profile.latencies}
+        conditions = compared(of_all, options, console, again, sheets(rows, ratios))
     console.print(conditions)
 
 

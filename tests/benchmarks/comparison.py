@@ -190,9 +190,10 @@ def picture(findings: Sequence[Finding], path: Path, latencies: Sequence[float] 
         ("calls a turn", lambda cell: cell.calls),
         ("KB on the wire a turn", lambda cell: None if cell.bytes is None else cell.bytes / 1000),
     ]
-    for slow in (max(latencies),) if latencies else ():
+    if latencies:
+        slow = max(latencies)
         name = f"seconds a turn, {slow * 1000:.0f} ms a call"
-        rows.append((name, lambda cell: (cell.seconds or {}).get(str(slow))))  # noqa: B023 - there is one
+        rows.append((name, lambda cell: (cell.seconds or {}).get(str(slow))))
     plain = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
     size = (9, 1 + 3.2 * len(rows))
     figure, axes = plt.subplots(len(rows), 2, figsize=size, sharex=True, sharey="row", layout="constrained")

@@ -7,6 +7,7 @@ What a store has lost is found by reading the conversation back and comparing; w
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import statistics
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,26 +85,30 @@ class Statements:
 
 @dataclass
 class Talk:
-    """A conversation: where it is, whose turns are warm, and what is in it."""
+    """A conversation: where it is, the peer that has read it (`warm`), and what is in it."""
 
     length: int
     pictures: bool
     name: str
-    peer: Peer
+    warm: Peer
     expected: list[ChatMessage]
-    last: Peer | None = None
-    """Who had the last turn."""
+    others: bool = False
+    """Whether another has had turns since."""
 
-    def turn(self, peer: Peer) -> None:
-        """Let a peer take a turn."""
+    def turn(self, make: Callable[[], Peer] | None = None) -> float:
+        """Let the warm peer take a turn, or another that is made for it; return the seconds that takes."""
         question = asks(f"What is new? {len(self.expected)}", self.pictures)
+        began = time.perf_counter()
+        peer = make() if make else self.warm
         peer.turn(question)
+        took = time.perf_counter() - began
         self.expected += turn_of(question)
-        self.last = peer
+        self.others = peer is not self.warm
+        return took
 
     def has_grown(self) -> bool:
-        """Whether the turns have made another length of it: by more than a tenth."""
-        return len(self.expected) > self.length * 1.1
+        """Whether the turns have made another length of it: by more than a hundredth."""
+        return len(self.expected) > self.length * 1.01
 
 
 class Measurement:
@@ -145,7 +150,7 @@ class Measurement:
                 for cell in (warm, cold):
                     talk = self._measure(cell, latency, talk, is_new=cell is cold)
             kept = compare(talk.expected, self.make(self.port, talk.name).read())
-            talk.peer.forget()
+            talk.warm.forget()
         except Exception as error:  # noqa: BLE001 - whatever it raises is what is to be known
             raised = Cell(raised=why(error))
             return Case(length, pictures, raised, raised, raised.raised)
@@ -156,8 +161,8 @@ class Measurement:
         self._latency(0)
         name, expected = self.make.begin(self.port), chat(length - len(turn_of(asks(""))), pictures)
         talk = Talk(length, pictures, name, self.make(self.port, name), expected)
-        talk.peer.fill(expected)
-        talk.turn(talk.peer)
+        talk.warm.fill(expected)
+        talk.turn()
         return talk
 
     def _latency(self, seconds: float) -> None:
@@ -167,18 +172,16 @@ class Measurement:
     def _measure(self, cell: Cell, latency: float, talk: Talk, *, is_new: bool) -> Talk:
         """Measure some turns, and return the conversation, or the one that has followed it."""
         times: list[float] = []
-        while len(times) < self.profile.repetitions and sum(times) < 2:
+        while len(times) < self.profile.repetitions and sum(times) < 10:
             if talk.has_grown():
-                talk.peer.forget()
+                talk.warm.forget()
                 talk = self._begun(talk.length, talk.pictures)
-            elif not is_new and talk.last is not talk.peer:
-                talk.turn(talk.peer)  # warms up
+            elif talk.others and not is_new:
+                talk.turn()  # warms up
             self._latency(latency)
-            gc.collect()  # so that a turn pays for what it leaves behind, and not for what others have
+            gc.collect()  # of what was left before: a turn pays for its own
             self.meter.count()
-            began = time.perf_counter()
-            talk.turn(self.make(self.port, talk.name) if is_new else talk.peer)
-            times.append(time.perf_counter() - began)
+            times.append(talk.turn(functools.partial(self.make, self.port, talk.name) if is_new else None))
             counted = self.meter.count()
             self._latency(0)
             if not cell.calls:
