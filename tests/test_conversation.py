@@ -168,6 +168,7 @@ def test_bytes_of_1000_messages(thousand: Thousand, request: pytest.FixtureReque
     assert thousand.largest <= 600_000
 
 
+@pytest.mark.once
 def test_a_cold_read_of_1000_messages(thousand: Thousand) -> None:
     """A cold read of 1,000 messages of 1 KB needs at most 2 lists and 12 gets."""
     with thousand.service.counting() as calls:
@@ -314,6 +315,7 @@ def test_a_long_conversation_goes_on_in_another_session(service: Service) -> Non
     assert max(steps) <= 260
 
 
+@pytest.mark.once
 def test_a_session_full_by_quota_is_continued(service: Service) -> None:
     """A session in which another tool has used up all 1,000 steps is continued, also with nothing seen of that."""
     store = service.store()
@@ -376,6 +378,7 @@ def test_twenty_days_after_the_last_write_all_is_there(service: Service) -> None
     assert texts(store) == texts(service.store()) == expected
 
 
+@pytest.mark.once
 def test_pictures_survive_daily_writes(service: Service) -> None:
     """A picture is there, byte for byte, after 29 and 45 days of daily writes in ever new sessions."""
     store = service.store()
@@ -917,9 +920,9 @@ class Histories(RuleBasedStateMachine):
         assert [texts(store) for store in self.stores] == [self.model, self.model]
 
 
-TestHistories = Histories.TestCase
+TestHistories = pytest.mark.once(Histories.TestCase)
 TestHistories.settings = settings(
-    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=8, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -934,6 +937,7 @@ for number in range(60):
 """
 
 
+@pytest.mark.once
 def test_two_processes_append_to_one_file(tmp_path: Path) -> None:
     """Two operating-system processes that add to one new key at once lose nothing and repeat nothing."""
     path = tmp_path / "chats.db"

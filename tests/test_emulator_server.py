@@ -27,6 +27,8 @@ from llama_index_bedrock_sessions.emulator import Emulator, Server
 from llama_index_bedrock_sessions.emulator.wire import OPERATIONS, Request, operations, service_model
 from tests.test_emulator_files import ALONE
 
+pytestmark = pytest.mark.once
+
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 
 

@@ -212,6 +212,7 @@ class World:
         """Go to a moment when this, and nothing else, is stored."""
         if stored not in self._stored:
             self.now = self._begun
+            self.phase(stored.__name__)  # ids of its own, whatever was tried before
             stored(self)
             self._stored[stored] = self.now
         self.now = self._stored[stored]

@@ -51,6 +51,7 @@ def run(pytester: pytest.Pytester, test: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "no:randomly")
 
 
+@pytest.mark.once
 def test_an_agent_is_tested_in_three_lines(pytester: pytest.Pytester) -> None:
     """Each test that asks for `bedrock_sessions_emulator` gets an empty service, whose clock and faults are its own."""
     run(pytester, _OWN_TEST).assert_outcomes(passed=2)
