@@ -59,7 +59,7 @@ CONTINUE_AT = 250
 LIST_AFTER = 16
 """Appends without a list after which a writer lists again, so that several writers gather what the others left."""
 LOOKS = 3
-"""Times to look for the claim of somebody who has just begun one, before the session is closed to find out."""
+"""Times to look for what lists may show late: a claim that somebody has just begun, what is about to be deleted."""
 METADATA, TAGS = "session/metadata/", "session/tags/"
 """Named state that begins so is metadata and tags that were added to the sessions of a conversation."""
 

@@ -674,7 +674,8 @@ class Conversation:
         All that is alive is copied to a new session, by value, and every earlier session of the conversation is
         deleted: with it goes whatever was removed at any time. It takes as many calls as copying the conversation. If
         it fails half-way the messages have left the view or nothing has happened: call it again. Named state is not
-        searched for what the messages said.
+        searched for what the messages said. Where the service lists sessions late, which nobody knows, what others
+        write at the same moment may be lost.
 
         Raises:
             InvalidMessageError: an id that names no message of this conversation; nothing was changed.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llama_index_bedrock_sessions import blocks, directory
-from llama_index_bedrock_sessions.chain import KEPT, METADATA, TAGS, Chain, Passage
+from llama_index_bedrock_sessions.chain import KEPT, LOOKS, METADATA, TAGS, Chain, Passage
 from llama_index_bedrock_sessions.errors import (
     ConversationExists,
     UnavailableError,
@@ -227,7 +227,8 @@ class Lifecycle(Chain):
         """Carry what lists have shown late of the sessions before: they are about to be deleted."""
         head = fold.heads[0]
         parents = {p for opening in fold.openings[head] for p in opening.parents}
-        self._get(fold, [], parents)
+        for _ in range(LOOKS):
+            self._get(fold, [], parents)
         self._read(fold)
         late = [segment for segment in fold.segments() if segment.home.session != head]
         if late:

@@ -87,7 +87,8 @@ SUITES: dict[str, dict[str, Any]] = {
         "times": (MINUTE, 61 * MINUTE),
         "actions": 250,
         "faults": 0.02,
-        "behaviour": Behaviour(steps_listed_after=2, sessions_listed_after=1, late_lists="up to"),
+        # Where sessions are listed late, too, redact() can lose what others write meanwhile: README, late lists.
+        "behaviour": Behaviour(steps_listed_after=2, late_lists="up to"),
     },
     "archiving": {
         "kinds": "add add add read all archive archive remove set renew",
