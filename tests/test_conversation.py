@@ -922,7 +922,7 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = pytest.mark.once(Histories.TestCase)
 TestHistories.settings = settings(
-    max_examples=8, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

@@ -648,7 +648,7 @@ def perform(service: Service, chat: Conversation, op: str, number: int) -> None:
         service.later(IDLE)
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(ops=steps, length=st.sampled_from([3, 6, 250]))
 def test_any_point_shows_what_was_seen_then(ops: list[tuple[str, int, bool]], length: int) -> None:
     """Whatever happens afterwards, a conversation at a point is what everybody saw at that point."""

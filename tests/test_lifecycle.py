@@ -308,8 +308,9 @@ def test_what_was_listed_late_is_not_redacted_with_the_rest() -> None:
         assert SECRET not in stored(service)
 
 
-def test_redacting_that_fails_anywhere_is_done_by_doing_it_again() -> None:
-    """Whichever reply is lost, nothing else is, and the second attempt leaves nothing of the secret."""
+@pytest.mark.parametrize("fault", ["unavailable", "lost_reply", "refused"])
+def test_redacting_that_fails_anywhere_is_done_by_doing_it_again(fault: str) -> None:
+    """Whichever call fails, nothing else is lost, and the second attempt leaves nothing of the secret."""
     fired = 0
     for nth in count(1):
         service = Service()
@@ -318,7 +319,7 @@ def test_redacting_that_fails_anywhere_is_done_by_doing_it_again() -> None:
         doomed = chat.history()[0].added[1]
         service.later(IDLE)
         chat.add(users("two"))
-        service.faults.add("*", nth, "lost_reply")
+        service.faults.add("*", nth, fault)
         with contextlib.suppress(BedrockSessionsError):
             chat.redact(doomed)
         done = not service.faults.fired

@@ -30,7 +30,6 @@ _OWN_CLIENT = """
 import os, subprocess, sys
 import boto3
 
-
 SCRIPT = "import boto3; boto3.client('bedrock-agent-runtime').create_session()"
 
 def test_my_program(bedrock_sessions_endpoint, bedrock_sessions_emulator):
