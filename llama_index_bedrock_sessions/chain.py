@@ -78,8 +78,6 @@ class Passage:
     """What becomes of one that was ended: it is not continued, it stays ended, or it takes messages again."""
     whole: bool = False
     """Whether all that is alive is carried by value: nothing refers to the sessions before."""
-    finish: bool = True
-    """Whether a session that is closed as it is opened is ended at once: something may have to be added to it."""
 
 
 ORDINARY, KEPT = Passage(), Passage(ended="keep")
@@ -292,9 +290,10 @@ class Chain(Reader):
                 if head not in self._closed:
                     self._seal(head, "continued", fold)
             parents = {p for head in fold.heads for o in fold.openings[head] for p in o.parents}
-            for head in fold.heads:
-                fold.saw_list(head, self._list(head))
-            self._get(fold, [], parents)
+            for _ in range(LOOKS if passage.whole else 1):  # whatever is not carried then will be deleted
+                for head in fold.heads:
+                    fold.saw_list(head, self._list(head))
+                self._get(fold, [], parents)
             self._read(fold)
             self._refuse_if_newer(fold)
             closing = self._refuse_if_ended(fold, passage)  # an opening may close its session, too
@@ -518,7 +517,7 @@ class Chain(Reader):
             logger.info("conversation %s: cannot be read after it was written (%s)", self.name, type(error).__name__)
             self.drop()
         self._upload_again(reused)
-        if passage.closing and passage.finish:
+        if passage.closing:
             self._finish(summary.session)
         return True
 

@@ -672,10 +672,11 @@ class Conversation:
         """Delete messages from the service for good; ids are those of `history()`, also of messages removed before.
 
         All that is alive is copied to a new session, by value, and every earlier session of the conversation is
-        deleted: with it goes whatever was removed at any time. It takes as many calls as copying the conversation. If
-        it fails half-way the messages have left the view or nothing has happened: call it again. Named state is not
-        searched for what the messages said. Where the service lists sessions late, which nobody knows, what others
-        write at the same moment may be lost.
+        deleted: with it goes whatever was removed at any time. Others may write meanwhile; who is about to take the
+        messages with him into a session of his own makes it begin anew. It takes as many calls as copying the
+        conversation and some 40 more. If it fails half-way the messages have left the view or nothing has happened:
+        call it again. Named state is not searched for what the messages said. Steps and sessions that the service lists
+        late, which nobody knows, are looked for several times; later than that they can be missed.
 
         Raises:
             InvalidMessageError: an id that names no message of this conversation; nothing was changed.
@@ -695,10 +696,10 @@ class Conversation:
             if past and (unknown := next((m for m in doomed if not past.holds(m)), None)):
                 raise _no_message(text_id(unknown))
             self._refuse_what_stays_in_s3(doomed, (past or fold).known)
-            before = [*fold.covers(), *fold.heads]
-            self._chain.rewrite(doomed)
+            sessions = dict.fromkeys([*fold.covers(), *fold.heads])
+            self._chain.rewrite(doomed, sessions)
             self._saw([m.id for m in self._active(self._chain.known())])
-            self._tell("redacted", sessions=before, messages=message_ids, **said)
+            self._tell("redacted", sessions=sessions, messages=message_ids, **said)
 
     def _refuse_what_stays_in_s3(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
         messages = (known[change].messages.get(position) for change, position in doomed if change in known)

@@ -15,7 +15,7 @@ from llama_index_bedrock_sessions.errors import (
     ConversationExists,
     UnavailableError,
 )
-from llama_index_bedrock_sessions.fold import Draft, Fold, Placed
+from llama_index_bedrock_sessions.fold import Draft, Fold
 from llama_index_bedrock_sessions.journal import (
     Kind,
     MessageId,
@@ -28,7 +28,7 @@ from llama_index_bedrock_sessions.reading import (
     is_opening,
     nothing,
 )
-from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo, default_invocation
+from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
@@ -192,8 +192,11 @@ class Lifecycle(Chain):
         """Return the ms since the newest session was created."""
         return self.sessions.clock.now() - max((self._created[head] for head in fold.heads), default=0)
 
-    def rewrite(self, removed: frozenset[MessageId]) -> None:
-        """Remove messages for good: what stays alive goes to a new session by value, those before are deleted."""
+    def rewrite(self, removed: frozenset[MessageId], deleted: dict[str, None]) -> None:
+        """Remove messages for good: what stays alive goes to a new session by value, those before are `deleted`.
+
+        Once more if somebody else has gone on at the same moment: he may have taken with him what is removed.
+        """
         draft = Draft(removed=removed)
         for _ in range(ATTEMPTS):
             fold = self.refresh(force=True)
@@ -201,42 +204,45 @@ class Lifecycle(Chain):
             if not fold.heads:
                 # Deleted meanwhile; or another has moved it to a session that is listed late.
                 raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
-            if self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True, finish=False)):
-                break
-        else:
-            raise UnavailableError("The conversation could not be continued in another session; try again.")
-        fold = self.known()
-        self._gather(fold)
-        if self.ended(fold) is not None:
-            self._finish(fold.heads[0])
-        self._delete({session for session in fold.covers() if self._directory.owned(session, self.key)}, {})
-        for summary in self._directory.find(self.key):
-            if summary.session not in fold.heads and self._directory.owned(summary.session, self.key):
-                self._delete_unopened(summary.session)
+            if not self._continue(fold, functools.partial(_once, draft), Passage(ended="keep", whole=True)):
+                continue
+            copy, before = self.fold, {*fold.heads, *fold.covers()}
+            self._delete({session for session in before if self._directory.owned(session, self.key)}, deleted)
+            # Somebody may be about to open our session, too, with what he read before. So it is closed as well. Whoever
+            # sees the next one unopened does so after the deletion, and looks for the sessions he has read before he
+            # opens it.
+            if copy is None or not self._continue(copy, nothing, KEPT):
+                continue
+            ours = [*copy.heads, *self.known().heads]
+            if all(self._is_swept(ours) for _ in range(LOOKS)):
+                return
+        raise UnavailableError("Others go on in new sessions all the time, which may hold copies; call again.")
 
-    def _delete_unopened(self, session: str) -> None:
-        """Delete what a crash has left of a continuation: it may hold copies. Who is about to open it takes another."""
-        with contextlib.suppress(Gone, Refused):
-            if not self._has_opening(session):
-                self._seal(session, "deleted")
-                if not self._has_opening(session):
-                    self.sessions.delete(session)
-                    self._directory.remove(session, self.key)
+    def _is_swept(self, ours: Sequence[str]) -> bool:
+        """Delete what was begun and not opened; return whether nobody else has opened a session, ours included."""
+        others = [s.session for s in self._directory.find(self.key) if s.session not in ours]
+        opened = [s for s in others if self._directory.owned(s, self.key) and not self._delete_unopened(s)]
+        openings = [step for session in ours for step in self._list_or_nothing(session) if is_opening(step.home.step)]
+        if not opened and len(openings) <= len(ours):
+            return True
+        self.drop()
+        return False
 
-    def _gather(self, fold: Fold) -> None:
-        """Carry what lists have shown late of the sessions before: they are about to be deleted."""
-        head = fold.heads[0]
-        parents = {p for opening in fold.openings[head] for p in opening.parents}
-        for _ in range(LOOKS):
-            self._get(fold, [], parents)
-        self._read(fold)
-        late = [segment for segment in fold.segments() if segment.home.session != head]
-        if late:
-            place = (head, default_invocation(head))
-            self._copy_natives(fold, place, frozenset(), whole=True)
-            composed = fold.compose(place, None, Placed(), self.sessions.clock.now(), forced=late)
-            self.sessions.put(composed.step.home, fold.clock, composed.payload)
-            fold.stored(composed)
+    def _delete_unopened(self, session: str) -> bool:
+        """Delete what a crash has left, or somebody is about to open: he takes another. False: it is open by now."""
+        try:
+            if self._has_opening(session):
+                return False
+            self._seal(session, "deleted")
+            if any(self._has_opening(session) for _ in range(LOOKS)):
+                return False
+            self.sessions.delete(session)
+        except Refused:
+            return False
+        except Gone:
+            pass  # by another
+        self._directory.remove(session, self.key)
+        return True
 
     def erase(self, deleted: dict[str, None]) -> None:
         """Delete every session of the key, oldest first, until none is listed; those that it tried go to `deleted`."""
@@ -322,6 +328,10 @@ def _withdrawal(fold: Fold, mine: set[str], names: Iterable[str]) -> Draft | Non
 
 def _same(draft: Draft, _: Fold) -> Draft:
     return draft
+
+
+def _once(draft: Draft, fold: Fold) -> Draft | None:
+    return None if draft.id in fold.known else draft
 
 
 def _number(several: Iterable[Draft], ms: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions import chain, conversation, directory, fold, lifecycle, sessions
+from llama_index_bedrock_sessions import chain, conversation, directory, fold, sessions
 from llama_index_bedrock_sessions.errors import ServiceError
 
 
@@ -43,7 +43,6 @@ def who_continues_reopens(patch: pytest.MonkeyPatch) -> None:
 def redacting_copies_nothing(patch: pytest.MonkeyPatch) -> None:
     perishable = fold.Fold.perishable
     patch.setattr(fold.Fold, "perishable", lambda self, created, now, **_: perishable(self, created, now))
-    patch.setattr(lifecycle.Lifecycle, "_gather", lambda *_: None)
 
 
 def all_that_is_inherited_is_at_rest(patch: pytest.MonkeyPatch) -> None:

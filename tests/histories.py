@@ -26,7 +26,8 @@ from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConversationEnded
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock
-from tests.judge import CLOCK, Anomaly, Op, judge, said, text
+from tests.judge import CLOCK, Anomaly, Op, judge, redacted, said, text
+from tests.service import stored
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 KEY = "history"
@@ -341,6 +342,7 @@ class History:
             self.cold("add", 1)
             last = self.cold()
         self.cold("all")
+        self.anomalies += redacted(self.ops, stored(self.client))
         self.anomalies += [
             Anomaly("does not work at rest", f"{op} {op.result}") for op in self.ops[rest:] if op.outcome != "ok"
         ]

@@ -21,6 +21,7 @@ import bisect
 import collections
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -117,6 +118,17 @@ def agree(reads: Iterable[Op]) -> Iterator[Anomaly]:
         before = first.setdefault((read.key, read.kind, read.view), read)
         if read.result != before.result:
             yield Anomaly("readers disagree", f"{before} {before.result}, {read} {read.result}")
+
+
+def redacted(ops: Iterable[Op], left: str) -> Iterator[Anomaly]:
+    """Yield what was redacted and is among all that is `left` in the service; not what several operations wrote."""
+    ops = list(ops)
+    written = collections.Counter(token for op in ops for token in set(op.tokens))
+    for op in (op for op in ops if op.kind == "redact" and op.outcome == "ok"):
+        for token in op.result:
+            # As a text of its own: of a block as boto3 gives it, or in JSON.
+            if written[token] == 1 and (repr(token) in left or json.dumps(token) in left):
+                yield Anomaly("redacted, and still in the service", f"{token} by {op}")
 
 
 @dataclasses.dataclass(eq=False)

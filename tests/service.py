@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import random
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from contextlib import contextmanager
 from email.utils import format_datetime
@@ -75,22 +78,11 @@ class Service:
 
     def sessions(self) -> list[dict[str, Any]]:
         """Return every session as plain boto3 describes it, oldest first."""
-        pages = self.boto3.get_paginator("list_sessions").paginate()
-        ids = [summary["sessionId"] for page in pages for summary in page["sessionSummaries"]]
-        return sorted((self.boto3.get_session(sessionIdentifier=i) for i in ids), key=lambda s: s["createdAt"])
+        return sessions(self.boto3)
 
     def steps(self, session: str) -> list[dict[str, Any]]:
         """Return the steps of a session as plain boto3 reads them, in the order of their ids."""
-        pages = self.boto3.get_paginator("list_invocation_steps").paginate(sessionIdentifier=session)
-        listed = [summary for page in pages for summary in page["invocationStepSummaries"]]
-        return [
-            self.boto3.get_invocation_step(
-                sessionIdentifier=session,
-                invocationIdentifier=summary["invocationId"],
-                invocationStepId=summary["invocationStepId"],
-            )["invocationStep"]
-            for summary in sorted(listed, key=lambda summary: summary["invocationStepId"])
-        ]
+        return steps(self.boto3, session)
 
     def everything(self) -> list[Any]:
         """Return all that is stored, to show that something changes none of it."""
@@ -102,6 +94,39 @@ class Service:
         step = {"invocationStepTime": self.clock.now(), "payload": {"contentBlocks": list(content)}, **more}
         reply = self.boto3.put_invocation_step(sessionIdentifier=session, invocationIdentifier=invocation, **step)
         return str(reply["invocationStepId"])
+
+
+def sessions(client: Any) -> list[dict[str, Any]]:
+    """Return every session as a client of boto3 describes it, oldest first."""
+    pages = client.get_paginator("list_sessions").paginate()
+    ids = [summary["sessionId"] for page in pages for summary in page["sessionSummaries"]]
+    return sorted((client.get_session(sessionIdentifier=i) for i in ids), key=lambda s: s["createdAt"])
+
+
+def steps(client: Any, session: str) -> list[dict[str, Any]]:
+    """Return the steps of a session as a client of boto3 reads them, in the order of their ids."""
+    pages = client.get_paginator("list_invocation_steps").paginate(sessionIdentifier=session)
+    listed = [summary for page in pages for summary in page["invocationStepSummaries"]]
+    return [
+        client.get_invocation_step(
+            sessionIdentifier=session,
+            invocationIdentifier=summary["invocationId"],
+            invocationStepId=summary["invocationStepId"],
+        )["invocationStep"]
+        for summary in sorted(listed, key=lambda summary: summary["invocationStepId"])
+    ]
+
+
+def stored(client: Any) -> str:
+    """Return all that is in a service, unpacked: to show that something is nowhere in it."""
+    said: list[str] = []
+    for session in sessions(client):
+        for step in steps(client, session["sessionId"]):
+            for block in step["payload"]["contentBlocks"]:
+                said.append(repr(block))
+                packed = json.loads(block["text"]).get("zip") if block.get("text", "").startswith('{"llama') else None
+                said.append(zlib.decompress(base64.b64decode(packed)).decode() if packed else "")
+    return "\n".join(said)
 
 
 def user(text: str) -> ChatMessage:

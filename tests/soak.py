@@ -50,7 +50,8 @@ from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock
 from tests import broken
 from tests.histories import DAY, HOUR, MINUTE, contents, short_sessions
-from tests.judge import CLOCK, NEVER, Anomaly, Op, Said, agree, judge, said
+from tests.judge import CLOCK, NEVER, Anomaly, Op, Said, agree, judge, redacted, said
+from tests.service import stored
 
 KEYS = 4
 ROUND = 5000
@@ -462,6 +463,7 @@ class Soak:
         self._rest(COMPARE)
         self._visit(add=False)
         self.rest = (began, time.monotonic())
+        self.stored = stored(client_of(world.url, 1))
         for worker in self.workers:
             worker.join()
         for pause in (2 * HOUR, 9 * DAY, 13 * DAY, 5 * DAY):
@@ -476,7 +478,7 @@ class Soak:
         for path in sorted(files):
             ops += self._told(path, found)
         self.happened["operations"] += len(ops)
-        found += judge(ops)
+        found += [*judge(ops), *redacted(ops, self.stored)]
         began, compared = self.rest
         half_erased = {op.key for op in ops if op.kind == "erase" and op.outcome != "ok"}
         at_rest = [op for op in ops if op.begin > began]

@@ -87,8 +87,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "times": (MINUTE, 61 * MINUTE),
         "actions": 250,
         "faults": 0.02,
-        # Where sessions are listed late, too, redact() can lose what others write meanwhile: README, late lists.
-        "behaviour": Behaviour(steps_listed_after=2, late_lists="up to"),
+        "behaviour": Behaviour(steps_listed_after=2, sessions_listed_after=2, late_lists="up to"),
     },
     "archiving": {
         "kinds": "add add add read all archive archive remove set renew",
@@ -242,4 +241,18 @@ def test_who_opens_a_session_at_once_with_another_who_reopens_does_not_end_it_ag
     for process in (0, 1):
         go(expired, process, "add")
         assert expired.ops[-1].outcome == "ok"
+    assert not expired.conclude(), "\n".join(expired.log)
+
+
+@pytest.mark.parametrize("until", ["create_session", "create_invocation", "put_invocation_step"])
+def test_who_was_about_to_go_on_brings_nothing_back_that_is_redacted(expired: History, until: str) -> None:
+    """One goes on, and is stopped before the step that opens the next session, with what it will carry in memory."""
+    go(expired, 1, "add", until="create_session")
+    if until != "create_session":
+        expired.step(1)
+        go(expired, 1, until=until)
+    go(expired, 0, "redact")
+    assert expired.ops[-1].outcome == "ok"
+    assert expired.ops[-1].result == expired.ops[0].tokens[:1]
+    go(expired, 1)
     assert not expired.conclude(), "\n".join(expired.log)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llama_index_bedrock_sessions.journal import Kind, MessageId, new_id
-from tests.judge import Op, Said, agree, judge
+from tests.judge import Op, Said, agree, judge, redacted
 
 pytestmark = pytest.mark.once
 
@@ -128,6 +128,17 @@ def test_what_was_refused_removed_nothing() -> None:
     ]
     story.ops[2].say(None)
     assert list(judge(story.ops)) == []
+
+
+def test_what_was_redacted_and_is_left() -> None:
+    """A text that was redacted is in no step, unless another operation wrote it, too."""
+    story = Story().add("p", "a b").op("d", "redact", removes="a", result=["a"])
+    for left in ("{'text': 'a'}", '["user",["a"]]'):
+        assert [anomaly.what for anomaly in redacted(story.ops, left)] == ["redacted, and still in the service"]
+    assert list(redacted(story.ops, "{'text': 'b'}")) == []
+    failed = Story().add("p", "a").op("d", "redact", result=["a"], outcome="unknown")
+    for other in (failed, story.add("q", "a")):
+        assert list(redacted(other.ops, "{'text': 'a'}")) == []
 
 
 def test_readers_that_disagree_at_rest() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import logging
 import runpy
-import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -32,7 +30,7 @@ from llama_index_bedrock_sessions import (
 from llama_index_bedrock_sessions.cli import main
 from llama_index_bedrock_sessions.emulator import Behaviour
 from llama_index_bedrock_sessions.journal import Kind, new_id
-from tests.service import DAY, IDLE, KEY, Service, png, texts, user, users
+from tests.service import DAY, IDLE, KEY, Service, png, stored, texts, user, users
 
 pytestmark = pytest.mark.once
 
@@ -49,18 +47,6 @@ def service() -> Service:
 
 def picture(seed: int) -> ChatMessage:
     return ChatMessage(role="user", blocks=[TextBlock(text=f"picture {seed}"), ImageBlock(image=png(seed=seed))])
-
-
-def stored(service: Service) -> str:
-    """All that is in the service, unpacked."""
-    said: list[str] = []
-    for session in service.sessions():
-        for step in service.steps(session["sessionId"]):
-            for block in step["payload"]["contentBlocks"]:
-                said.append(repr(block))
-                packed = json.loads(block["text"]).get("zip") if block.get("text", "").startswith('{"llama') else None
-                said.append(zlib.decompress(base64.b64decode(packed)).decode() if packed else "")
-    return "\n".join(said)
 
 
 def said_by(operation: Callable[[], object]) -> bool | None:
@@ -264,11 +250,11 @@ def test_what_is_redacted_is_gone_from_the_service(service: Service, pause: floa
         service.store().delete_message(KEY, 0)
     warm = service.store()
     warm.get_messages(KEY)
-    assert SECRET in stored(service)
+    assert SECRET in stored(service.boto3)
     chat.redact(doomed)
-    assert SECRET not in stored(service)
-    assert repr(png(seed=9)) not in stored(service)
-    assert len(service.sessions()) == 1
+    assert SECRET not in stored(service.boto3)
+    assert repr(png(seed=9)) not in stored(service.boto3)
+    assert len(service.sessions()) == 2  # the copy, and what goes on after it
     expected = [picture(1), *users("old", "turn 0", "turn 1", "turn 2", "turn 3")]
     for store in (warm, service.store()):
         assert store.get_messages(KEY) == chat.messages() == expected
@@ -287,25 +273,24 @@ def test_redacting_a_long_conversation(service: Service) -> None:
     before = chat.messages()
     chat.redact(chat.history()[30].added[0])
     assert service.store().get_messages(KEY) == [m for m in before if m.content != SECRET]
-    assert SECRET not in stored(service)
-    assert len(service.sessions()) == 1
+    assert SECRET not in stored(service.boto3)
+    assert len(service.sessions()) == 2  # the copy, and what goes on after it
 
 
-def test_what_was_listed_late_is_not_redacted_with_the_rest() -> None:
-    """A step that lists show only after the opening was written is carried before its session is deleted."""
-    for late in range(1, 30):
-        service = Service(behaviour=Behaviour(steps_listed_after=late))
-        chat = service.store().conversation(KEY)
-        chat.add(users(SECRET))
-        doomed = chat.history()[0].added[0]
-        service.store().add_message(KEY, picture(late))
-        try:
-            chat.redact(doomed)
-        except BedrockSessionsError:
-            continue  # as long as lists do not show the message it cannot be named
-        for _ in range(3 * late):
-            chat.messages()
-        assert SECRET not in stored(service)
+@pytest.mark.parametrize("late", range(1, 5))
+def test_what_was_listed_late_is_not_redacted_with_the_rest(late: int) -> None:
+    """A step that the first looks do not show is carried like the others before its session is deleted."""
+    service = Service(behaviour=Behaviour(steps_listed_after=late))
+    chat = service.store().conversation(KEY)
+    chat.add(users(SECRET))
+    for _ in range(late):
+        chat.messages()
+    doomed = chat.history()[0].added[0]
+    service.store().add_message(KEY, picture(late))
+    chat.redact(doomed)
+    assert SECRET not in stored(service.boto3)
+    service.emulator.behaviour = Behaviour()
+    assert service.store().get_messages(KEY) == [picture(late)]
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "lost_reply", "refused"])
@@ -333,9 +318,9 @@ def test_redacting_that_fails_anywhere_is_done_by_doing_it_again(fault: str) -> 
             "two",
         ]
         service.store().conversation(KEY).redact(doomed)
-        assert SECRET not in stored(service)
+        assert SECRET not in stored(service.boto3)
         assert service.store().get_messages(KEY) == [user("one"), picture(1), user("two")]
-        assert len(service.sessions()) == 1
+        assert len(service.sessions()) == 2  # the copy, and what goes on after it
     assert fired >= 10
 
 
@@ -362,11 +347,11 @@ def test_what_was_removed_in_an_early_session_can_be_redacted(service: Service) 
     for number in range(3):
         service.later(DAY)
         chat.add(users(f"turn {number}"))
-    assert SECRET in stored(service)
+    assert SECRET in stored(service.boto3)
     other = service.store().conversation(KEY)
     assert other.messages(at=doomed) == users(SECRET)
     other.redact(doomed)
-    assert SECRET not in stored(service)
+    assert SECRET not in stored(service.boto3)
     assert texts(service.store()) == ["one", "turn 0", "turn 1", "turn 2"]
 
 
