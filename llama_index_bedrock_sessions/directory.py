@@ -190,23 +190,29 @@ class Directory(abc.ABC):
 
         With `fresh` those of ours that have changed since too: metadata other than the key may have.
         """
-        listed = self._listed()
-        total, done = len(self._unseen(listed, since())), 0
-        self._refuse_too_many(total)
-        for start in range(0, len(listed), BATCH):
-            batch = listed[start : start + BATCH]
-            # One at a time: who waits for another finds that it has looked already.
-            with self._scanning:
-                unseen = self._unseen(batch, since())
-                self._look(unseen + (self._changed(batch) if fresh else []))
-            before, done = done, done + len(unseen)
-            if done // MANY > before // MANY:
-                logger.info("looked at %d of %d sessions", done, total)
-            if progress:
-                progress(min(done, total), total)
-            with self._lock:
-                known = [self._learnt.get(s.session) for s in batch]
-            yield from zip(batch, known, strict=True)
+        told: set[str] = set()
+        is_current = False
+        while not is_current:
+            # Who has deleted a session meanwhile may go on in another, which was not there to be listed.
+            is_current = True
+            listed = [summary for summary in self._listed() if summary.session not in told]
+            told |= {summary.session for summary in listed}
+            total, done = len(self._unseen(listed, since())), 0
+            self._refuse_too_many(total)
+            for start in range(0, len(listed), BATCH):
+                batch = listed[start : start + BATCH]
+                # One at a time: who waits for another finds that it has looked already.
+                with self._scanning:
+                    unseen = self._unseen(batch, since())
+                    is_current = self._look(unseen + (self._changed(batch) if fresh else [])) and is_current
+                before, done = done, done + len(unseen)
+                if done // MANY > before // MANY:
+                    logger.info("looked at %d of %d sessions", done, total)
+                if progress:
+                    progress(min(done, total), total)
+                with self._lock:
+                    known = [self._learnt.get(s.session) for s in batch]
+                yield from zip(batch, known, strict=True)
 
     def _unseen(self, listed: Iterable[Summary], since: int) -> list[str]:
         with self._lock:
@@ -237,7 +243,8 @@ class Directory(abc.ABC):
                 unseen,
             )
 
-    def _look(self, unseen: list[str]) -> None:
+    def _look(self, unseen: list[str]) -> bool:
+        """Learn what the service says of sessions; return whether all of them are there."""
         denied: list[AccessDeniedError] = []
 
         def look(session: str) -> tuple[str, SessionInfo | None] | None:
@@ -257,6 +264,7 @@ class Directory(abc.ABC):
         if denied and not self._allowed:
             # One session somebody else may keep to himself; all of them means the policy lacks bedrock:GetSession.
             raise denied[0]
+        return None not in found.values()
 
 
 class MetadataDirectory(Directory):

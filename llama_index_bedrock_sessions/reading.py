@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llama_index_bedrock_sessions.audit import AuditCallback
@@ -33,7 +33,7 @@ from llama_index_bedrock_sessions.journal import (
     read_step,
 )
 from llama_index_bedrock_sessions.media import Objects
-from llama_index_bedrock_sessions.sessions import Gone, Refused, Sessions, Summary
+from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo, Sessions, Summary
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 STEPS_PER_SESSION = 1000
@@ -197,19 +197,14 @@ class Reader:
             # Once an open session is found, what was created long before it needs no look any more.
             return since
 
-        for summary in self._directory.find(self.key, still_wanted):
-            if summary.session in covered:
-                continue
-            info = self._directory.owned(summary.session, self.key, fresh=True)
-            if info is None:
-                continue
-            self._created[summary.session] = info.created
-            steps = self._list(summary.session)
-            fold = self._new_fold([summary.session])
-            fold.saw_list(summary.session, steps)
+        for info in self._there(covered, still_wanted):
+            self._created[info.session] = info.created
+            steps = self._list(info.session)
+            fold = self._new_fold([info.session])
+            fold.saw_list(info.session, steps)
             self._get(fold, next(fold.rounds()), [])
-            if fold.is_open(summary.session) or not self._directory.continues:
-                folds[summary.session] = fold
+            if fold.is_open(info.session) or not self._directory.continues:
+                folds[info.session] = fold
                 covered |= set(fold.covers())
                 since = max(since, self._since(fold))
             else:
@@ -230,6 +225,22 @@ class Reader:
             fold = before
         self._read(fold, whole=whole)
         self._switch(fold)
+
+    def _there(self, covered: Collection[str], since: Callable[[], int]) -> Iterator[SessionInfo]:
+        """Yield the sessions of the key that are there, newest first, but for those that are `covered` by then."""
+        looked: set[str] = set()
+        is_current = False
+        while not is_current:
+            is_current = True
+            for summary in self._directory.find(self.key, since):
+                if summary.session in covered or summary.session in looked:
+                    continue
+                looked.add(summary.session)
+                info = self._directory.owned(summary.session, self.key, fresh=True)
+                if info:
+                    yield info
+                else:
+                    is_current = False  # who has deleted it may go on in another, which was not there to be found
 
     def _since(self, fold: Fold) -> int:
         return min((self._created[h] for h in fold.heads), default=0) - 2 * HOUR

@@ -114,7 +114,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "faults": 0.02,
     },
     "entries in a key-value store": {
-        "kinds": f"{ALL} erase",
+        "kinds": f"{ALL} erase redact",
         "times": (MINUTE, 61 * MINUTE),
         "processes": 4,
         "faults": 0.1,
@@ -256,3 +256,17 @@ def test_who_was_about_to_go_on_brings_nothing_back_that_is_redacted(expired: Hi
     assert expired.ops[-1].result == expired.ops[0].tokens[:1]
     go(expired, 1)
     assert not expired.conclude(), "\n".join(expired.log)
+
+
+@pytest.mark.parametrize("kv", [False, True])
+def test_who_finds_sessions_that_are_gone_by_then_looks_again(*, kv: bool) -> None:
+    """One has found the session, and before he looks at it another redacts: it has gone on in a third by then."""
+    history = History(0, processes=2, kv=kv)
+    go(history, 0, "add")
+    go(history, 0, "add")
+    history.start(1, "read")
+    history.step(1)
+    go(history, 0, "redact")
+    go(history, 1)
+    assert history.ops[2].result == [*history.ops[0].tokens[1:], *history.ops[1].tokens]
+    assert not history.conclude(), "\n".join(history.log)
