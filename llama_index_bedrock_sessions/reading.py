@@ -93,6 +93,10 @@ class Reader:
         """Invocations of the application's own that have been made."""
         self._like = Likeness()
         """What the first session shall be made like, if it begins as a copy."""
+        self._missed: set[str] = set()
+        """Sessions that were not there when something of them was read, though retention cannot have taken them."""
+        self._missing: set[str] = set()
+        """Those of them that are no news: somebody else has deleted them, or they have never been."""
         self._unlisted = 0
         self._unopened = False
         """Whether the last look found sessions of the key that nobody has opened."""
@@ -119,18 +123,29 @@ class Reader:
         if not force and is_recent and self.fold is not None:
             return self.known(whole=whole)
         for _ in range(ATTEMPTS):
+            self._missed.clear()
             try:
                 if self.fold is None or not self.fold.heads or not self._is_current(self.fold):
                     self._find(whole=whole)
                 elif whole and not self.fold.is_whole():
                     self._read(self.fold)
-                break
             except Gone:
                 self.drop()
+                continue
+            if self._missed <= self._missing:
+                break
+            self._missing |= self._missed
+            if not self._has_gone_on(self.known(whole=False)):
+                break
         else:
             raise UnavailableError("The sessions of this conversation keep changing; try again.")
         self._validated, self._unlisted = time.monotonic(), 0
         return self.known(whole=False)
+
+    def _has_gone_on(self, fold: Fold) -> bool:
+        """Whether there are other sessions than were read: who deletes what they carry deletes that first."""
+        known = {*fold.heads, *fold.covers()}
+        return any(s.session not in known for s in self._directory.find(self.key, lambda: self._since(fold)))
 
     def _is_current(self, fold: Fold) -> bool:
         """List the heads; return whether nobody can have continued them."""
@@ -264,6 +279,7 @@ class Reader:
         missing = [home for home in needed if home not in known]
         ours = self._ours(fold, (home.session for home in missing))
         found = dict(self.sessions.fetch(home for home in missing if home.session in ours))
+        self._miss(fold, (home.session for home in missing if not found.get(home)))
         # What is not there, or not ours, is remembered as such: it is not asked for at every read.
         return known | {home: step[0] if (step := found.get(home)) else [] for home in missing}
 
@@ -283,6 +299,13 @@ class Reader:
             fold.absorb(step)
         for home, found in zip(wanted, results[len(lists) :], strict=True):
             self._absorb(fold, home, found)
+        needed = [*lists, *(home.session for home in wanted)]
+        self._miss(fold, (session for session, found in zip(needed, results, strict=True) if not found))
+
+    def _miss(self, fold: Fold, sessions: Iterable[str]) -> None:
+        """Take note of sessions that are not there, other than those which retention has taken."""
+        oldest, created = self.sessions.clock.now() - RETENTION, fold.covers() | self._created
+        self._missed |= {session for session in sessions if created.get(session, oldest) >= oldest}
 
     def _list_or_nothing(self, session: str) -> list[Listed]:
         try:

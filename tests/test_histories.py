@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import count
 from typing import Any
 
 import pytest
@@ -259,14 +260,22 @@ def test_who_was_about_to_go_on_brings_nothing_back_that_is_redacted(expired: Hi
 
 
 @pytest.mark.parametrize("kv", [False, True])
-def test_who_finds_sessions_that_are_gone_by_then_looks_again(*, kv: bool) -> None:
-    """One has found the session, and before he looks at it another redacts: it has gone on in a third by then."""
-    history = History(0, processes=2, kv=kv)
-    go(history, 0, "add")
-    go(history, 0, "add")
-    history.start(1, "read")
-    history.step(1)
-    go(history, 0, "redact")
-    go(history, 1)
-    assert history.ops[2].result == [*history.ops[0].tokens[1:], *history.ops[1].tokens]
-    assert not history.conclude(), "\n".join(history.log)
+@pytest.mark.parametrize("kind", ["read", "clear", "add"])
+def test_whatever_was_read_before_another_redacts_is_not_taken_for_all(kind: str, *, kv: bool) -> None:
+    """One who remembers nothing is stopped before any of his calls, and what he was about to read is gone by then."""
+    for calls in count():
+        history = History(0, processes=2, kv=kv)
+        go(history, 0, "add")
+        go(history, 0, "add")
+        go(history, 0, "renew")
+        history.start(1, kind)
+        is_stopped = all(history.step(1) for _ in range(calls))
+        if not is_stopped or history.processes[1].op is None:
+            break
+        go(history, 0, "redact")
+        go(history, 1)
+        assert all(op.outcome == "ok" for op in history.ops)
+        before = [*history.ops[0].tokens, *history.ops[1].tokens]
+        assert kind != "read" or history.ops[3].result in (before, before[1:])
+        assert not history.conclude(), "\n".join(history.log)
+    assert calls > 4
