@@ -207,7 +207,7 @@ class Lifecycle(Chain):
             if not self._continue(fold, functools.partial(_once, draft), Passage(ended="keep", whole=True)):
                 continue
             copy, before = self.fold, {*fold.heads, *fold.covers()}
-            self._delete({session for session in before if self._directory.owned(session, self.key)}, deleted)
+            self._delete(self._ours(fold, before), deleted)
             # Somebody may be about to open our session, too, with what he read before. So it is closed as well. Whoever
             # sees the next one unopened does so after the deletion, and looks for the sessions he has read before he
             # opens it.
