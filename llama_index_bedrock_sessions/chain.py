@@ -200,8 +200,17 @@ class Chain(Reader):
 
     # Writing beside the changes
 
-    def attach(self, texts: Sequence[str]) -> list[tuple[Home, int]]:
-        """Write texts as attachments, each a step, and return the references that are to be written next."""
+    def append_with(self, texts: Sequence[str], draft: Callable[[list[tuple[Home, int]]], Draft]) -> None:
+        """Write texts as attachments, each a step, and then the draft that refers to them."""
+        for _ in range(ATTEMPTS):
+            references = self._attach_all(texts)
+            self.append(functools.partial(always, draft(references)), fresh=True)
+            if {home.session for home, _ in references} <= set(self.known().heads) or self.has(references):
+                return
+            # Between the two it has gone on in a session by redact(), which has deleted what nothing referred to.
+        raise UnavailableError("The sessions of this conversation keep changing; try again.")
+
+    def _attach_all(self, texts: Sequence[str]) -> list[tuple[Home, int]]:
         written: list[tuple[Home, int]] = []
         for fold in self._writable():
             place = (fold.heads[0], default_invocation(fold.heads[0]))
@@ -286,9 +295,13 @@ class Chain(Reader):
             self._refuse_if_newer(fold)
             self._refuse_if_ended(fold, passage)
             self._refuse_if_not_continued(fold)
+            # Made before the heads are closed, it is where others go on who find them closed: nobody is faster.
+            mine = self._create(fold) if passage.whole else None
             for head in fold.heads:
                 if head not in self._closed:
                     self._seal(head, "continued", fold)
+                if passage.whole:
+                    self._finish(head)
             parents = {p for head in fold.heads for o in fold.openings[head] for p in o.parents}
             for _ in range(LOOKS if passage.whole else 1):  # whatever is not carried then will be deleted
                 for head in fold.heads:
@@ -297,7 +310,7 @@ class Chain(Reader):
             self._read(fold)
             self._refuse_if_newer(fold)
             closing = self._refuse_if_ended(fold, passage)  # an opening may close its session, too
-            return self._open_next(fold, resolve, dataclasses.replace(passage, closing=closing))
+            return self._open_next(fold, resolve, dataclasses.replace(passage, closing=closing), mine)
         except Gone:
             self.drop()
             return False
@@ -372,9 +385,8 @@ class Chain(Reader):
         """End a session; return whether it takes no more writes."""
         return self.sessions.end(session) or self.sessions.get(session).status != "ACTIVE"
 
-    def _open_next(self, fold: Fold, resolve: Resolve, passage: Passage) -> bool:
+    def _open_next(self, fold: Fold, resolve: Resolve, passage: Passage, mine: Summary | None) -> bool:
         void: set[str] = set(fold.heads) | set(fold.covers())
-        mine: Summary | None = None
         parents: dict[str, SessionInfo] = {}
         for attempt in range(ATTEMPTS):
             # The first session of a key: the look that found nothing to take has just been taken.
@@ -388,9 +400,12 @@ class Chain(Reader):
                 for i in sorted(unknown, key=lambda i: (i.created, i.session))
             ]
             # Not of the one just created: should somebody have opened it, two openings of a session are one fold.
-            if any(self._has_opening(s.session) for s in candidates if not mine or s.session != mine.session):
+            others = [s.session for s in candidates if not mine or s.session != mine.session]
+            # What is to be all that there is begins in a session where nobody has put anything.
+            if any(not self._delete_unopened(s) if passage.whole else self._has_opening(s) for s in others):
                 self.drop()
                 return False
+            candidates = [s for s in candidates if s.session not in others] if passage.whole else candidates
             if not candidates and not mine:
                 mine = self._create(fold)
                 continue
@@ -411,6 +426,22 @@ class Chain(Reader):
 
     def _has_opening(self, session: str) -> bool:
         return any(is_opening(s.home.step) for s in self._list(session))
+
+    def _delete_unopened(self, session: str) -> bool:
+        """Delete a session that nobody has opened; False if somebody has, or it cannot be deleted."""
+        try:
+            if self._has_opening(session):
+                return False
+            self._seal(session, "deleted")
+            if any(self._has_opening(session) for _ in range(LOOKS)):
+                return False
+            self.sessions.delete(session)
+        except Refused:
+            return False
+        except Gone:
+            return True
+        self._directory.remove(session, self.key)
+        return True
 
     def _create(self, fold: Fold) -> Summary:
         """Create a session with what was said for this conversation, what the one before had, and the store's own."""
@@ -651,3 +682,8 @@ class Chain(Reader):
         self.sessions.put(home, ms, payload)
         self.natives[home] = payload
         return home
+
+
+def always(draft: Draft, _: Fold) -> Draft:
+    """Return the draft, whatever is there."""
+    return draft

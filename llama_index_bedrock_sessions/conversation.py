@@ -696,10 +696,13 @@ class Conversation:
             if past and (unknown := next((m for m in doomed if not past.holds(m)), None)):
                 raise _no_message(text_id(unknown))
             self._refuse_what_stays_in_s3(doomed, (past or fold).known)
-            sessions = dict.fromkeys([*fold.covers(), *fold.heads])
-            self._chain.rewrite(doomed, sessions)
+            sessions: dict[str, None] = {}
+            try:
+                self._chain.rewrite(doomed, sessions)
+            finally:
+                if sessions:
+                    self._tell("redacted", sessions=sessions, messages=message_ids, **said)
             self._saw([m.id for m in self._active(self._chain.known())])
-            self._tell("redacted", sessions=sessions, messages=message_ids, **said)
 
     def _refuse_what_stays_in_s3(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
         messages = (known[change].messages.get(position) for change, position in doomed if change in known)
@@ -826,10 +829,13 @@ class Conversation:
         with self._changing():
             self._chain.refresh(force=True)
             inline = workflows.is_inline(content)
-            stored = content[0] if inline else parts_json(self._chain.attach(content))
-            now = self.sessions.clock.now()
-            draft = Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), iso(now), stored))
-            self._chain.append(lambda _: draft, fresh=True)
+
+            def draft(references: list[tuple[Home, int]]) -> Draft:
+                stored = content[0] if inline else parts_json(references)
+                now = self.sessions.clock.now()
+                return Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), iso(now), stored))
+
+            self._chain.append_with([] if inline else content, draft)
             return workflows.find(self._chain.known().state(), name).listed()
 
     def load_context(

@@ -416,9 +416,9 @@ class Fold:
             self._tick(change.time)
         self._dead |= change.removed
         self._archived |= change.archived
-        for name, value in change.state.items():
+        for name in change.state:
             if name not in self._state or self._state[name][0] <= change.key:
-                self._state[name] = (change.key, value)
+                self._state[name] = (change.key, after.state[name])
         # A forged one of the future would hide what is written until then.
         if change.hide is not None and change.time <= self.horizon:
             self._hide = max(self._hide, (change.key, change.hide))
@@ -815,6 +815,12 @@ class Fold:
         found = [reference for m in self.alive() if m.id not in dead for reference in m.references()]
         found += [reference for _, value in self._state.values() if value for reference in parts(value[0])]
         return [(home, n) for home, n in dict.fromkeys(found) if whole or self._is_old(home, created, now)]
+
+    def strays(self, head: str) -> set[str]:
+        """Return the attachments in a head that nothing refers to: what somebody has copied who did not open it."""
+        used = {home.step for home, _ in self.old_natives({}, 0, whole=True)}
+        used |= {segment.home.step for opening in self.openings[head] for segment in opening.segments}
+        return {step for step in self.listed[head] if _kind(step) is Kind.ATTACHMENT} - used
 
     def rehome(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Callable[[], None]:
         """Take note that native blocks were copied: messages refer to the copies, until the result is called."""

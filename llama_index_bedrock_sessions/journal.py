@@ -269,7 +269,7 @@ class Change:
         return (self.time, self.id)
 
     def merged(self, other: Change) -> Change:
-        """Return the union of two copies of the same change; of two copies of a message the newer home counts."""
+        """Return the union of two copies of the same change; of two copies of a content the newer home counts."""
         if self.damaged is not other.damaged:
             return other if self.damaged else self
         messages = dict(self.messages)
@@ -277,7 +277,8 @@ class Change:
             mine = messages.get(position)
             if mine is None or message.newest_home() > mine.newest_home():
                 messages[position] = message
-        state = {**other.state, **self.state}
+        state = {**self.state, **other.state}
+        state |= {name: value for name, value in self.state.items() if _newest_part(value) >= _newest_part(state[name])}
         return dataclasses.replace(
             self,
             messages=messages,
@@ -453,6 +454,11 @@ def parts(value: JSON) -> list[tuple[Home, int]]:
         return [(_home(item), _integer(item[3])) for item in _list(value[PARTS])]
     except (_Damaged, IndexError):
         return []
+
+
+def _newest_part(value: list[JSON]) -> str:
+    """Return the id of the newest step that a value of the named state refers to."""
+    return max((home.step for home, _ in parts(value[0])), default="") if value else ""
 
 
 def parts_json(references: Iterable[tuple[Home, int]]) -> JSON:

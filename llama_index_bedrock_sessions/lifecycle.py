@@ -6,11 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from llama_index_bedrock_sessions import blocks, directory
-from llama_index_bedrock_sessions.chain import KEPT, LOOKS, METADATA, TAGS, Chain, Passage
+from llama_index_bedrock_sessions.chain import KEPT, LOOKS, METADATA, TAGS, Chain, Passage, always
 from llama_index_bedrock_sessions.errors import (
     ConversationExists,
     UnavailableError,
@@ -19,6 +19,7 @@ from llama_index_bedrock_sessions.fold import Draft, Fold
 from llama_index_bedrock_sessions.journal import (
     Kind,
     MessageId,
+    Step,
     new_id,
 )
 from llama_index_bedrock_sessions.limits import Copy, drafts
@@ -85,7 +86,7 @@ class Lifecycle(Chain):
             withdrawal = _withdrawal(self.known(), mine, written[-1].state)
             if withdrawal is None:
                 break
-            self.append(functools.partial(_same, withdrawal))
+            self.append(functools.partial(always, withdrawal))
             # Somebody may have withdrawn at the same moment, and brought back what we had.
             self.refresh(force=True)
 
@@ -195,54 +196,57 @@ class Lifecycle(Chain):
     def rewrite(self, removed: frozenset[MessageId], deleted: dict[str, None]) -> None:
         """Remove messages for good: what stays alive goes to a new session by value, those before are `deleted`.
 
-        Once more if somebody else has gone on at the same moment: he may have taken with him what is removed.
+        Once more if somebody else has gone on at the same moment, and has taken along what is removed.
         """
         draft = Draft(removed=removed)
+        aware: set[str] = set()
         for _ in range(ATTEMPTS):
             fold = self.refresh(force=True)
             self._refuse_other_keys(fold)
             if not fold.heads:
                 # Deleted meanwhile; or another has moved it to a session that is listed late.
                 raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
-            if not self._continue(fold, functools.partial(_once, draft), Passage(ended="keep", whole=True)):
+            self._sweep(fold.heads)
+            if not self._continue(fold, functools.partial(always, draft), Passage(ended="keep", whole=True)):
                 continue
             copy, before = self.fold, {*fold.heads, *fold.covers()}
+            aware |= _aware(fold.read, removed, aware)
             self._delete(self._ours(fold, before), deleted)
-            # Somebody may be about to open our session, too, with what he read before. So it is closed as well. Whoever
-            # sees the next one unopened does so after the deletion, and looks for the sessions he has read before he
-            # opens it.
-            if copy is None or not self._continue(copy, nothing, KEPT):
-                continue
-            ours = [*copy.heads, *self.known().heads]
-            if all(self._is_swept(ours) for _ in range(LOOKS)):
+            if copy is not None and self._is_clean(copy, removed, aware):
+                self._continue(copy, nothing, KEPT)  # unless another does
                 return
+            self.drop()
         raise UnavailableError("Others go on in new sessions all the time, which may hold copies; call again.")
 
-    def _is_swept(self, ours: Sequence[str]) -> bool:
-        """Delete what was begun and not opened; return whether nobody else has opened a session, ours included."""
-        others = [s.session for s in self._directory.find(self.key) if s.session not in ours]
-        opened = [s for s in others if self._directory.owned(s, self.key) and not self._delete_unopened(s)]
-        openings = [step for session in ours for step in self._list_or_nothing(session) if is_opening(step.home.step)]
-        if not opened and len(openings) <= len(ours):
-            return True
-        self.drop()
-        return False
+    def _sweep(self, but: Iterable[str]) -> None:
+        """Delete what crashes have left, or somebody is about to open: he takes another."""
+        for session in {s.session for _ in range(LOOKS) for s in self._directory.find(self.key)}.difference(but):
+            if self._directory.owned(session, self.key):
+                self._delete_unopened(session)
 
-    def _delete_unopened(self, session: str) -> bool:
-        """Delete what a crash has left, or somebody is about to open: he takes another. False: it is open by now."""
-        try:
-            if self._has_opening(session):
-                return False
-            self._seal(session, "deleted")
-            if any(self._has_opening(session) for _ in range(LOOKS)):
-                return False
-            self.sessions.delete(session)
-        except Refused:
-            return False
-        except Gone:
-            pass  # by another
-        self._directory.remove(session, self.key)
-        return True
+    def _is_clean(self, copy: Fold, removed: frozenset[MessageId], aware: Collection[str]) -> bool:
+        """Close a copy that was made; return whether nobody has taken along what is `removed`, there or elsewhere.
+
+        What was read from is deleted. Who read it, too, looks for it just before he opens a session. So he has opened
+        it already; or he finds that it is swept; or he is about to open the copy, which is why that is closed. `aware`
+        are openings of sessions that are deleted by now, whose writers had read the removal.
+        """
+        (head,) = copy.heads
+        self._sweep(copy.heads)
+        with contextlib.suppress(Gone):
+            self._seal(head, "continued", copy)
+            self._finish(head)
+        self._closed.add(head)
+        openings: dict[str, Step] = {}
+        for session in [s.session for _ in range(LOOKS) for s in self._directory.find(self.key)] + [head] * LOOKS:
+            for listed in self._list_or_nothing(session) if self._directory.owned(session, self.key) else ():
+                if is_opening(listed.home.step) and listed.home.step not in openings:
+                    step = self._read_one(listed.home)
+                    openings |= {listed.home.step: step} if step else {}
+        copy.saw_list(head, self._list_or_nothing(head))
+        self._read(copy)
+        continuing = {step_id for step_id, step in openings.items() if step.opening and step.opening.parents}
+        return continuing <= _aware(openings, removed, aware) and not copy.strays(head)
 
     def erase(self, deleted: dict[str, None]) -> None:
         """Delete every session of the key, oldest first, until none is listed; those that it tried go to `deleted`."""
@@ -326,12 +330,20 @@ def _withdrawal(fold: Fold, mine: set[str], names: Iterable[str]) -> Draft | Non
     return Draft(removed=removed, state=state)
 
 
-def _same(draft: Draft, _: Fold) -> Draft:
-    return draft
+def _aware(steps: Mapping[str, Step], removed: frozenset[MessageId], aware: Collection[str]) -> set[str]:
+    """Return those of some openings whose writers had read that something was removed, and so do not take it along.
 
-
-def _once(draft: Draft, fold: Fold) -> Draft | None:
-    return None if draft.id in fold.known else draft
+    Or had read an opening of such a writer: `aware` are more of them.
+    """
+    found: set[str] = set()
+    for step_id, step in sorted(steps.items()):  # the id of an opening is greater than what its writer had read
+        opening, own = step.opening, step.contents[0][1]
+        if opening and (
+            removed <= opening.removed | (own.removed if own else frozenset())
+            or any(not seen.isdisjoint(found) or not seen.isdisjoint(aware) for seen in opening.parents.values())
+        ):
+            found.add(step_id)
+    return found
 
 
 def _number(several: Iterable[Draft], ms: int) -> None:

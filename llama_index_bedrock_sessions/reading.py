@@ -137,6 +137,7 @@ class Reader:
             self._missing |= self._missed
             if not self._has_gone_on(self.known(whole=False)):
                 break
+            self.drop()
         else:
             raise UnavailableError("The sessions of this conversation keep changing; try again.")
         self._validated, self._unlisted = time.monotonic(), 0
@@ -304,8 +305,9 @@ class Reader:
 
     def _miss(self, fold: Fold, sessions: Iterable[str]) -> None:
         """Take note of sessions that are not there, other than those which retention has taken."""
-        oldest, created = self.sessions.clock.now() - RETENTION, fold.covers() | self._created
-        self._missed |= {session for session in sessions if created.get(session, oldest) >= oldest}
+        if gone := set(sessions):
+            oldest, created = self.sessions.clock.now() - RETENTION, fold.covers() | self._created
+            self._missed |= {session for session in gone if created.get(session, oldest) >= oldest}
 
     def _list_or_nothing(self, session: str) -> list[Listed]:
         try:
@@ -427,6 +429,12 @@ class Reader:
         if len(texts) < len(references) or None in texts:
             raise StoredDataError("A part of it is no longer there: its session was deleted, or is another's.")
         return [str(text) for text in texts]
+
+    def has(self, references: Sequence[tuple[Home, int]]) -> bool:
+        """Whether `texts` are there."""
+        with contextlib.suppress(StoredDataError):
+            return bool(self.texts(references)) or not references
+        return False
 
     def _read_one(self, home: Home) -> Step | None:
         found = self._step_or_none(home)

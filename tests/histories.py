@@ -24,7 +24,8 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, chain
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConversationEnded
-from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
+from llama_index_bedrock_sessions.fold import Draft
+from llama_index_bedrock_sessions.journal import Home, Kind, parse_id, parts, parts_json
 from llama_index_bedrock_sessions.sessions import Clock
 from tests.judge import CLOCK, Anomaly, Op, judge, redacted, said, text
 from tests.service import stored
@@ -236,6 +237,10 @@ class History:
             chosen = there[argument % len(there)]
             chat.redact(f"{chosen.id[0]}/{chosen.id[1]}")
             return [text(chosen.record)]
+        if op.kind == "save":
+            return chat._chain.append_with(["x" * 20_000], lambda there: Draft(state={"saved": [parts_json(there)]}))
+        if op.kind == "load":
+            return chat._chain.texts(parts(chat._chain.refresh(force=True).state()["saved"]))
         if op.kind == "renew":
             return chat.renew(timedelta(0))
         if op.kind == "hide":

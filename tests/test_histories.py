@@ -281,3 +281,55 @@ def test_whatever_was_read_before_another_redacts_is_not_taken_for_all(kind: str
         assert kind != "read" or history.ops[3].result in (before, before[1:])
         assert not history.conclude(), "\n".join(history.log)
     assert stopped > 4
+
+
+@pytest.mark.parametrize("writers", [1, 3])
+def test_redacting_comes_to_an_end_while_others_write(writers: int) -> None:
+    """Others append without a pause, a call each in turn: they go on in new sessions as often as they are closed."""
+    history = History(0, processes=1 + writers)
+    go(history, 0, "add")
+    for writer in range(1, 1 + writers):
+        go(history, writer, "read")
+    history.start(0, "redact")
+    while history.step(0):
+        for writer in range(1, 1 + writers):
+            if not history.step(writer):
+                history.start(writer, "add")
+    (redact,) = [op for op in history.ops if op.kind == "redact"]
+    assert redact.result == history.ops[0].tokens[:1]
+    assert not history.conclude(), "\n".join(history.log)
+
+
+def test_what_is_being_saved_while_another_redacts_can_be_loaded() -> None:
+    """What takes steps of its own is written before the step that refers to it; one is stopped before any call."""
+    stopped = 0
+    for calls in count():
+        history = History(0, processes=2)
+        go(history, 0, "add")
+        history.start(1, "save")
+        if not all(history.step(1) for _ in range(calls)) or history.processes[1].op is None:
+            break
+        stopped += 1
+        go(history, 0, "redact")
+        go(history, 1)
+        assert history.cold("load").outcome == "ok"
+        assert not history.conclude(), "\n".join(history.log)
+    assert stopped > 2
+
+
+def test_what_was_saved_before_two_go_on_in_one_session_can_be_loaded(expired: History) -> None:
+    """One of them copies it there, and deletes it; the other refers to where it was."""
+    go(expired, 0, "save")
+    go(expired, 1, "read")
+    expired.advance(61 * MINUTE)
+    expired.processes.append(Process(expired, 2, 0.0))
+    go(expired, 2, "read")
+    go(expired, 0, "redact", until="create_session")
+    expired.step(0)
+    go(expired, 0, until="create_invocation")
+    go(expired, 2, "add", until="create_invocation")
+    go(expired, 0, until="delete_session")
+    go(expired, 2)
+    go(expired, 0)
+    assert expired.cold("load").outcome == "ok"
+    assert not expired.conclude(), "\n".join(expired.log)

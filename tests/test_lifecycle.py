@@ -324,6 +324,31 @@ def test_redacting_that_fails_anywhere_is_done_by_doing_it_again(fault: str) -> 
     assert fired >= 10
 
 
+def test_what_others_have_begun_to_copy_is_redacted_too() -> None:
+    """One dies while he goes on in a new session, where he has copied what is old: nobody goes on there."""
+    fired = 0
+    for nth in count(1):
+        service = Service()
+        chat = service.store().conversation(KEY)
+        secret = ChatMessage(role="user", blocks=[TextBlock(text=SECRET), ImageBlock(image=png(seed=9))])
+        chat.add([user("one"), secret])
+        doomed = chat.history()[0].added[1]
+        service.later(10 * DAY)
+        service.faults.add("*", nth, "unavailable")
+        with contextlib.suppress(BedrockSessionsError):
+            service.store().add_message(KEY, user("two"))
+        done = not service.faults.fired
+        service.faults.clear()
+        if done:
+            break
+        fired += 1
+        chat.redact(doomed)
+        assert SECRET not in stored(service.boto3)
+        assert repr(png(seed=9)) not in stored(service.boto3)
+        assert texts(service.store())[0] == "one"
+    assert fired >= 10
+
+
 def test_a_damaged_step_is_a_placeholder_after_redacting_too(service: Service) -> None:
     chat = service.store().conversation(KEY)
     chat.add(users(SECRET, "one"))
