@@ -313,7 +313,7 @@ class Reader:
         try:
             return self._list(session)
         except (Gone, Refused):
-            return []  # retention has taken it: what was alive in it has been carried
+            return []  # retention has taken it, or redact(): what was alive in it has been carried
 
     def _step_or_none(self, home: Home) -> tuple[list[ContentBlock], int] | None:
         try:

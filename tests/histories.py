@@ -331,6 +331,7 @@ class History:
     def conclude(self, *, days: tuple[float, ...] = ()) -> list[Anomaly]:
         """Judge what is left when everything has come to rest, and after pauses of some days with a write each."""
         self.quiesce()
+        self.anomalies += redacted(self.ops, stored(self.client))
         rest = len(self.ops)
         living, is_aware, self.strict = range(len(self.processes)), self.strict, True
         first, _, written, last = self.cold(), self.cold("reopen"), self.cold("add", 1), self.cold()
@@ -347,7 +348,6 @@ class History:
             self.cold("add", 1)
             last = self.cold()
         self.cold("all")
-        self.anomalies += redacted(self.ops, stored(self.client))
         self.anomalies += [
             Anomaly("does not work at rest", f"{op} {op.result}") for op in self.ops[rest:] if op.outcome != "ok"
         ]

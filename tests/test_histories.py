@@ -315,21 +315,3 @@ def test_what_is_being_saved_while_another_redacts_can_be_loaded() -> None:
         assert history.cold("load").outcome == "ok"
         assert not history.conclude(), "\n".join(history.log)
     assert stopped > 2
-
-
-def test_what_was_saved_before_two_go_on_in_one_session_can_be_loaded(expired: History) -> None:
-    """One of them copies it there, and deletes it; the other refers to where it was."""
-    go(expired, 0, "save")
-    go(expired, 1, "read")
-    expired.advance(61 * MINUTE)
-    expired.processes.append(Process(expired, 2, 0.0))
-    go(expired, 2, "read")
-    go(expired, 0, "redact", until="create_session")
-    expired.step(0)
-    go(expired, 0, until="create_invocation")
-    go(expired, 2, "add", until="create_invocation")
-    go(expired, 0, until="delete_session")
-    go(expired, 2)
-    go(expired, 0)
-    assert expired.cold("load").outcome == "ok"
-    assert not expired.conclude(), "\n".join(expired.log)

@@ -36,6 +36,7 @@ from llama_index_bedrock_sessions.journal import (
     new_id,
     opening_json,
     parse_id,
+    parts_json,
     read_step,
 )
 from llama_index_bedrock_sessions.values import to_json
@@ -352,6 +353,18 @@ def test_a_pair_of_copies_of_a_change_is_their_union() -> None:
     assert [*both.messages] == [0, 3]
     assert (both.state, both.hide, both.origin, both.by, both.is_set) == ({"x": [1]}, True, 1, "me", True)
     assert (both.removed, both.archived) == (frozenset({(CHANGE, 0)}), frozenset({(CHANGE, 1)}))
+
+
+def test_of_two_copies_of_a_state_the_one_in_the_newer_step_counts() -> None:
+    """Where a copy refers to may be deleted by who made the newer one; in a fold, too, whichever is read first."""
+    before, after = ([parts_json([(home(ms), 0)])] for ms in (NOW, NOW + 1))
+    one, other = (only(step_with({"change": {"id": CHANGE, "state": {"x": x, "y": [1]}}})) for x in (before, after))
+    assert one.merged(other).state == other.merged(one).state == {"x": after, "y": [1]}
+    for copies in ((before, after), (after, before)):
+        fold = Fold([SESSION])
+        for x in copies:
+            fold.absorb(step_with({"change": {"id": CHANGE, "state": {"x": x}}}))
+        assert fold.state() == {"x": after[0]}
 
 
 def test_a_message_keeps_its_position_where_others_are_left_out() -> None:
