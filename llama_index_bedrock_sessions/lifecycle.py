@@ -206,7 +206,7 @@ class Lifecycle(Chain):
             if not fold.heads:
                 # Deleted meanwhile; or another has moved it to a session that is listed late.
                 raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
-            self._sweep(fold.heads)
+            self._sweep({*fold.heads, *fold.covers()})
             if not self._continue(fold, functools.partial(always, draft), Passage(ended="keep", whole=True)):
                 continue
             copy, before = self.fold, {*fold.heads, *fold.covers()}
@@ -218,11 +218,14 @@ class Lifecycle(Chain):
             self.drop()
         raise UnavailableError("Others go on in new sessions all the time, which may hold copies; call again.")
 
+    def _found(self) -> set[str]:
+        found = [summary.session for summary in self._directory.find(self.key)]
+        return {session for session in found if self._directory.owned(session, self.key)}
+
     def _sweep(self, but: Iterable[str]) -> None:
         """Delete what crashes have left, or somebody is about to open: he takes another."""
-        for session in {s.session for _ in range(LOOKS) for s in self._directory.find(self.key)}.difference(but):
-            if self._directory.owned(session, self.key):
-                self._delete_unopened(session)
+        for session in {s for _ in range(LOOKS) for s in self._found()}.difference(but):
+            self._delete_unopened(session)
 
     def _is_clean(self, copy: Fold, removed: frozenset[MessageId], aware: Collection[str]) -> bool:
         """Close a copy that was made; return whether nobody has taken along what is `removed`, there or elsewhere.
@@ -238,11 +241,10 @@ class Lifecycle(Chain):
             self._finish(head)
         self._closed.add(head)
         openings: dict[str, Step] = {}
-        for session in [s.session for _ in range(LOOKS) for s in self._directory.find(self.key)] + [head] * LOOKS:
-            for listed in self._list_or_nothing(session) if self._directory.owned(session, self.key) else ():
-                if is_opening(listed.home.step) and listed.home.step not in openings:
-                    step = self._read_one(listed.home)
-                    openings |= {listed.home.step: step} if step else {}
+        for session in (s for _ in range(LOOKS) for s in {head, *self._found()}):
+            for home in (listed.home for listed in self._list_or_nothing(session)):
+                if is_opening(home.step) and home.step not in openings and (step := self._read_one(home)):
+                    openings[home.step] = step
         copy.saw_list(head, self._list_or_nothing(head))
         self._read(copy)
         continuing = {step_id for step_id, step in openings.items() if step.opening and step.opening.parents}
