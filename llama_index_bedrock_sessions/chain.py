@@ -201,27 +201,22 @@ class Chain(Reader):
     # Writing beside the changes
 
     def append_with(self, texts: Sequence[str], draft: Callable[[list[tuple[Home, int]]], Draft]) -> None:
-        """Write texts as attachments, each a step, and then the draft that refers to them."""
-        for _ in range(ATTEMPTS):
-            references = self._attach_all(texts)
-            self.append(functools.partial(always, draft(references)), fresh=True)
-            if {home.session for home, _ in references} <= set(self.known().heads) or self.has(references):
-                return
-            # Between the two it has gone on in a session by redact(), which has deleted what nothing referred to.
-        raise UnavailableError("The sessions of this conversation keep changing; try again.")
+        """Write texts as attachments, each a step, and then the draft that refers to them.
 
-    def _attach_all(self, texts: Sequence[str]) -> list[tuple[Home, int]]:
-        written: list[tuple[Home, int]] = []
+        All in one session: redact() copies what is referred to, and deletes the rest.
+        """
+        if not texts:
+            self.append(functools.partial(always, draft([])), fresh=True)
+            return
         for fold in self._writable():
             place = (fold.heads[0], default_invocation(fold.heads[0]))
             try:
-                for text in texts[len(written) :]:
-                    written.append((self._attach(place, [{"text": text}]), 0))  # noqa: PERF401 - may be interrupted
+                self._write(fold, draft([(self._attach(place, [{"text": text}]), 0) for text in texts]))
             except (Gone, Refused) as refusal:
                 self._after_refusal(fold, refusal)
                 continue
-            break
-        return written
+            self._unlisted += 1
+            return
 
     def _writable(self) -> Iterator[Fold]:
         """Yield what is known while there is one session that seems to take writes, which is opened if need be."""
@@ -291,11 +286,12 @@ class Chain(Reader):
 
         Nothing is written from memory: the heads are closed first and then read to their end.
         """
+        mine: Summary | None = None
         try:
             self._refuse_if_newer(fold)
             self._refuse_if_ended(fold, passage)
             self._refuse_if_not_continued(fold)
-            # Made before the heads are closed, it is where others go on who find them closed: nobody is faster.
+            # Made before the heads are closed, it is where others go on who find them closed.
             mine = self._create(fold) if passage.whole else None
             for head in fold.heads:
                 if head not in self._closed:
@@ -310,10 +306,13 @@ class Chain(Reader):
             self._read(fold)
             self._refuse_if_newer(fold)
             closing = self._refuse_if_ended(fold, passage)  # an opening may close its session, too
-            return self._open_next(fold, resolve, dataclasses.replace(passage, closing=closing), mine)
+            if self._open_next(fold, resolve, dataclasses.replace(passage, closing=closing), mine):
+                return True
         except Gone:
             self.drop()
-            return False
+        if mine:
+            self._delete_unopened(mine.session)
+        return False
 
     def _refuse_if_newer(self, fold: Fold) -> None:
         if fold.newer:
@@ -401,11 +400,16 @@ class Chain(Reader):
             ]
             # Not of the one just created: should somebody have opened it, two openings of a session are one fold.
             others = [s.session for s in candidates if not mine or s.session != mine.session]
-            # What is to be all that there is begins in a session where nobody has put anything.
-            if any(not self._delete_unopened(s) if passage.whole else self._has_opening(s) for s in others):
+            if passage.whole:
+                # It begins in a session where nobody has put anything. Of two who want that the first one gets it.
+                is_first = mine is not None and candidates[0].session == mine.session
+                is_refused = not is_first or not all(map(self._delete_unopened, others))
+                candidates = candidates[:1]
+            else:
+                is_refused = any(map(self._has_opening, others))
+            if is_refused:
                 self.drop()
                 return False
-            candidates = [s for s in candidates if s.session not in others] if passage.whole else candidates
             if not candidates and not mine:
                 mine = self._create(fold)
                 continue

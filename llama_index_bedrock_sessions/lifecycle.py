@@ -12,6 +12,7 @@ from typing import Any
 from llama_index_bedrock_sessions import blocks, directory
 from llama_index_bedrock_sessions.chain import KEPT, LOOKS, METADATA, TAGS, Chain, Passage, always
 from llama_index_bedrock_sessions.errors import (
+    BedrockSessionsError,
     ConversationExists,
     UnavailableError,
 )
@@ -200,20 +201,22 @@ class Lifecycle(Chain):
         """
         draft = Draft(removed=removed)
         aware: set[str] = set()
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             fold = self.refresh(force=True)
             self._refuse_other_keys(fold)
             if not fold.heads:
                 # Deleted meanwhile; or another has moved it to a session that is listed late.
                 raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
-            self._sweep({*fold.heads, *fold.covers()})
+            if not attempt:  # later ones are of others who redact
+                self._sweep({*fold.heads, *fold.covers()})
             if not self._continue(fold, functools.partial(always, draft), Passage(ended="keep", whole=True)):
                 continue
             copy, before = self.fold, {*fold.heads, *fold.covers()}
             aware |= _aware(fold.read, removed, aware)
             self._delete(self._ours(fold, before), deleted)
             if copy is not None and self._is_clean(copy, removed, aware):
-                self._continue(copy, nothing, KEPT)  # unless another does
+                with contextlib.suppress(BedrockSessionsError):  # it is done, and the next who writes goes on
+                    self._continue(copy, nothing, KEPT)
                 return
             self.drop()
         raise UnavailableError("Others go on in new sessions all the time, which may hold copies; call again.")
@@ -242,13 +245,19 @@ class Lifecycle(Chain):
         self._closed.add(head)
         openings: dict[str, Step] = {}
         for session in (s for _ in range(LOOKS) for s in {head, *self._found()}):
-            for home in (listed.home for listed in self._list_or_nothing(session)):
-                if is_opening(home.step) and home.step not in openings and (step := self._read_one(home)):
+            steps = self._list_or_nothing(session)
+            homes = [listed.home for listed in steps if is_opening(listed.home.step)]
+            if steps and not homes:
+                return False  # it could not be deleted
+            for home in homes:
+                if home.step not in openings and (step := self._read_one(home)):
                     openings[home.step] = step
-        copy.saw_list(head, self._list_or_nothing(head))
+            if session == head:
+                copy.saw_list(head, steps)
         self._read(copy)
-        continuing = {step_id for step_id, step in openings.items() if step.opening and step.opening.parents}
-        return continuing <= _aware(openings, removed, aware) and not copy.strays(head)
+        # One who continues nothing has read nothing; what a newer release says is told by the next look.
+        taking = {i for i, step in openings.items() if step.newer or (step.opening and step.opening.parents)}
+        return taking <= _aware(openings, removed, aware) and not copy.strays(head)
 
     def erase(self, deleted: dict[str, None]) -> None:
         """Delete every session of the key, oldest first, until none is listed; those that it tried go to `deleted`."""

@@ -430,12 +430,6 @@ class Reader:
             raise StoredDataError("A part of it is no longer there: its session was deleted, or is another's.")
         return [str(text) for text in texts]
 
-    def has(self, references: Sequence[tuple[Home, int]]) -> bool:
-        """Whether `texts` are there."""
-        with contextlib.suppress(StoredDataError):
-            return bool(self.texts(references)) or not references
-        return False
-
     def _read_one(self, home: Home) -> Step | None:
         found = self._step_or_none(home)
         return read_step(home, *found, skip_newer=True) if found else None

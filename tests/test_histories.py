@@ -301,17 +301,36 @@ def test_redacting_comes_to_an_end_while_others_write(writers: int) -> None:
 
 
 def test_what_is_being_saved_while_another_redacts_can_be_loaded() -> None:
-    """What takes steps of its own is written before the step that refers to it; one is stopped before any call."""
-    stopped = 0
+    """What takes steps of its own is written before the step that refers to it, and the other may be anywhere then."""
     for calls in count():
         history = History(0, processes=2)
         go(history, 0, "add")
-        history.start(1, "save")
-        if not all(history.step(1) for _ in range(calls)) or history.processes[1].op is None:
+        go(history, 1, "read")
+        go(history, 1, "save", until="put_invocation_step")
+        history.step(1)  # the attachment is there, what refers to it is not
+        history.start(0, "redact")
+        if not all(history.step(0) for _ in range(calls)) or history.processes[0].op is None:
             break
-        stopped += 1
-        go(history, 0, "redact")
         go(history, 1)
-        assert history.cold("load").outcome == "ok"
+        go(history, 0)
+        assert [op.outcome for op in history.ops] == ["ok"] * 4
+        assert history.cold("load").outcome == "ok", "\n".join(history.log)
+    assert calls > 20
+
+
+def test_two_redact_at_once() -> None:
+    """Each deletes what the other has begun, a call each in turn; both come to an end."""
+    for ahead in range(0, 30, 3):
+        history = History(0, processes=3)
+        go(history, 2, "add")
+        go(history, 2, "add")
+        for process in (0, 1):
+            go(history, process, "read")
+        history.start(0, "redact", 0)
+        for _ in range(ahead):
+            history.step(0)
+        history.start(1, "redact", 1)
+        while any([history.step(0), history.step(1)]):
+            pass
+        assert [op.outcome for op in history.ops[4:6]] == ["ok", "ok"], "\n".join(history.log)
         assert not history.conclude(), "\n".join(history.log)
-    assert stopped > 2
