@@ -674,12 +674,13 @@ class Conversation:
         All that is alive is copied to a new session, by value, and every earlier session of the conversation is
         deleted: with it goes whatever was removed at any time. It takes as many calls as copying the conversation and
         some 40 more. Others may go on writing. If one of them takes the messages along into a new session at that
-        moment, all of it is done once more: for each of them once at most. If it fails half-way the messages have left
-        the view or nothing has happened: call it again. Named state is not searched for what the messages said. Steps
-        and sessions that the service lists late, which nobody knows, are looked for several times; later than that they
-        can be missed.
+        moment, or writes attachments, all of it is done once more. If it fails half-way the messages have left the view
+        or nothing has happened: call it again. Named state is not searched for what the messages said. Steps and
+        sessions that the service lists late, which nobody knows, are looked for several times; later than that they can
+        be missed.
 
         Raises:
+            UnavailableError: others have done so eight times; what is redacted has left the view. Call it again.
             InvalidMessageError: an id that names no message of this conversation; nothing was changed.
             ConfigurationError: a message has contents in S3, and the store was constructed without `media=`; nothing
                 was changed.
