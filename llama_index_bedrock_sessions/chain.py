@@ -402,7 +402,7 @@ class Chain(Reader):
             others = [s.session for s in candidates if not mine or s.session != mine.session]
             if passage.whole:
                 # It begins in a session where nobody has put anything. Of two who want that the first one gets it.
-                is_first = mine is not None and candidates[0].session == mine.session
+                is_first = mine is not None and [s.session for s in candidates[:1]] == [mine.session]
                 is_refused = not is_first or not all(map(self._delete_unopened, others))
                 candidates = candidates[:1]
             else:
