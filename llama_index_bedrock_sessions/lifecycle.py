@@ -254,7 +254,10 @@ class Lifecycle(Chain):
                     openings[home.step] = step
             if session == head:
                 copy.saw_list(head, steps)
-        self._read(copy)
+        try:
+            self._read(copy)
+        except Gone:
+            return False  # another has gone on from it, who redacts, too
         # One who continues nothing has read nothing; what a newer release says is told by the next look.
         taking = {i for i, step in openings.items() if step.newer or (step.opening and step.opening.parents)}
         return taking <= _aware(openings, removed, aware) and not copy.strays(head)
