@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -206,7 +205,8 @@ class Chain(Reader):
         All in one session: redact() copies what is referred to, and deletes the rest.
         """
         if not texts:
-            self.append(functools.partial(always, draft([])), fresh=True)
+            alone = draft([])
+            self.append(lambda _: alone, fresh=True)
             return
         for fold in self._writable():
             place = (fold.heads[0], default_invocation(fold.heads[0]))
@@ -268,8 +268,7 @@ class Chain(Reader):
                 continue
             fold.stored(composed)
             self._clock = max(self._clock, fold.clock)
-            found = {s.session for s in self._directory.find(self.key, functools.partial(self._since, fold))}
-            others = {s for s in found - {head, *fold.covers()} if self._directory.owned(s, self.key)}
+            others = [s.session for s in self._others(fold) if self._directory.owned(s.session, self.key)]
             return next(iter(self._claims(of, others)), None)
         return None
 
@@ -686,8 +685,3 @@ class Chain(Reader):
         self.sessions.put(home, ms, payload)
         self.natives[home] = payload
         return home
-
-
-def always(draft: Draft, _: Fold) -> Draft:
-    """Return the draft, whatever is there."""
-    return draft

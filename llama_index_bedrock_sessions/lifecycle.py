@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from llama_index_bedrock_sessions import blocks, directory
-from llama_index_bedrock_sessions.chain import KEPT, LOOKS, METADATA, TAGS, Chain, Passage, always
+from llama_index_bedrock_sessions.chain import KEPT, LOOKS, METADATA, TAGS, Chain, Passage
 from llama_index_bedrock_sessions.errors import (
     BedrockSessionsError,
     ConversationExists,
@@ -87,7 +87,7 @@ class Lifecycle(Chain):
             withdrawal = _withdrawal(self.known(), mine, written[-1].state)
             if withdrawal is None:
                 break
-            self.append(functools.partial(always, withdrawal))
+            self.append(functools.partial(_same, withdrawal))
             # Somebody may have withdrawn at the same moment, and brought back what we had.
             self.refresh(force=True)
 
@@ -123,7 +123,9 @@ class Lifecycle(Chain):
         """End the session that is written, if the next change can go to another one."""
         if not self._directory.continues:
             return
-        fold = self.known()
+        self._close(self.known())
+
+    def _close(self, fold: Fold) -> None:
         for head in fold.heads:
             with contextlib.suppress(Gone):
                 self._seal(head, "continued", fold)
@@ -209,7 +211,7 @@ class Lifecycle(Chain):
                 raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
             if not attempt:  # later ones are of others who redact
                 self._sweep({*fold.heads, *fold.covers()})
-            if not self._continue(fold, functools.partial(always, draft), Passage(ended="keep", whole=True)):
+            if not self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True)):
                 continue
             copy, before = self.fold, {*fold.heads, *fold.covers()}
             aware |= _aware(fold.read, removed, aware)
@@ -221,9 +223,11 @@ class Lifecycle(Chain):
             self.drop()
         raise UnavailableError("Others go on in new sessions all the time, which may hold copies; call again.")
 
-    def _found(self) -> set[str]:
-        found = [summary.session for summary in self._directory.find(self.key)]
-        return {session for session in found if self._directory.owned(session, self.key)}
+    def _found(self) -> dict[str, int]:
+        """Return the sessions of the key that are there, and when they were created (ms)."""
+        named = [summary.session for summary in self._directory.find(self.key)]
+        owned = self.sessions.pool.map(lambda session: self._directory.owned(session, self.key), named)
+        return {info.session: info.created for info in owned if info}
 
     def _sweep(self, but: Iterable[str]) -> None:
         """Delete what crashes have left, or somebody is about to open: he takes another."""
@@ -239,10 +243,8 @@ class Lifecycle(Chain):
         """
         (head,) = copy.heads
         self._sweep(copy.heads)
-        with contextlib.suppress(Gone):
-            self._seal(head, "continued", copy)
-            self._finish(head)
-        self._closed.add(head)
+        self._close(copy)
+        self._finish(head)
         openings: dict[str, Step] = {}
         for session in (s for _ in range(LOOKS) for s in {head, *self._found()}):
             steps = self._list_or_nothing(session)
@@ -280,9 +282,7 @@ class Lifecycle(Chain):
         first = stored = self._media()
         for attempt in range(ATTEMPTS):
             stored = self._media() if attempt else first
-            named = [s.session for s in self._directory.find(self.key)]
-            owned = self.sessions.pool.map(lambda session: self._directory.owned(session, self.key), named)
-            found = {info.session: info.created for info in owned if info}
+            found = self._found()
             if others:
                 doomed |= {s for s in found if s not in doomed and (attempt == 0 or self._continues(s, doomed))}
             # A session may be listed late: what is known of it is that it has not been deleted.
@@ -342,6 +342,10 @@ def _withdrawal(fold: Fold, mine: set[str], names: Iterable[str]) -> Draft | Non
     if not removed and now == {name: value[0] for name, value in state.items() if value}:
         return None
     return Draft(removed=removed, state=state)
+
+
+def _same(draft: Draft, _: Fold) -> Draft:
+    return draft
 
 
 def _aware(steps: Mapping[str, Step], removed: frozenset[MessageId], aware: Collection[str]) -> set[str]:

@@ -145,8 +145,12 @@ class Reader:
 
     def _has_gone_on(self, fold: Fold) -> bool:
         """Whether there are other sessions than were read: who deletes what they carry deletes that first."""
-        known = {*fold.heads, *fold.covers()}
-        return any(s.session not in known for s in self._directory.find(self.key, lambda: self._since(fold)))
+        return any(True for _ in self._others(fold))
+
+    def _others(self, fold: Fold) -> Iterator[Summary]:
+        """Return the sessions listed under the key that the fold says nothing of, if new enough to matter."""
+        ours = {*fold.heads, *fold.covers()}
+        return (s for s in self._directory.find(self.key, lambda: self._since(fold)) if s.session not in ours)
 
     def _is_current(self, fold: Fold) -> bool:
         """List the heads; return whether nobody can have continued them."""
@@ -363,9 +367,7 @@ class Reader:
 
     def orphans(self, fold: Fold) -> list[Summary]:
         """Return the sessions of the key that nobody has opened: a writer died, or another was faster."""
-        ours = {*fold.heads, *fold.covers()}
-        found = [s for s in self._directory.find(self.key, lambda: self._since(fold)) if s.session not in ours]
-        found = [s for s in found if self._directory.owned(s.session, self.key)]
+        found = [s for s in self._others(fold) if self._directory.owned(s.session, self.key)]
         return [s for s in found if not any(is_opening(x.home.step) for x in self._list_or_nothing(s.session))]
 
     def complete_until(self, fold: Fold) -> int | None:
