@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from llama_index_bedrock_sessions import blocks, directory
-from llama_index_bedrock_sessions.blocks import Content, ContentBlock
+from llama_index_bedrock_sessions.blocks import ContentBlock
 from llama_index_bedrock_sessions.directory import session_closed
 from llama_index_bedrock_sessions.errors import (
     BedrockSessionsError,
@@ -145,7 +145,7 @@ class Chain(Reader):
 
     def _write(self, fold: Fold, draft: Draft) -> None:
         place = self._choose_place(fold.heads[0], draft)
-        reused = self._upload(draft)
+        self._upload(draft)
         placed = self._place(draft, place)
         composed = fold.compose(place, draft, placed, self.sessions.clock.now())
         with self._effect():
@@ -153,7 +153,7 @@ class Chain(Reader):
         fold.stored(composed)
         self._clock = max(self._clock, fold.clock)
         self._keep_natives(composed.step.home, composed.payload)
-        self._upload_again(reused)
+        self._upload(draft)  # now that it is referred to, nobody deletes it
 
     def _choose_place(self, session: str, draft: Draft | None) -> Place:
         """Return where a draft goes: into the invocation of the block that it is written in, or the default one.
@@ -518,7 +518,7 @@ class Chain(Reader):
             self.sessions.create_invocation(*place)
             draft = resolve(fold)
             place = self._choose_place(summary.session, draft)
-            reused = self._upload(draft)
+            self._upload(draft)
             placed = self._place(draft, place) if draft else Placed()
             dead = draft.removed if draft else frozenset()
             self._renew_media(fold)
@@ -550,7 +550,7 @@ class Chain(Reader):
             # What was to be written is: that it cannot be read just now is for the next who reads.
             logger.info("conversation %s: cannot be read after it was written (%s)", self.name, type(error).__name__)
             self.drop()
-        self._upload_again(reused)
+        self._upload(draft)  # now that it is referred to, nobody deletes it
         if passage.closing:
             self._finish(summary.session)
         return True
@@ -639,15 +639,10 @@ class Chain(Reader):
 
     # Content that is not in steps
 
-    def _upload(self, draft: Draft | None) -> Mapping[str, Content]:
-        """Have the contents of a draft in S3; return those that were there: somebody may be about to delete them."""
-        media = self.settings.media
-        return media.upload(draft.messages.contents) if media and draft and draft.messages.contents else {}
-
-    def _upload_again(self, reused: Mapping[str, Content]) -> None:
-        """Look once more for what was there before the step was written: now that it is, nobody deletes it."""
-        if self.settings.media and reused:
-            self.settings.media.upload(reused)
+    def _upload(self, draft: Draft | None) -> None:
+        """Have the contents of a draft in S3."""
+        if self.settings.media and draft and draft.messages.contents:
+            self.settings.media.upload(draft.messages.contents)
 
     def _renew_media(self, fold: Fold) -> None:
         """Let what is alive in S3 live as long as the session that is about to be opened."""

@@ -37,6 +37,7 @@ from llama_index_bedrock_sessions.errors import (
     InvalidMessageError,
     InvalidPointError,
     InvalidStateError,
+    StoredDataError,
 )
 from llama_index_bedrock_sessions.fold import Draft, Fold
 from llama_index_bedrock_sessions.history import (
@@ -864,12 +865,20 @@ class Conversation:
         workflows.refuse_bad_name(name)
         workflows.refuse_bad_reader(by)
         with self._changing():
-            found = workflows.find(self._chain.refresh(force=True).state(), name)
-            found.refuse_other(workflow, serializer)
-            if not again:
-                found.refuse_taken()
-            references = parts(found.content)
-            texts = self._chain.texts(references) if references else [str(found.content)]
+            missing: object = None
+            while True:
+                found = workflows.find(self._chain.refresh(force=True).state(), name)
+                found.refuse_other(workflow, serializer)
+                if not again:
+                    found.refuse_taken()
+                try:
+                    references = parts(found.content)
+                    texts = self._chain.texts(references) if references else [str(found.content)]
+                    break
+                except StoredDataError:
+                    if found.content == missing:
+                        raise
+                    missing = found.content  # one who redacts has moved it, maybe
         context = found.restored(texts, workflow, serializer)
         with self._changing():
             draft = Draft(state=found.claim(by, iso(self.sessions.clock.now())), by=by)

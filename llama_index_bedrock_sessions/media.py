@@ -5,8 +5,9 @@ The law: **an object is named by what it holds, and belongs to one conversation*
 nothing stored can name an object of another conversation, or of another bucket; what is read is held against its name;
 deleting a conversation deletes what is below its prefix, and copying one copies it.
 
-An object is there before the step that refers to it is written. What is there already is not uploaded again (a
-`HeadObject` says so) unless it is old: a lifecycle rule of the bucket counts from the last upload.
+An object is there before the step that refers to it is written, and is looked for afterwards: until then, whoever
+deletes what nobody refers to may have taken it. What is there already is not uploaded again (a `HeadObject` says so)
+unless it is old: a lifecycle rule of the bucket counts from the last upload.
 """
 
 from __future__ import annotations
@@ -199,8 +200,8 @@ class Objects:
             places.append(self._presigned("0" * 64).partition("?")[0][:-64])
         return Offload(store.threshold, tuple(places))
 
-    def upload(self, contents: Mapping[str, Content]) -> dict[str, Content]:
-        """Have these contents in S3; return those that were there.
+    def upload(self, contents: Mapping[str, Content]) -> None:
+        """Have these contents in S3.
 
         Raises:
             StepTooLargeError: a content exceeds 5 GB.
@@ -213,12 +214,11 @@ class Objects:
                     f"{content.size / 1e9:.1f} GB do not fit into one object as S3 takes it at once, which is 5 GB. "
                     "Nothing was stored. Store the content elsewhere and put its URL into the message."
                 )
-        there = self._bucket.pool.map(self._have, list(contents.values()))
-        return {sha256: content for (sha256, content), was in zip(contents.items(), there, strict=True) if was}
+        self._bucket.pool.map(self._have, list(contents.values()))
 
-    def _have(self, content: Content) -> bool:
+    def _have(self, content: Content) -> None:
         if self._is_there(content):
-            return True
+            return
         try:
             source = content.source.open("rb") if isinstance(content.source, Path) else nullcontext(content.source)
         except OSError as error:
@@ -233,7 +233,6 @@ class Objects:
                 ChecksumSHA256=base64.b64encode(bytes.fromhex(content.sha256)).decode(),
                 **self._bucket.encryption(),
             )
-        return False
 
     def _is_there(self, content: Content) -> bool:
         try:

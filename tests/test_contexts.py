@@ -11,6 +11,7 @@ import pickle
 import random
 import subprocess
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -496,11 +497,11 @@ def test_a_tool_is_run_again_from_its_top(service: Service) -> None:
 class Race(History):
     """Processes that load one saved context, interleaved between any two calls."""
 
-    def __init__(self, seed: int, pause: float, **settings: Any) -> None:
+    def __init__(self, seed: int, pause: float, *cart: str, **settings: Any) -> None:
         super().__init__(seed, **settings)
         self.told: list[AlreadyResumed] = []
         chat = BedrockSessionsChatStore(client=self.client).conversation(histories.KEY)
-        chat._save_context(snapshot_of_an_order(), "default")
+        chat._save_context(snapshot_of_an_order(*cart), "default")
         (session,) = self.client.list_sessions()["sessionSummaries"]
         for _ in range(4):  # late as lists may be, what was saved is seen by now
             self.client.list_invocation_steps(sessionIdentifier=session["sessionId"])
@@ -547,11 +548,11 @@ class Race(History):
 
 
 @functools.cache
-def snapshot_of_an_order() -> workflows.Snapshot:
+def snapshot_of_an_order(*cart: str) -> workflows.Snapshot:
     async def keep(ctx: Context[Any]) -> workflows.Snapshot:
         return workflows.snapshot(ctx, None)
 
-    snapshot = asyncio.run(paused(Order(timeout=None), keep))
+    snapshot = asyncio.run(paused(Order(timeout=None), keep, cart=list(cart)))
     assert isinstance(snapshot, workflows.Snapshot)
     return snapshot
 
@@ -592,6 +593,24 @@ def test_no_fault_gives_it_to_two(behaviour: str) -> None:
         assert len(race.winners()) <= 1, "\n".join(race.log)
         won += len(race.winners())
     assert won
+
+
+def test_what_another_moves_while_it_is_loaded_is_loaded_from_where_it_is_now() -> None:
+    """Who loads is stopped before any of his calls, and the session that he was about to read from is gone by then."""
+    stopped = 0
+    for ahead in count():
+        race = Race(0, 0.0, noise(40_000))
+        race.start(0, "add")
+        race.finish(0)
+        race.start(1, "load")
+        if not all(race.step(1) for _ in range(ahead)) or race.processes[1].op is None:
+            break
+        stopped += 1
+        race.start(0, "redact")
+        race.finish(0)
+        race.finish(1)
+        assert [op.outcome for op in race.ops if op.kind != "read"] == ["ok"] * 3, "\n".join(race.log)
+    assert stopped > 8
 
 
 def _created_is_not_asked(patch: pytest.MonkeyPatch) -> None:

@@ -330,17 +330,19 @@ def test_nothing_is_stored_before_its_content(service: Service, s3: S3) -> None:
     assert shown(store) == [shape(m) for m in [user("first"), blocks.normal(video())]]
 
 
-def test_what_is_deleted_meanwhile_is_uploaded_again(service: Service, s3: S3) -> None:
-    """An object that was there, but is deleted before the step that refers to it is written, is there afterwards."""
-    service.store(media=kept(s3)).add_message(KEY, video())
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_is_deleted_meanwhile_is_uploaded_again(service: Service, s3: S3, *, is_there: bool) -> None:
+    """An object that is deleted before the step that refers to it is written is there afterwards, old or new."""
+    if is_there:
+        service.store(media=kept(s3)).add_message(KEY, video())
     store = service.store(media=kept(s3))
-    store.get_messages(KEY)
+    before = store.get_messages(KEY)
     s3.calls.clear()
 
     store.client.meta.events.register("before-call.*.PutInvocationStep", lambda **_: s3.remove())
     store.add_message(KEY, video())
-    assert s3.calls["PutObject"] == 1
-    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(video()))] * 2
+    assert s3.calls["PutObject"] == (1 if is_there else 2)
+    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(video()))] * (len(before) + 1)
 
 
 def test_a_changed_file_is_refused(service: Service, s3: S3, tmp_path: Path) -> None:
