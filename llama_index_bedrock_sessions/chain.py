@@ -153,7 +153,7 @@ class Chain(Reader):
         fold.stored(composed)
         self._clock = max(self._clock, fold.clock)
         self._keep_natives(composed.step.home, composed.payload)
-        self._upload(draft)  # now that it is referred to, nobody deletes it
+        self._upload(draft, again=True)  # now that they are referred to, nobody deletes them
 
     def _choose_place(self, session: str, draft: Draft | None) -> Place:
         """Return where a draft goes: into the invocation of the block that it is written in, or the default one.
@@ -550,7 +550,7 @@ class Chain(Reader):
             # What was to be written is: that it cannot be read just now is for the next who reads.
             logger.info("conversation %s: cannot be read after it was written (%s)", self.name, type(error).__name__)
             self.drop()
-        self._upload(draft)  # now that it is referred to, nobody deletes it
+        self._upload(draft, again=True)  # now that they are referred to, nobody deletes them
         if passage.closing:
             self._finish(summary.session)
         return True
@@ -639,10 +639,10 @@ class Chain(Reader):
 
     # Content that is not in steps
 
-    def _upload(self, draft: Draft | None) -> None:
-        """Have the contents of a draft in S3."""
+    def _upload(self, draft: Draft | None, *, again: bool = False) -> None:
+        """Have the contents of a draft in S3; `again` after it was written."""
         if self.settings.media and draft and draft.messages.contents:
-            self.settings.media.upload(draft.messages.contents)
+            self.settings.media.upload(draft.messages.contents, again=again)
 
     def _renew_media(self, fold: Fold) -> None:
         """Let what is alive in S3 live as long as the session that is about to be opened."""

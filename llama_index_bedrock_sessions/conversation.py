@@ -673,15 +673,16 @@ class Conversation:
         """Delete messages from the service for good; ids are those of `history()`, also of messages removed before.
 
         All that is alive is copied to a new session, by value, and every earlier session of the conversation is
-        deleted: with it goes whatever was removed at any time. It takes as many calls as copying the conversation and
-        some 40 more. Others may go on writing. If one of them takes the messages along into a new session at that
-        moment, or writes attachments, all of it is done once more. If it fails half-way the messages have left the view
-        or nothing has happened: call it again. Named state is not searched for what the messages said. Steps and
-        sessions that the service lists late, which nobody knows, are looked for several times; later than that they can
-        be missed.
+        deleted: with it goes whatever was removed at any time. It takes as many calls as copying the conversation, five
+        for each session it is in, and some 40 more. Others may go on writing. If one of them takes the messages along
+        into a new session at that moment, or writes attachments, all of it is done once more. If it fails half-way the
+        messages have left the view or nothing has happened: call it again. Named state is not searched for what the
+        messages said. Steps and sessions that the service lists late, which nobody knows, are looked for several times;
+        later than that they can be missed.
 
         Raises:
-            UnavailableError: others have done so eight times; what is redacted has left the view. Call it again.
+            UnavailableError: others have done so eight times, or what was copied is not found; `may_have_happened` says
+                whether the messages have left the view. Call it again.
             InvalidMessageError: an id that names no message of this conversation; nothing was changed.
             ConfigurationError: a message has contents in S3, and the store was constructed without `media=`; nothing
                 was changed.

@@ -19,6 +19,7 @@ from llama_index_bedrock_sessions.errors import (
 from llama_index_bedrock_sessions.fold import Draft, Fold
 from llama_index_bedrock_sessions.journal import (
     Kind,
+    Message,
     MessageId,
     Step,
     new_id,
@@ -204,11 +205,8 @@ class Lifecycle(Chain):
         draft = Draft(removed=removed)
         aware: set[str] = set()
         for attempt in range(ATTEMPTS):
-            fold = self.refresh(force=True)
+            fold = self._present()
             self._refuse_other_keys(fold)
-            if not fold.heads:
-                # Deleted meanwhile; or another has moved it to a session that is listed late.
-                raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
             if not attempt:  # later ones are of others who redact
                 self._sweep({*fold.heads, *fold.covers()})
             if not self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True)):
@@ -222,6 +220,14 @@ class Lifecycle(Chain):
                 return
             self.drop()
         raise UnavailableError("Others go on in new sessions all the time, which may hold copies; call again.")
+
+    def _present(self) -> Fold:
+        """Return the fold of a conversation that is there. Raises UnavailableError: its sessions are not found."""
+        fold = self.refresh(force=True)
+        if not fold.heads:
+            # Deleted meanwhile; or another has moved it to a session that is listed late.
+            raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
+        return fold
 
     def _found(self) -> dict[str, int]:
         """Return the sessions of the key that are there, and when they were created (ms)."""
@@ -288,8 +294,12 @@ class Lifecycle(Chain):
             # A session may be listed late: what is known of it is that it has not been deleted.
             left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owned(s, self.key))]
             if not left:
-                # Where no session is, all that was in S3 before is of those deleted; else it goes on, or begins anew.
-                self._delete_media(first if found else stored, others=bool(found))
+                if others and not found:
+                    self._delete_media(stored, ())  # all of it is of those deleted
+                elif first:
+                    # It goes on, even if that is listed late; or it has begun anew.
+                    fold = self.refresh(force=True) if others else self._present()
+                    self._delete_media(first, fold.alive())
                 return
             for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
                 deleted[session] = None
@@ -321,11 +331,10 @@ class Lifecycle(Chain):
     def _media(self) -> Iterable[str]:
         return self.settings.media.listed() if self.settings.media else ()
 
-    def _delete_media(self, stored: Iterable[str], *, others: bool) -> None:
-        """Delete objects of the conversation; with `others`, all but those of sessions that were begun meanwhile."""
+    def _delete_media(self, stored: Iterable[str], alive: Iterable[Message]) -> None:
+        """Delete objects of the conversation, but not those that messages refer to."""
         if not (self.settings.media and stored):
             return
-        alive = self.refresh(force=True).alive() if others else ()
         used = {sha256 for message in alive for sha256 in blocks.objects(message.record)}
         self.effects += 1  # of several objects, some may be deleted when this fails
         self.settings.media.delete(sha256 for sha256 in stored if sha256 not in used)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -200,8 +201,8 @@ class Objects:
             places.append(self._presigned("0" * 64).partition("?")[0][:-64])
         return Offload(store.threshold, tuple(places))
 
-    def upload(self, contents: Mapping[str, Content]) -> None:
-        """Have these contents in S3.
+    def upload(self, contents: Mapping[str, Content], *, again: bool = False) -> None:
+        """Have these contents in S3; `again` if a message refers to them by now: that S3 has no answer is logged then.
 
         Raises:
             StepTooLargeError: a content exceeds 5 GB.
@@ -214,10 +215,17 @@ class Objects:
                     f"{content.size / 1e9:.1f} GB do not fit into one object as S3 takes it at once, which is 5 GB. "
                     "Nothing was stored. Store the content elsewhere and put its URL into the message."
                 )
-        self._bucket.pool.map(self._have, list(contents.values()))
+        self._bucket.pool.map(functools.partial(self._have, again=again), list(contents.values()))
 
-    def _have(self, content: Content) -> None:
-        if self._is_there(content):
+    def _have(self, content: Content, *, again: bool) -> None:
+        try:
+            if self._is_there(content):
+                return
+        except (ThrottledError, UnavailableError) as error:
+            if not again:
+                raise
+            # It was there just now. Who is told that his message failed would store it twice.
+            logger.warning("object %s was not looked for again: %s", self.folder + content.sha256, error)
             return
         try:
             source = content.source.open("rb") if isinstance(content.source, Path) else nullcontext(content.source)
@@ -361,5 +369,5 @@ def _client_error(error: aws.ClientError, action: str, store: S3MediaStore) -> B
     if status >= 500 or code in {"InternalError", "ServiceUnavailable", "RequestTimeout"}:
         return UnavailableError(f"S3 failed in {error.operation_name} ({code}): {message}")
     if code in {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}:
-        return RequestRefusedError("A file was changed while it was being stored. Nothing was stored; store it again.")
+        return RequestRefusedError("A file was changed while it was being stored; store it again.")
     return RequestRefusedError(f"S3 refused {error.operation_name} ({code}): {message}")

@@ -499,6 +499,19 @@ def test_a_foreign_url_stays_a_url(service: Service, s3: S3) -> None:
     store.delete_messages("other")
 
 
+def test_what_cannot_be_looked_for_again_does_not_fail_the_message(
+    service: Service, s3: S3, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where S3 has no answer after the message was written, it is stored, once, and its positions are known."""
+    store = service.store(media=kept(s3))
+    store.add_message(KEY, user("first"))
+    store.client.meta.events.register("before-call.*.PutInvocationStep", lambda **_: s3.fail("HeadObject", 503, "503"))
+    store.add_message(KEY, video())
+    assert "was not looked for again" in caplog.text
+    s3.before.clear()
+    assert shown(service.store(media=kept(s3))) == [shape(m) for m in [user("first"), blocks.normal(video())]]
+
+
 # Deleting, copying, keeping
 
 
@@ -621,6 +634,20 @@ def test_redacting_takes_the_bucket_too(service: Service, s3: S3) -> None:
     without.redact(second)
     store.conversation(KEY).redact(first)
     assert (s3.names(), texts(service.store())) == ([], [])
+
+
+@pytest.mark.parametrize("late", range(1, 13))
+def test_redacting_takes_nothing_that_lives_however_late_sessions_are_listed(s3: S3, late: int) -> None:
+    """Where the copy is not listed yet when the old sessions are gone, what its messages refer to is not deleted."""
+    service = Service(behaviour=Behaviour(sessions_listed_after=late))
+    store = service.store(media=kept(s3))
+    store.set_messages(KEY, [video(LARGE * 2), video()])
+    for _ in range(late):
+        store.get_keys()
+    store.conversation(KEY).redact(store.conversation(KEY).records()[0].id)
+    assert [name.rpartition("/")[2] for name in s3.names()] == [sha256(LARGE)]
+    service.emulator.behaviour = Behaviour()
+    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(video()))]
 
 
 def test_copying(service: Service, s3: S3) -> None:
