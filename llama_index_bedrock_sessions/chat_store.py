@@ -55,7 +55,7 @@ from llama_index_bedrock_sessions.kept import Kept
 from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
 from llama_index_bedrock_sessions.pooled import in_pool
 from llama_index_bedrock_sessions.reading import Settings
-from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions, new_botocore_session
+from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions, new_botocore_session, timestamp
 
 R = TypeVar("R")
 
@@ -589,7 +589,8 @@ def _embedded(database: str, config: Config) -> Any:
     from llama_index_bedrock_sessions.emulator import Emulator, EmulatorError  # noqa: PLC0415 - only who uses it pays
 
     try:
-        return Emulator(None if database == _IN_MEMORY else database, retention=False).client(config=config)
+        emulator = Emulator(None if database == _IN_MEMORY else database, retention=False)
+        return emulator.client(config=config, timestamp_parser=timestamp)
     except EmulatorError as error:
         raise ConfigurationError(str(error)) from error
 

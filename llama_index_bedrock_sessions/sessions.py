@@ -225,11 +225,12 @@ def new_botocore_session() -> botocore.session.Session:
     reads in 0.1 us (Python 3.11). What that does not read, botocore does.
     """
     session = botocore.session.get_session()
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=timestamp)
     return session
 
 
-def _timestamp(value: Any) -> datetime:
+def timestamp(value: Any) -> datetime:
+    """Return a timestamp of a reply, as botocore's parser does."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
             found = datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not know Z

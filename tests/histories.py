@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from llama_index.core.llms import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
@@ -26,9 +27,9 @@ from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConversationEnded
 from llama_index_bedrock_sessions.fold import Draft
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id, parts, parts_json
-from llama_index_bedrock_sessions.sessions import Clock
+from llama_index_bedrock_sessions.sessions import Clock, timestamp
 from tests.judge import CLOCK, Anomaly, Op, judge, redacted, said, text
-from tests.service import stored
+from tests.service import QUICK, stored
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 KEY = "history"
@@ -160,7 +161,7 @@ class History:
         self.random = random.Random(seed)
         self.emulator = Emulator(behaviour=behaviour)
         self.emulator.clock.stop(START)
-        self.client = self.emulator.client()
+        self.client = self.emulator.client(config=Config(**QUICK), timestamp_parser=timestamp)
         self.skews, self.steps = skews, steps
         started = self.emulator.behaviour
         self.is_late = bool(started.steps_listed_after or started.sessions_listed_after)

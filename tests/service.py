@@ -17,12 +17,14 @@ from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from botocore import UNSIGNED
 from botocore.config import Config
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock
 from PIL import Image
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.emulator import Emulator
+from llama_index_bedrock_sessions.sessions import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,6 +35,8 @@ HOUR = 3600.0
 IDLE = HOUR + 60
 DAY = 24 * HOUR
 KEY = "user-42"
+QUICK: Any = {"signature_version": UNSIGNED, "user_agent": "tests"}
+"""What a client's `Config` may say to be quick: to sign, and to compose botocore's User-Agent, is a third of a call."""
 
 
 class Service:
@@ -50,7 +54,8 @@ class Service:
         self._stores: list[BedrockSessionsChatStore] = []
 
     def client(self) -> Any:
-        return self.emulator.client(config=Config(retries={"total_max_attempts": 1}, max_pool_connections=16))
+        config = Config(retries={"total_max_attempts": 1}, max_pool_connections=16, **QUICK)
+        return self.emulator.client(config=config, timestamp_parser=timestamp)
 
     def store(self, **arguments: Any) -> BedrockSessionsChatStore:
         store = BedrockSessionsChatStore(client=self.client(), **arguments)

@@ -146,6 +146,7 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
         assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(taken, "mine")]
 
 
+@pytest.mark.once
 def test_no_line_is_wider_than_the_terminal(local: tuple[str, Path], forgetting: str) -> None:
     """At 120 and at 80 columns nothing runs over but what is to be copied, and NO_COLOR leaves no escape codes."""
     for output, width in ((local[0], 120), (forgetting, 80)):

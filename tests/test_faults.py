@@ -11,6 +11,7 @@ line may set:
                what it finds before, after, and then
     afterwards what is called to make the conversation take messages again, for a method after which it takes none
     make       how to get the object from a store, where `MAKE[cls]` does not do
+    proof      what asserts, of a boto3 client, what has to be in the service once the method has succeeded
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import pytest
-from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
@@ -54,9 +54,9 @@ from llama_index_bedrock_sessions import (
 )
 from llama_index_bedrock_sessions.emulator import FAULTS, Emulator
 from llama_index_bedrock_sessions.journal import Home, Kind, Opening, envelope, new_id, opening_json
-from llama_index_bedrock_sessions.sessions import Clock, default_invocation
+from llama_index_bedrock_sessions.sessions import Clock, default_invocation, timestamp
 from llama_index_bedrock_sessions.state import State
-from tests.service import DAY, IDLE, KEY, picture, user, users
+from tests.service import DAY, IDLE, KEY, QUICK, picture, sessions, stored, user, users
 from tests.test_contexts import Refund
 
 pytestmark = pytest.mark.once
@@ -136,9 +136,9 @@ class World:
         self.emulator = Emulator()
         self.emulator.clock.stop(START)
         retries: Any = {"total_max_attempts": attempts, "mode": "standard"}
-        # The emulator checks what botocore checks, and asks for no signature: half of the time goes there.
-        config = Config(retries=retries, signature_version=UNSIGNED, parameter_validation=False)
-        self.boto3: Any = self.emulator.client(config=config)
+        # The emulator checks what botocore checks.
+        config = Config(retries=retries, parameter_validation=False, **QUICK)
+        self.boto3: Any = self.emulator.client(config=config, timestamp_parser=timestamp)
         self.now = self._inside = self._begun = self._look()
         self._stored: dict[Callable[[World], None], Moment] = {}
         self.forget()
@@ -274,6 +274,13 @@ def old(world: World) -> None:
     world.advance(2 * DAY)
 
 
+def continued(world: World) -> None:
+    """Store one that has gone on in a second session."""
+    some(world)
+    world.advance(IDLE)
+    world.store().add_message(KEY, user("later"))
+
+
 def hidden(world: World) -> None:
     some(world)
     world.store().conversation(KEY).hide()
@@ -368,9 +375,12 @@ SITUATIONS = {
     "a saved context": Situation(paused),
     "a saved context an hour later": Situation(paused, meanwhile=an_hour),
     "a session of another tool": Situation(attachable),
+    "in a second session": Situation(continued),
     "ended": Situation(ended),
 }
-READ, COLD, LATER, CLOSED, FULL, HEADS, OLD, HIDDEN, OTHER, PAUSED, PAUSED_LATER, FOREIGN, ENDED = list(SITUATIONS)[1:]
+READ, COLD, LATER, CLOSED, FULL, HEADS, OLD, HIDDEN, OTHER, PAUSED, PAUSED_LATER, FOREIGN, SECOND, ENDED = list(
+    SITUATIONS
+)[1:]
 WRITABLE = tuple(SITUATIONS)[:-1]
 """The situations in which a conversation takes messages."""
 USUAL = ("a new key", READ, COLD, LATER)
@@ -448,12 +458,13 @@ class Case:
         partly: Callable[[View, View, View], bool] | None = None,
         afterwards: Callable[[Conversation], object] = lambda _: None,
         make: Callable[[BedrockSessionsChatStore], Any] | None = None,
+        proof: Callable[[Any], None] | None = None,
         **named: Any,
     ) -> None:
         self.cls, self.method = cls, method
         self.where = WRITABLE if os.environ.get("FAULTS") == "all" else where
         self.arguments, self.named = arguments, named
-        self.partly, self.afterwards = partly, afterwards
+        self.partly, self.afterwards, self.proof = partly, afterwards, proof
         self.make = make or MAKE[cls]
 
     def __str__(self) -> str:
@@ -503,6 +514,11 @@ def first_message(store: BedrockSessionsChatStore) -> str:
     return store.conversation(KEY).history()[0].added[0]
 
 
+def redacted(client: Any) -> None:
+    assert "zero" not in stored(client)
+    assert len(sessions(client)) <= 2, "the copy, and what goes on after it"
+
+
 def of_another_tool(store: BedrockSessionsChatStore) -> str:
     sessions = [session["sessionId"] for session in store.client.list_sessions()["sessionSummaries"]]
     found = [id_ for id_ in sessions if not store.client.get_session(sessionIdentifier=id_).get("sessionMetadata")]
@@ -546,7 +562,7 @@ CASES = [
     Case(Conversation, "load_context", workflow, where=(PAUSED, PAUSED_LATER)),
     Case(Conversation, "delete_context", where=(PAUSED,)),
     Case(Conversation, "fork", KEY, where=(OTHER,), make=other),
-    Case(Conversation, "redact", first_message, where=(READ, LATER)),
+    Case(Conversation, "redact", first_message, where=(READ, LATER, SECOND), proof=redacted),
     Case(State, "copy", where=FEW),
     Case(State, "update", {"likes": "coffee", "new": 1}, where=(*USUAL, CLOSED)),
     Case(State, "get", "likes", where=FEW),
@@ -669,6 +685,7 @@ class Trial:
             assert result == self.result
             seen = self.world.view()
             assert seen == self.after or self.is_part(self.before, self.after, seen), seen
+            self.proven()
             if self.is_new(call):
                 self.goes_on(store, seen, "on")
 
@@ -703,6 +720,12 @@ class Trial:
             assert seen in (self.after, self.twice) or self.is_part(self.before, self.twice, seen), seen
         else:
             assert seen == self.after
+        self.proven()
+
+    def proven(self) -> None:
+        if self.case.proof:
+            self.world.enter()
+            self.case.proof(self.world.boto3)
 
     def is_part(self, before: View, after: View, seen: View) -> bool:
         return bool(self.case.partly and self.case.partly(before, after, seen))

@@ -431,7 +431,7 @@ def mutated(seed: int, text: str) -> str:
     """Return a text of which a few characters were changed, cut out or put in, or which is cut short."""
     chance = random.Random(seed)
     for _ in range(chance.randrange(3)):
-        at = chance.randrange(len(text))
+        at = chance.randrange(len(text) + 1)
         put_in = chance.choice(["", "0", "[", "]", '"', "null", "{}", "-", "e9", "true", chr(chance.randrange(0x3000))])
         text = text[:at] + put_in + text[at + chance.randrange(4) :]
     return text[: chance.randrange(len(text) + 1)] if chance.random() < 0.1 else text

@@ -293,35 +293,6 @@ def test_what_was_listed_late_is_not_redacted_with_the_rest(late: int) -> None:
     assert service.store().get_messages(KEY) == [picture(late)]
 
 
-@pytest.mark.parametrize("fault", ["unavailable", "lost_reply", "refused"])
-def test_redacting_that_fails_anywhere_is_done_by_doing_it_again(fault: str) -> None:
-    """Whichever call fails, nothing else is lost, and the second attempt leaves nothing of the secret."""
-    fired = 0
-    for nth in count(1):
-        service = Service()
-        chat = service.store().conversation(KEY)
-        chat.add([*users("one", SECRET), picture(1)])
-        doomed = chat.history()[0].added[1]
-        service.later(IDLE)
-        chat.add(users("two"))
-        service.faults.add("*", nth, fault)
-        with contextlib.suppress(BedrockSessionsError):
-            chat.redact(doomed)
-        done = not service.faults.fired
-        service.faults.clear()
-        if done:
-            break
-        fired += 1
-        other = service.store()
-        left = [m.content for m in other.get_messages(KEY) if m.content != SECRET]
-        assert left == ["one", "picture 1", "two"]
-        other.conversation(KEY).redact(doomed)
-        assert SECRET not in stored(service.boto3)
-        assert service.store().get_messages(KEY) == [user("one"), picture(1), user("two")]
-        assert len(service.sessions()) == 2  # the copy, and what goes on after it
-    assert fired >= 10
-
-
 def test_what_others_have_begun_to_copy_is_redacted_too() -> None:
     """One dies while he goes on in a new session, where he has copied what is old: nobody goes on there."""
     fired = 0
