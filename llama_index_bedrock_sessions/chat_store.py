@@ -55,7 +55,7 @@ from llama_index_bedrock_sessions.kept import Kept
 from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
 from llama_index_bedrock_sessions.pooled import in_pool
 from llama_index_bedrock_sessions.reading import Settings
-from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions, new_botocore_session, timestamp
+from llama_index_bedrock_sessions.sessions import SETTLE, Gone, Pool, Sessions, new_botocore_session, timestamp
 
 R = TypeVar("R")
 
@@ -137,6 +137,12 @@ class BedrockSessionsChatStore(BaseChatStore):
     refresh_interval: float = Field(
         default=0.0, ge=0, description="Seconds a read may be old; 0: every read asks the service."
     )
+    settling_time: float | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds in which the service lists what was written; `redact`, `delete` and `fork` wait for that "
+        "before they delete what no list has shown. 2 if left out, 0 with `local`.",
+    )
     max_concurrency: int = Field(
         default=16, ge=1, description="Threads of the store's pool, and connections of its client."
     )
@@ -166,7 +172,10 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Make the parts of the store; no call is made."""
         super().model_post_init(context)
         self._refuse_contradictions()
-        self._sessions = Sessions(self._make_client, Pool(self.max_concurrency))
+        settle = self.settling_time
+        if settle is None:
+            settle = SETTLE if self.database is None else 0.0
+        self._sessions = Sessions(self._make_client, Pool(self.max_concurrency), settle)
         # In a file on this machine a scan is cheap, and sessions are never deleted.
         limit, rate = (self.scan_limit, self.scan_rate) if self.database is None else (math.inf, math.inf)
         self._by_id = SessionIdDirectory(self._sessions, self.namespace, limit, rate)

@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.journal import (
     BUDGET,
+    ENDED,
+    HIDDEN,
     HINT_MAX,
     YEAR_2100,
     Change,
     Home,
     Inherited,
     Kind,
+    Mark,
     Message,
     MessageId,
     Opening,
@@ -73,9 +76,10 @@ class Draft:
     archived: frozenset[MessageId] = frozenset()
     is_set: bool = False
     state: Mapping[str, list[JSON]] = dataclasses.field(default_factory=dict)
-    hide: bool | None = None
+    marks: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
     invocations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origin: JSON = None
+    rewind: JSON = None
     by: str | None = None
     id: str | None = None
     parts: Sequence[Draft] = ()
@@ -101,9 +105,10 @@ class Draft:
             archived=frozenset((named or change_id, position) for named, position in self.archived),
             is_set=self.is_set,
             state=self.state,
-            hide=self.hide,
+            marks=self.marks,
             invocations=self.invocations,
             origin=self.origin,
+            rewind=self.rewind,
             by=self.by,
             written=written,
             count=len(messages),
@@ -147,7 +152,7 @@ class Fold:
         self.latest: dict[str, int] = {}
         """The time of the newest step of a session that is listed, in ms."""
         self.closings: list[Listed] = []
-        """The steps of the heads that close them: an opening may do so too."""
+        """The steps of the heads that close them."""
         self.read: dict[str, Step] = {}
         self.newer = False
         self._ids: dict[str, list[str]] = {}
@@ -169,7 +174,7 @@ class Fold:
         self._dead: set[MessageId] = set()
         self._archived: set[MessageId] = set()
         self._state: dict[str, tuple[Key, list[JSON]]] = {}
-        self._hide: tuple[Key, bool] = (_NEVER, False)
+        self._marks: dict[str, tuple[Key, Mark]] = {}
         self._last_set: Key = _NEVER
         self._alive: list[Message] | None = None
         self._segments: list[Segment] | None = None
@@ -323,8 +328,6 @@ class Fold:
             if step.opening:
                 self._opened[home.step] = step.opening
                 self._absorb_opening(home.session, step.opening)
-                if step.closing and all(c.home != home for c in self.closings):
-                    self.closings.append(Listed(home, self.clock))
         elif not inherited or self._is_straggler(home):
             self._absorb_straggler(step, inherited)
         self._segments = None
@@ -419,9 +422,10 @@ class Fold:
         for name in change.state:
             if name not in self._state or self._state[name][0] <= change.key:
                 self._state[name] = (change.key, after.state[name])
-        # A forged one of the future would hide what is written until then.
-        if change.hide is not None and change.time <= self.horizon:
-            self._hide = max(self._hide, (change.key, change.hide))
+        # A forged one of the future would count until then, whatever is written.
+        for name, mark in change.marks.items() if change.time <= self.horizon else ():
+            if self._marked(name)[0] < change.key:
+                self._marks[name] = (change.key, mark)
         if change.is_set:
             self._last_set = max(self._last_set, change.key)
         facts = {name: value for name, value in facts_json(after).items() if name != "state"}
@@ -470,13 +474,21 @@ class Fold:
         """Whether nothing is there that could be lost, not even hidden."""
         return not self.alive() and not any(value for _, value in self._state.values())
 
+    def _marked(self, name: str) -> tuple[Key, Mark]:
+        return self._marks.get(name, (_NEVER, Mark(on=False)))
+
     def hidden(self) -> bool:
         """Whether the conversation was hidden, and not restored since."""
-        return self._hide[1]
+        return self._marked(HIDDEN)[1].on
 
     def hides(self, key: Key) -> bool:
         """Whether what was written then is hidden: what is written after the hiding is seen."""
-        return self.hidden() and key < self._hide[0]
+        return self.hidden() and key < self._marked(HIDDEN)[0]
+
+    def ended(self) -> tuple[int, Mapping[str, str]] | None:
+        """Return when the conversation was ended (ms) and what was said of it, None if it takes messages."""
+        (ms, _), mark = self._marked(ENDED)
+        return (ms, mark.said) if mark.on else None
 
     def holds(self, message: MessageId) -> bool:
         """Whether a message is known, be it alive or removed."""
@@ -502,10 +514,6 @@ class Fold:
     def is_open(self, session: str) -> bool:
         """Whether an opening of this session has been read."""
         return bool(self.openings.get(session))
-
-    def is_left_open(self, session: str) -> bool:
-        """Whether an opening of this session has been read that does not close it."""
-        return any(s.opening and not s.closing for s in self.read.values() if s.home.session == session)
 
     def covers(self) -> dict[str, int]:
         """Return the sessions before the heads and their creation in ms."""
@@ -540,9 +548,11 @@ class Fold:
         if change_id in self._local:
             return True
         reduced = self._reduced(change_id, frozenset(), self._last_set)
-        return bool(reduced.messages or reduced.state or reduced.origin) or (
-            reduced.hide is not None and self._hide[0] == reduced.key
-        )
+        return bool(reduced.messages or reduced.state or reduced.origin) or self._is_marking(reduced)
+
+    def _is_marking(self, change: Change) -> bool:
+        """Whether no later change says the opposite of one of the marks of this one."""
+        return any(self._marked(name)[0] <= change.key for name in change.marks)
 
     def _reduced(self, change_id: str, dead: frozenset[MessageId], last_set: Key) -> Change:
         """Return a change as it is carried: what was removed or replaced is left out, what it removes is not."""
@@ -584,15 +594,13 @@ class Fold:
         now: int,
         *,
         opening: Opening | None = None,
-        closing: Mapping[str, JSON] | None = None,
         forced: Sequence[Segment] = (),
         copied: Sequence[Segment] = (),
     ) -> Composed:
         """Return the next step for (session, invocation): the draft, what it carries, and what it names.
 
         `now` is the service's time in ms. `forced` segments are carried whatever their size. For an opening, those
-        that were `copied` into attachments are in its `segments` already, where those it leaves are added; `closing`
-        is what it says if it closes its session at once.
+        that were `copied` into attachments are in its `segments` already, where those it leaves are added.
         """
         take, left = self._choose(OVERHEAD + (draft.size() if draft else 0), forced, copied)
         self.clock = max(now, self.clock + 1)
@@ -619,8 +627,8 @@ class Fold:
             "taken": sorted(taken),
             "opening": opening_json(opening) if opening else None,
         }
-        step = Step(where, ((step_id, own), *carried), named, inherited, taken, opening, closing)
-        return Composed(step, [*payload, envelope({"change": body, "closing": closing}, packed)], tuple(take))
+        step = Step(where, ((step_id, own), *carried), named, inherited, taken, opening)
+        return Composed(step, [*payload, envelope({"change": body}, packed)], tuple(take))
 
     def bare(self, home: Home, draft: Draft, now: int) -> Composed:
         """Return a step of a given id that says one change, whose own id is a new one, and carries nothing."""
@@ -713,9 +721,8 @@ class Fold:
 
     def _is_at_rest(self, change: Change) -> bool:
         """Whether all that counts of a change is archived messages."""
-        is_hiding = change.hide is not None and change.key >= self._hide[0]
         is_archived = all((change.id, p) in self._archived for p in change.messages)
-        return is_archived and not (change.state or is_hiding)
+        return is_archived and not (change.state or self._is_marking(change))
 
     def stored(self, composed: Composed) -> None:
         """Take note that a composed step is in the service."""

@@ -234,6 +234,16 @@ class Message(NamedTuple):
         return max((home.step for home, _ in self.references()), default="")
 
 
+class Mark(NamedTuple):
+    """Whether something is true of the whole conversation, and the texts that the application gave with it."""
+
+    on: bool
+    said: Mapping[str, str] = {}
+
+
+HIDDEN, ENDED = "hidden", "ended"
+"""The names of the marks."""
+
 Place = tuple[str, str]
 """A session and an invocation of it."""
 
@@ -254,9 +264,10 @@ class Change:
     is_set: bool = False
     state: Mapping[str, list[JSON]] = dataclasses.field(default_factory=dict)
     replaced: frozenset[str] = frozenset()
-    hide: bool | None = None
+    marks: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
     invocations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origin: JSON = None
+    rewind: JSON = None
     by: str | None = None
     written: Place | None = None
     count: int = 0
@@ -287,9 +298,10 @@ class Change:
             is_set=self.is_set or other.is_set,
             state=state,
             replaced=(self.replaced | other.replaced) - state.keys(),
-            hide=other.hide if self.hide is None else self.hide,
+            marks={**other.marks, **self.marks},
             invocations={**other.invocations, **self.invocations},
             origin=self.origin or other.origin,
+            rewind=self.rewind or other.rewind,
             by=self.by or other.by,
             written=self.written or other.written,
             count=max(self.count, other.count),
@@ -341,7 +353,6 @@ class Step:
     left: Mapping[str, tuple[tuple[int, int], ...]] = dataclasses.field(default_factory=dict)
     taken: frozenset[str] = frozenset()
     opening: Opening | None = None
-    closing: Mapping[str, JSON] | None = None
     newer: bool = False
 
     def alone(self) -> Step:
@@ -428,9 +439,10 @@ def facts_json(change: Change) -> dict[str, JSON]:
         facts["archive"] = _ids_json(change.archived)
     if change.is_set:
         facts["set"] = True
-    if change.hide is not None:
-        facts["hide"] = change.hide
-    for name in ("state", "invocations", "origin", "by"):
+    if change.marks:
+        said = {name: [dict(mark.said)] if mark.said else [] for name, mark in change.marks.items()}
+        facts["marks"] = {name: [mark.on, *said[name]] for name, mark in change.marks.items()}
+    for name in ("state", "invocations", "origin", "rewind", "by"):
         if value := getattr(change, name):
             facts[name] = dict(value) if isinstance(value, Mapping) else value
     return facts
@@ -606,8 +618,7 @@ def _newer(home: Home, ms: int, body: Mapping[str, JSON], version: int, *, skip_
 
 def _read(home: Home, parsed: StepId, body: Mapping[str, JSON], payload: Sequence[ContentBlock]) -> Step:
     own = _own_change(home, parsed.ms, body["change"], payload) if "change" in body else None
-    closing = _object(body["closing"]) if "closing" in body else None
-    step = Step(home, ((home.step, own),), closing=closing)
+    step = Step(home, ((home.step, own),))
     try:
         return _carrying(step, parsed.kind, _unzip(body["zip"])) if "zip" in body else step
     except (_Damaged, ValueError, RecursionError) as error:
@@ -717,7 +728,6 @@ def _change(
     count = max([_integer(body.get("of", 0)), *(position + 1 for position in positions)])
     if count > MANY:
         raise _Damaged("more messages than changes have")
-    hide = body.get("hide")
     return Change(
         id=change_id,
         time=ms,
@@ -727,14 +737,22 @@ def _change(
         is_set=body.get("set") is True,
         state={_string(k): _list(v)[:1] for k, v in _object(body.get("state", {})).items()},
         replaced=frozenset(_string(name) for name in _list(body.get("was", []))),
-        hide=hide if isinstance(hide, bool) else None,
+        marks={_string(name): _mark(mark) for name, mark in _object(body.get("marks", {})).items()},
         invocations={_string(k): _string(v) for k, v in _object(body.get("invocations", {})).items()},
         origin=body.get("origin"),
+        rewind=body.get("rewind"),
         by=_string(body["by"]) if "by" in body else None,
         written=own[:2] if own else None,
         count=count,
         foreign=parse_id(change_id) is None,
     )
+
+
+def _mark(value: JSON) -> Mark:
+    match value:
+        case [bool(on), *said] if len(said) < 2:
+            return Mark(on, {_string(name): _string(text) for each in said for name, text in _object(each).items()})
+    raise _Damaged("mark")
 
 
 def _message(message_id: MessageId, record: JSON, homes: Sequence[Home]) -> Message:

@@ -65,11 +65,15 @@ class Settings:
 
 
 class Likeness(NamedTuple):
-    """What a session is made like: the heads of a conversation, and the metadata and tags that were added to them."""
+    """What a session is made like: the heads of a conversation, and the metadata and tags that were added to them.
+
+    `origin` is the key of that conversation, if the session begins a fork of it.
+    """
 
     heads: Sequence[str] = ()
     metadata: Mapping[str, str] = {}
     tags: Mapping[str, str] = {}
+    origin: str | None = None
 
 
 class Reader:
@@ -91,12 +95,8 @@ class Reader:
         self._tags: dict[str, dict[str, str]] = {}
         self._invocations: set[Place] = set()
         """Invocations of the application's own that have been made."""
-        self._like = Likeness()
-        """What the first session shall be made like, if it begins as a copy."""
-        self._missed: set[str] = set()
-        """Sessions that were not there when something of them was read, though retention cannot have taken them."""
-        self._missing: set[str] = set()
-        """Those of them that are no news: somebody else has deleted them, or they have never been."""
+        self._is_incomplete = False
+        """Whether something that was to be read was not there, though retention cannot have taken it."""
         self._unlisted = 0
         self._unopened = False
         """Whether the last look found sessions of the key that nobody has opened."""
@@ -122,8 +122,9 @@ class Reader:
         is_recent = time.monotonic() - self._validated < self.settings.refresh_interval
         if not force and is_recent and self.fold is not None:
             return self.known(whole=whole)
+        passed_over: set[str] = set()
         for _ in range(ATTEMPTS):
-            self._missed.clear()
+            self._is_incomplete = False
             try:
                 if self.fold is None or not self.fold.heads or not self._is_current(self.fold):
                     self._find(whole=whole)
@@ -132,20 +133,18 @@ class Reader:
             except Gone:
                 self.drop()
                 continue
-            if self._missed <= self._missing:
+            if not self._is_incomplete:
                 break
-            self._missing |= self._missed
-            if not self._has_gone_on(self.known(whole=False)):
+            # A process that deletes what others continue puts it into another session first.
+            others = {s.session for s in self._others(self.known(whole=False))}
+            if others <= passed_over:
                 break
+            passed_over |= others
             self.drop()
         else:
             raise UnavailableError("The sessions of this conversation keep changing; try again.")
         self._validated, self._unlisted = time.monotonic(), 0
         return self.known(whole=False)
-
-    def _has_gone_on(self, fold: Fold) -> bool:
-        """Whether there are other sessions than were read: who deletes what they carry deletes that first."""
-        return any(True for _ in self._others(fold))
 
     def _others(self, fold: Fold) -> Iterator[Summary]:
         """Return the sessions listed under the key that the fold says nothing of, if new enough to matter."""
@@ -165,7 +164,8 @@ class Reader:
         if not self._directory.continues:
             return True
         full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
-        if full or fold.closings or not all(results[len(fold.heads) :]):
+        is_closed = fold.closings or fold.ended() or not self._closed.isdisjoint(fold.heads)
+        if full or is_closed or not all(results[len(fold.heads) :]):
             return False
         # The replies may have told that it is later than it seemed.
         return all(self._is_active(head) for head in self._old(fold.heads) if head not in asked)
@@ -311,7 +311,7 @@ class Reader:
         """Take note of sessions that are not there, other than those which retention has taken."""
         if gone := set(sessions):
             oldest, created = self.sessions.clock.now() - RETENTION, fold.covers() | self._created
-            self._missed |= {session for session in gone if created.get(session, oldest) >= oldest}
+            self._is_incomplete |= any(created.get(session, oldest) >= oldest for session in gone)
 
     def _list_or_nothing(self, session: str) -> list[Listed]:
         try:

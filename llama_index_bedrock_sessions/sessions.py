@@ -52,6 +52,8 @@ P = ParamSpec("P")
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
+SETTLE = 2.0
+"""Seconds in which the service has to list what was written, where something is deleted that no list has shown."""
 PAGE = 1000
 """Entries asked of a list: `maxResults` is 1..1000 (service model)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -243,13 +245,20 @@ def timestamp(value: Any) -> datetime:
 class Sessions:
     """The session operations of one client, in our words. The client is made when it is first needed."""
 
-    def __init__(self, make_client: Callable[[], Client], pool: Pool) -> None:
+    def __init__(self, make_client: Callable[[], Client], pool: Pool, settle: float = SETTLE) -> None:
         self._make_client = make_client
         self._client: Client | None = None
         self._lock = threading.Lock()
         self.pool = pool
         self.clock = Clock()
+        self.settle = settle
+        self.sleep: Callable[[float], object] = time.sleep
         after_fork(self)
+
+    def wait_until_listed(self) -> None:
+        """Return once lists show all that was written before, if the service needs no longer than `settle` for it."""
+        if self.settle:
+            self.sleep(self.settle)
 
     def forget(self) -> None:
         """Drop the client: its connections belong to the process that opened them."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions import chain, conversation, directory, fold, sessions
+from llama_index_bedrock_sessions import chain, directory, fold, sessions
 from llama_index_bedrock_sessions.errors import ServiceError
 
 
@@ -31,13 +31,14 @@ def archived_messages_are_handed_down_bare(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fold.Fold, "_handed_down", lambda _, change: dataclasses.replace(change, **bare))
 
 
-def hidings_are_not_carried(patch: pytest.MonkeyPatch) -> None:
+def marks_are_not_carried(patch: pytest.MonkeyPatch) -> None:
     reduced = fold.Fold._reduced
-    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), hide=None))
+    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), marks={}))
+    patch.setattr(fold.Fold, "_is_marking", lambda *_: False)
 
 
-def who_continues_reopens(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(conversation, "KEPT", conversation.REOPENED)
+def ending_leaves_sessions_open(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(chain.Chain, "_finish", lambda *_: None)
 
 
 def redacting_copies_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -78,8 +79,8 @@ BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         sessions_are_not_closed,
         removals_are_not_carried,
         archived_messages_are_handed_down_bare,
-        hidings_are_not_carried,
-        who_continues_reopens,
+        marks_are_not_carried,
+        ending_leaves_sessions_open,
         redacting_copies_nothing,
         all_that_is_inherited_is_at_rest,
         local_clocks,

@@ -148,8 +148,9 @@ def test_no_history_breaks_a_promise(suite: str) -> None:
         ("archived_messages_are_handed_down_bare", "archiving"),
         ("all_that_is_inherited_is_at_rest", "archiving"),
         ("local_clocks", "clocks wrong by minutes"),
-        ("hidings_are_not_carried", "hiding and restoring"),
-        ("who_continues_reopens", "ending and reopening"),
+        ("marks_are_not_carried", "hiding and restoring"),
+        ("marks_are_not_carried", "ending and reopening"),
+        ("ending_leaves_sessions_open", "ending and reopening"),
         ("redacting_copies_nothing", "redacting and renewing"),
     ],
 )

@@ -71,7 +71,6 @@ def described(step: Step, natives: Mapping[Home, Sequence[Any]]) -> Any:
         "named": [list(home) for home in step.named],
         "taken": sorted(step.taken),
         "opening": opening_json(step.opening) if step.opening else None,
-        "closing": step.closing,
     }
 
 

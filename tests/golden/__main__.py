@@ -23,7 +23,7 @@ from llama_index.core.base.llms.types import (
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
-from llama_index_bedrock_sessions.journal import MARK, Home, Kind, dump, envelope, new_id, read_step
+from llama_index_bedrock_sessions.journal import HIDDEN, MARK, Home, Kind, Mark, dump, envelope, new_id, read_step
 
 from . import FOLDER, FUTURE, described, text
 
@@ -120,8 +120,8 @@ def main() -> None:
     first = w.fold.alive()[0].id
     w.put("remove_and_archive", Draft(removed=frozenset({first}), archived=frozenset({w.fold.alive()[1].id})))
     w.put("state", Draft(state={"hypotheses": [["dns", {"p": 0.5}]], "old": []}, by="engineer"))
-    w.put("hide", Draft(hide=True))
-    w.put("restore", Draft(hide=False))
+    w.put("hide", Draft(marks={HIDDEN: Mark(on=True, said={"reason": "retention", "by": "privacy office"})}))
+    w.put("restore", Draft(marks={HIDDEN: Mark(on=False)}))
     w.put("invocation_and_origin", Draft(invocations={NEXT[1]: "night shift"}, origin={"session": NEXT[0]}))
     everything = frozenset(m.id for m in w.fold.alive())
     w.put("set", Draft(blocks.encode([ChatMessage("all anew")]), removed=everything, is_set=True))
