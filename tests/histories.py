@@ -164,7 +164,8 @@ class History:
         self.client = self.emulator.client(config=Config(**QUICK), timestamp_parser=timestamp)
         self.skews, self.steps = skews, steps
         started = self.emulator.behaviour
-        self.is_late = bool(started.steps_listed_after or started.sessions_listed_after)
+        self.lateness = max(started.steps_listed_after_seconds, started.sessions_listed_after_seconds)
+        self.is_late = bool(self.lateness)
         self.strict = not self.is_late
         """Whether a process sees at once what others did; not where a tool ends sessions: that takes 50 minutes."""
         self.late: list[Callable[[], object]] = []
@@ -316,11 +317,10 @@ class History:
         for number in range(len(self.processes)):
             self.crash(number) if self.processes[number].op else None
         self.late.clear()
-        was = self.emulator.behaviour
-        for _ in range(1 + was.steps_listed_after + was.sessions_listed_after):  # everything becomes visible
-            for session in self.client.list_sessions()["sessionSummaries"]:
-                self.client.list_invocation_steps(sessionIdentifier=session["sessionId"])
-        self.emulator.behaviour = dataclasses.replace(was, steps_listed_after=0, sessions_listed_after=0)
+        self.advance(self.lateness)  # everything is listed now, and from here on at once
+        self.emulator.behaviour = dataclasses.replace(
+            self.emulator.behaviour, steps_listed_after_seconds=0, sessions_listed_after_seconds=0
+        )
 
     def cold(self, kind: str = "read", argument: int = 0) -> Op:
         self.processes.append(Process(self, len(self.processes), 0.0))

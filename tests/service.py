@@ -50,12 +50,20 @@ class Service:
         self.clock = self.emulator.clock
         self.faults = self.emulator.faults
         self.calls = self.emulator.calls
+        self.seconds_per_call = 0.0
+        """What the service's clock advances by before each call is served."""
         self.boto3: Any = self.client()
         self._stores: list[BedrockSessionsChatStore] = []
 
     def client(self) -> Any:
         config = Config(retries={"total_max_attempts": 1}, max_pool_connections=16, **QUICK)
-        return self.emulator.client(config=config, timestamp_parser=timestamp)
+        client: Any = self.emulator.client(config=config, timestamp_parser=timestamp)
+        client.meta.events.register("before-call", self._spend)
+        return client
+
+    def _spend(self, **_event: Any) -> None:
+        if self.seconds_per_call:
+            self.clock.advance(self.seconds_per_call)
 
     def store(self, **arguments: Any) -> BedrockSessionsChatStore:
         store = BedrockSessionsChatStore(client=self.client(), **arguments)

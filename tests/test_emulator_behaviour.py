@@ -152,20 +152,31 @@ def paging(service: Service) -> Any:
     return service.pages()
 
 
-def steps_listed_after(service: Service) -> Any:
-    service.put()
-    return [service.listed() for _ in range(4)]
+def each_second(service: Service, look: Callable[[], Any]) -> list[Any]:
+    """Return what a look gives at once, and one to four seconds later."""
+    seen = [look()]
+    for _ in range(4):
+        service.later(1)
+        seen.append(look())
+    return seen
 
 
-def sessions_listed_after(service: Service) -> Any:
-    return [len(service.client.list_sessions()["sessionSummaries"]) for _ in range(4)]
+def steps_listed_after_seconds(service: Service) -> Any:
+    step = service.put()
+    assert service.text_of(step) == "text"
+    return each_second(service, service.listed)
+
+
+def sessions_listed_after_seconds(service: Service) -> Any:
+    assert service.status() == "ACTIVE"
+    return each_second(service, lambda: len(service.client.list_sessions()["sessionSummaries"]))
 
 
 def late_lists(service: Service) -> Any:
-    service.emulator.behaviour = replace(service.emulator.behaviour, steps_listed_after=3)
+    service.emulator.behaviour = replace(service.emulator.behaviour, steps_listed_after_seconds=3)
     for _ in range(12):
         service.put()
-    return [len(service.listed()) for _ in range(5)]
+    return each_second(service, lambda: len(service.listed()))
 
 
 def step_quota_error(service: Service) -> Any:
@@ -357,11 +368,14 @@ EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
     (paging, {"largest_page": {1000: [25], 20: [20, 5]}}),
     (paging, {"pages": {"full": [25], "short": [13, 6, 3, 2, 1], "empty": [0, 25]}}),
     (
-        steps_listed_after,
-        {"steps_listed_after": {0: [["1"]] * 4, 1: [[], ["1"], ["1"], ["1"]], 3: [[], [], [], ["1"]]}},
+        steps_listed_after_seconds,
+        {"steps_listed_after_seconds": {0.0: [["1"]] * 5, 1: [[], *[["1"]] * 4], 2.5: [[], [], [], ["1"], ["1"]]}},
     ),
-    (sessions_listed_after, {"sessions_listed_after": {0: [1] * 4, 1: [0, 1, 1, 1], 3: [0, 0, 0, 1]}}),
-    (late_lists, {"late_lists": {"exactly": [0, 0, 0, 12, 12], "up to": [2, 6, 7, 12, 12]}}),
+    (
+        sessions_listed_after_seconds,
+        {"sessions_listed_after_seconds": {0.0: [1] * 5, 1: [0, 1, 1, 1, 1], 2.5: [0, 0, 0, 1, 1], 1e300: [0] * 5}},
+    ),
+    (late_lists, {"late_lists": {"exactly": [0, 0, 0, 12, 12], "up to": [0, 5, 6, 12, 12]}}),
     (
         step_quota_error,
         {"step_quota_error": {e: [OK, OK, e] for e in (QUOTA, VALIDATION, "409")}},
@@ -450,7 +464,12 @@ def test_no_setting_is_left_out() -> None:
         {"put_moves_last_updated_at": 1},
         {"default_page_size": 0},
         {"default_page_size": 1001},
-        {"steps_listed_after": -1},
+        {"steps_listed_after_seconds": -0.1},
+        {"steps_listed_after_seconds": True},
+        {"steps_listed_after_seconds": "1"},
+        {"sessions_listed_after_seconds": float("nan")},
+        {"sessions_listed_after_seconds": float("inf")},
+        {"sessions_listed_after_seconds": None},
         {"steps_per_session": True},
         {"steps_per_session": None},
         {"sessions_per_account": 1.5},
@@ -482,6 +501,37 @@ def test_behaviour_can_be_replaced_while_the_emulator_runs() -> None:
     nothing: Any = {}
     with pytest.raises(TypeError):
         service.emulator.behaviour = nothing
+
+
+def test_a_late_entry_is_listed_when_the_clock_is_moved() -> None:
+    """However many lists are asked for, a stopped clock shows nothing new; each entry keeps the time it was given."""
+    service = Service(steps_listed_after_seconds=60)
+    service.put()
+    assert [service.listed() for _ in range(5)] == [[]] * 5
+    service.emulator.behaviour = replace(service.emulator.behaviour, steps_listed_after_seconds=10)
+    service.put()
+    service.later(10)
+    assert service.listed() == ["2"]
+    service.emulator.behaviour = Behaviour()
+    assert service.listed() == ["2", "1"]
+    service.emulator.behaviour = Behaviour(steps_listed_after_seconds=10)
+    service.later(50)
+    assert service.listed() == ["2", "1"]
+
+
+def test_an_entry_that_is_listed_between_two_pages_repeats_and_hides_none() -> None:
+    """What becomes listed after the place a token names is on a later page, what does before it on none."""
+    service = Service(steps_listed_after_seconds=10)
+    for at in (30, 20, 10):
+        service.put(at=at)
+    service.later(10)
+    service.put(at=25)
+    service.put(at=5)
+    first = service.client.list_invocation_steps(sessionIdentifier=service.session, maxResults=2)
+    service.later(10)
+    assert [step["invocationStepId"][-1] for step in first["invocationStepSummaries"]] == ["1", "2"]
+    assert service.listed(maxResults=2, nextToken=first["nextToken"]) == ["3", "5"]
+    assert service.listed() == ["1", "4", "2", "3", "5"]
 
 
 @pytest.mark.parametrize("known", ["overwrite", "no-op"])

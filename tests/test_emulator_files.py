@@ -18,6 +18,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from llama_index_bedrock_sessions.emulator import (
+    Behaviour,
     Emulator,
     EmulatorError,
     NewerFileError,
@@ -168,6 +169,26 @@ def test_migrations_bring_an_old_file_up(tmp_path: Path, monkeypatch: pytest.Mon
     connection.close()
 
 
+def test_a_file_of_the_first_format_is_brought_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file of format 1 was to show after some lists is listed at once, and new entries may be late."""
+    path = tmp_path / "chats.db"
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "MIGRATIONS", database.MIGRATIONS[:1])
+        old = database.Database(path)
+        with old.writing() as connection:
+            connection.execute(
+                "INSERT INTO sessions (region, session_id, created_at, last_updated_at, idle_since, lists_to_wait)"
+                " SELECT 'us-east-1', '00000000-0000-4000-8000-000000000001', now, now, now, 3"
+                " FROM (SELECT strftime('%s') * 1000000 AS now)"
+            )
+        old.close()
+    with Emulator(path, region_name="us-east-1", behaviour=Behaviour(sessions_listed_after_seconds=60)) as emulator:
+        client = emulator.client()
+        client.create_session()
+        (listed,) = client.list_sessions()["sessionSummaries"]
+        assert listed["sessionId"] == "00000000-0000-4000-8000-000000000001"
+
+
 def test_a_failed_migration_leaves_the_old_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A migration is one transaction: after an error in the middle the file is as before."""
     path = tmp_path / "chats.db"
@@ -314,10 +335,19 @@ def test_threads_share_a_file(tmp_path: Path) -> None:
     assert sorted(step["invocationStepId"] for step in listed) == sorted(done)
 
 
+def test_late_lists_do_not_wait_for_a_writer(tmp_path: Path) -> None:
+    """Lists that are late are reads: they are answered while another process writes."""
+    late = Behaviour(steps_listed_after_seconds=1, sessions_listed_after_seconds=1)
+    with Emulator(tmp_path / "chats.db", behaviour=late) as reader, Emulator(tmp_path / "chats.db") as writer:
+        client = reader.client()
+        session = client.create_session()["sessionId"]
+        with writer._database.writing():
+            assert client.list_sessions()["sessionSummaries"] == []
+            assert client.list_invocation_steps(sessionIdentifier=session)["invocationStepSummaries"] == []
+
+
 def test_the_step_limit_holds_between_threads(tmp_path: Path) -> Any:
     """Of more concurrent puts than a session takes, exactly as many succeed as there is room."""
-    from llama_index_bedrock_sessions.emulator import Behaviour
-
     with Emulator(tmp_path / "chats.db", behaviour=Behaviour(steps_per_session=10)) as emulator:
         client = emulator.client()
         session, invocation = begin(client)

@@ -33,12 +33,12 @@ SUITES: dict[str, dict[str, Any]] = {
     "steps listed late": {
         "kinds": ALL,
         "times": (MINUTE, 61 * MINUTE),
-        "behaviour": Behaviour(steps_listed_after=3, late_lists="up to"),
+        "behaviour": Behaviour(steps_listed_after_seconds=0.5, late_lists="up to"),
     },
     "sessions listed late": {
         "kinds": ALL,
         "times": (MINUTE, 61 * MINUTE),
-        "behaviour": Behaviour(steps_listed_after=1, sessions_listed_after=2, late_lists="up to"),
+        "behaviour": Behaviour(steps_listed_after_seconds=0.5, sessions_listed_after_seconds=2.0, late_lists="up to"),
     },
     "expired sessions revive": {
         "kinds": ALL,
@@ -88,7 +88,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "times": (MINUTE, 61 * MINUTE),
         "actions": 250,
         "faults": 0.02,
-        "behaviour": Behaviour(steps_listed_after=2, sessions_listed_after=2, late_lists="up to"),
+        "behaviour": Behaviour(steps_listed_after_seconds=0.5, sessions_listed_after_seconds=0.5, late_lists="up to"),
     },
     "archiving": {
         "kinds": "add add add read all archive archive remove set renew",

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.once
 SETTINGS: dict[str, tuple[Any, ...]] = Behaviour.choices() | {
     "default_page_size": (100, 2),
     "largest_page": (1000, 3),
-    "steps_listed_after": (0, 2),
-    "sessions_listed_after": (0, 2),
+    "steps_listed_after_seconds": (0.0, 0.5),
+    "sessions_listed_after_seconds": (0.0, 0.5),
     "invocations_per_session": (None, 1),
 }
 """The settings that decide what AWS has not said, each with the values to try; the limits AWS documents stay."""
@@ -104,7 +104,7 @@ class TestContract(ChatStoreContract):
 
     @pytest.fixture
     def store(self, behaviour: Behaviour) -> Iterator[Any]:
-        service = Service(behaviour=replace(behaviour, steps_listed_after=0, sessions_listed_after=0))
+        service = Service(behaviour=replace(behaviour, steps_listed_after_seconds=0, sessions_listed_after_seconds=0))
         yield service.store()
         service.emulator.close()
 

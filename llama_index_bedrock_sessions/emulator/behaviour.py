@@ -7,6 +7,7 @@ so that a test suite can run over them; `Behaviour.load` reads what was found ou
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from functools import lru_cache
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 _Refusal = Literal["ConflictException", "ValidationException", "409"]
 
-# Lowest and highest value of each numeric setting; None: no limit.
+_SECONDS = ("steps_listed_after_seconds", "sessions_listed_after_seconds")
+
+# Lowest and highest value of each setting that is a whole number; None: no limit.
 _RANGES: dict[str, tuple[int, int | None]] = {
     "default_page_size": (1, 1000),
     "largest_page": (1, 1000),
-    "steps_listed_after": (0, None),
-    "sessions_listed_after": (0, None),
     "steps_per_session": (1, None),
     "step_bytes": (1, None),
     "images_per_step": (0, None),
@@ -97,14 +98,21 @@ class Behaviour:
     "short": half of it; "empty": every other page is empty and has a nextToken.
     """
 
-    steps_listed_after: int = 0
-    """Calls of ListInvocationSteps on a session that do not show a new step yet. Unknown; 0 was seen."""
+    steps_listed_after_seconds: float = 0.0
+    """Seconds of the emulator's clock for which ListInvocationSteps does not show a new step. Unknown; 0 was seen.
 
-    sessions_listed_after: int = 0
-    """Calls of ListSessions that do not show a new session yet. Unknown."""
+    GetInvocationStep returns the step at once. Each step keeps the time that was set when it was written; a list under
+    the setting 0 shows all steps. While the clock is stopped, a step becomes listed only when the clock is moved.
+    """
+
+    sessions_listed_after_seconds: float = 0.0
+    """Seconds of the emulator's clock for which ListSessions does not show a new session. Unknown.
+
+    GetSession returns the session at once. The rest is as for steps.
+    """
 
     late_lists: Literal["exactly", "up to"] = "exactly"
-    """Whether the two settings above hold exactly, or each entry is late by its own number of calls up to that.
+    """Whether the two settings above hold exactly, or each entry is late by its own pseudo-random time up to that.
 
     Unknown.
     """
@@ -218,7 +226,7 @@ class Behaviour:
         except BehaviourError as error:
             raise BehaviourError(f"{path}: {error}") from None
 
-    def to_dict(self) -> dict[str, str | int | bool | None]:
+    def to_dict(self) -> dict[str, str | float | bool | None]:
         """Return every setting by name; `from_dict` takes it back."""
         return asdict(self)
 
@@ -249,6 +257,11 @@ def _check(name: str, value: object, accepted: tuple[str | bool, ...] | None) ->
         if not any(value is choice or (isinstance(value, str) and value == choice) for choice in accepted):
             listed = ", ".join(repr(choice) for choice in accepted)
             raise BehaviourError(f"{name}={value!r}: accepted are {listed}")
+        return
+    if name in _SECONDS:
+        # No math.isfinite: it raises OverflowError for a large int.
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise BehaviourError(f"{name}={value!r}: accepted are finite numbers of seconds from 0")
         return
     lowest, highest = _RANGES[name]
     if value is None and getattr(Behaviour, name) is None:

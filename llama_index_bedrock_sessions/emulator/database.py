@@ -78,6 +78,12 @@ MIGRATIONS: tuple[str, ...] = (
         payload TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE sessions DROP COLUMN lists_to_wait;
+    ALTER TABLE sessions ADD COLUMN listed_from INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE steps DROP COLUMN lists_to_wait;
+    ALTER TABLE steps ADD COLUMN listed_from INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 
 

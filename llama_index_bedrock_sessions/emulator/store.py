@@ -32,6 +32,7 @@ _IDLE = 3600 * _SECOND  # Bedrock user guide, quotas: idle session timeout 1 hou
 _RETENTION = 30 * 24 * 3600 * _SECOND  # Bedrock user guide: sessions are deleted after 30 days
 _METADATA_ENTRIES = 50
 _TAGS = 200
+_NEVER = 1e12  # seconds; after the year 9000, where the clock ends, and small enough for SQLite's integers
 
 _STEP_ORDERS = {
     "time": Order(("invocation_step_time", "arrival")),
@@ -169,13 +170,13 @@ class Store:
             self._room_for_session(view)
             cursor = view.db.execute(
                 "INSERT INTO sessions (region, session_id, created_at, last_updated_at, idle_since,"
-                " encryption_key_arn, metadata, lists_to_wait) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " encryption_key_arn, metadata) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(self._region, session_id, view.now, view.now, view.now, params.get("encryptionKeyArn")),
                     None if metadata is None else json.dumps(metadata),
-                    self._late(self.behaviour.sessions_listed_after, session_id),
                 ),
             )
+            self._list_later(view, "sessions", cursor.lastrowid, self.behaviour.sessions_listed_after_seconds)
             view.db.executemany(
                 "INSERT INTO tags VALUES (?, ?, ?)",
                 [(cursor.lastrowid, key, value) for key, value in params.get("tags", {}).items()],
@@ -256,13 +257,10 @@ class Store:
 
     def list_sessions(self, params: dict[str, Any]) -> dict[str, Any]:
         """List the sessions of the account in this region, a page at a time."""
-        late = bool(self.behaviour.sessions_listed_after)
-        with self._view(write=late) as view:
-            where, values = f"region = ? AND {view.retained}", [self._region]
-            if late and params.get("nextToken") is None:
-                self._a_list_later(view, "sessions", where, values)
+        with self._view(write=False) as view:
+            listed = _listed(view, self.behaviour.sessions_listed_after_seconds)
             rows, token = next_page(
-                *(view.db, "sessions", where + self._shown(late), values),
+                *(view.db, "sessions", f"region = ? AND {view.retained} AND {listed}", [self._region]),
                 order=_SESSION_ORDERS[self.behaviour.session_order],
                 behaviour=self.behaviour,
                 params=params,
@@ -273,21 +271,18 @@ class Store:
 
     # Late lists
 
-    def _late(self, calls: int, entry_id: str) -> int:
-        """Return how many lists a new entry is to be missing from."""
-        if calls and self.behaviour.late_lists == "up to":
-            return hashlib.sha256(entry_id.encode()).digest()[0] % (calls + 1)
-        return calls
-
-    def _a_list_later(self, view: _View, table: str, where: str, values: list[Any]) -> None:
-        """Count this list: an entry with 0 lists to wait is shown by it, and has -1 from now on."""
+    def _list_later(self, view: _View, table: str, arrival: int | None, seconds: float) -> None:
+        """Store the time from which lists show a new entry; without one they show it always."""
+        if not seconds:
+            return
+        late = round(min(seconds, _NEVER) * _SECOND)
+        if self.behaviour.late_lists == "up to":
+            # By arrival, not by id: ids are random, and a test that repeats its calls is to meet the same lists.
+            late = late * int.from_bytes(hashlib.sha256(f"{table} {arrival}".encode()).digest()[:4], "big") >> 32
         view.db.execute(
-            f"UPDATE {table} SET lists_to_wait = lists_to_wait - 1 WHERE lists_to_wait >= 0 AND {where}",  # noqa: S608
-            values,
+            f"UPDATE {table} SET listed_from = ? WHERE arrival = ?",  # noqa: S608 - our own table names
+            (view.now + late, arrival),
         )
-
-    def _shown(self, late: bool) -> str:
-        return " AND lists_to_wait < 0" if late else ""
 
     # Invocations and steps
 
@@ -407,13 +402,10 @@ class Store:
         if session["step_count"] >= most:
             raise Refusal(self.behaviour.step_quota_error, f"The session has reached its limit of {most} steps.")
         cursor = view.db.execute(
-            "INSERT INTO steps (session, invocation_id, invocation_step_id, invocation_step_time, lists_to_wait)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (
-                *(session["arrival"], params["invocationIdentifier"], step_id, params["invocationStepTime"]),
-                self._late(self.behaviour.steps_listed_after, step_id),
-            ),
+            "INSERT INTO steps (session, invocation_id, invocation_step_id, invocation_step_time) VALUES (?, ?, ?, ?)",
+            (session["arrival"], params["invocationIdentifier"], step_id, params["invocationStepTime"]),
         )
+        self._list_later(view, "steps", cursor.lastrowid, self.behaviour.steps_listed_after_seconds)
         view.db.execute("INSERT INTO payloads VALUES (?, ?)", (cursor.lastrowid, payload))
         self._written(view, session, moves=self.behaviour.put_moves_last_updated_at, steps=1)
 
@@ -446,18 +438,16 @@ class Store:
 
     def list_invocation_steps(self, params: dict[str, Any]) -> dict[str, Any]:
         """List a session's steps without their payloads, of one invocation or all, a page at a time."""
-        late = bool(self.behaviour.steps_listed_after)
-        with self._view(write=late or self._touches()) as view:
+        with self._view(write=self._touches()) as view:
             session = self._session(view, params["sessionIdentifier"])
-            where, values = "session = ?", [session["arrival"]]
-            if late and params.get("nextToken") is None:
-                self._a_list_later(view, "steps", where, values)
+            listed = _listed(view, self.behaviour.steps_listed_after_seconds)
+            where, values = f"session = ? AND {listed}", [session["arrival"]]
             invocation_id = params.get("invocationIdentifier")
             if invocation_id is not None:
                 self._invocation(view, session, invocation_id)
                 where, values = f"{where} AND invocation_id = ?", [*values, invocation_id]
             rows, token = next_page(
-                *(view.db, "steps", where + self._shown(late), values),
+                *(view.db, "steps", where, values),
                 order=_STEP_ORDERS[self.behaviour.step_order],
                 behaviour=self.behaviour,
                 params=params,
@@ -501,6 +491,11 @@ def _partition(region_name: str) -> str:
     if region_name.startswith("cn-"):
         return "aws-cn"
     return "aws-us-gov" if region_name.startswith("us-gov-") else "aws"
+
+
+def _listed(view: _View, seconds: float) -> str:
+    """Return the SQL condition for the entries that a list shows; lists that are never late show all."""
+    return f"listed_from <= {view.now}" if seconds else "1"
 
 
 def _step_summary(session: sqlite3.Row, step: sqlite3.Row) -> dict[str, Any]:
