@@ -411,8 +411,13 @@ class Sessions:
     # Invocations and steps
 
     def create_invocation(self, session: str, invocation: str, description: str | None = None) -> bool:
-        """Create an invocation; return whether this call has, and not one before it. Raises Gone, Refused."""
-        arguments: dict[str, Any] = {"description": description} if description else {}
+        """Create an invocation; return whether this call has, and not one before it. Raises Gone, Refused.
+
+        A description may hold lone surrogates, which no request can: the service gets a question mark for each.
+        """
+        arguments: dict[str, Any] = (
+            {"description": description.encode(errors="replace").decode()} if description else {}
+        )
         try:
             self._call("create_invocation", sessionIdentifier=session, invocationId=invocation, **arguments)
         except Refused as refusal:

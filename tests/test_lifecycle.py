@@ -26,6 +26,7 @@ from llama_index_bedrock_sessions import (
     InvalidStateError,
     SessionClosed,
     StepTooLargeError,
+    UnavailableError,
 )
 from llama_index_bedrock_sessions.cli import main
 from llama_index_bedrock_sessions.emulator import Behaviour
@@ -277,21 +278,40 @@ def test_redacting_a_long_conversation(service: Service) -> None:
     assert len(service.sessions()) == 1
 
 
-@pytest.mark.parametrize("late", range(1, 13))
-def test_what_was_listed_late_is_not_redacted_with_the_rest(late: int) -> None:
-    """A step that the first looks do not show is carried like the others before its session is deleted."""
+@pytest.mark.parametrize("late", [0.5, 1, 2, 3, 12])
+def test_what_was_listed_late_is_not_redacted_with_the_rest(late: float) -> None:
+    """A step that the first list does not show is carried like the others before its session is deleted."""
     service = Service(behaviour=Behaviour(steps_listed_after_seconds=late))
-    service.seconds_per_call = 1
-    chat = service.store().conversation(KEY)
+    chat = service.store(settling_time=late).conversation(KEY)
     chat.add(users(SECRET))
     service.later(late)
     chat.messages()
     doomed = chat.history()[0].added[0]
-    service.store().add_message(KEY, picture(late))
+    service.store().add_message(KEY, picture(1))
     chat.redact(doomed)
     assert SECRET not in stored(service.boto3)
     service.emulator.behaviour = Behaviour()
-    assert service.store().get_messages(KEY) == [picture(late)]
+    assert service.store().get_messages(KEY) == [picture(1)]
+
+
+@pytest.mark.parametrize("late", [1, 15, 17, 60])
+def test_redacting_deletes_nothing_before_its_copy_is_found(late: float) -> None:
+    """A session that is listed later than eight settling times is no copy to rely on: all stays, and it says so."""
+    service = Service(behaviour=Behaviour(sessions_listed_after_seconds=late))
+    chat = service.store().conversation(KEY)
+    chat.add(users("one", SECRET))
+    service.later(late)
+    doomed = str(chat.last_id())
+    if late > 16:
+        with pytest.raises(UnavailableError, match="is not listed"):
+            chat.redact(doomed)
+        assert SECRET in stored(service.boto3)
+    else:
+        chat.redact(doomed)
+        service.later(late)
+        assert SECRET not in stored(service.boto3)
+    service.later(late)
+    assert service.store().get_messages(KEY) == users("one")
 
 
 def test_what_others_have_begun_to_copy_is_redacted_too() -> None:
