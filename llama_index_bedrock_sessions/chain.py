@@ -458,12 +458,9 @@ class Chain(Reader):
         tags = self._fitting(directory.MOST_TAGS, settings.tags, had_tags, said_tags)
         ours = {KEY: self.key, NAMESPACE: settings.namespace, FORMAT: str(VERSION), DIRECTORY: self._directory.kind}
         metadata = directory.metadata({**ours, ORIGIN: origin, COPY: "true" if copy else None}, own)
-        summary = self.sessions.create(metadata, tags, key_arn)
-        self._created[summary.session] = summary.created
-        self._tags[summary.session] = tags
-        info = SessionInfo(
-            summary.session, summary.status, summary.created, summary.created, metadata, key_arn, summary.arn
-        )
+        info = self.sessions.create(metadata, tags, key_arn)
+        self._created[info.session] = info.created
+        self._tags[info.session] = tags
         self._directory.add(info)
         return info
 

@@ -934,7 +934,7 @@ class Conversation:
         media = self._chain.settings.media
         offload = media.offload() if media else None
         read = functools.partial(read_file, offload=offload)
-        encoded = blocks.encode(list(messages), read, max_images=1 << 30, offload=offload)
+        encoded = blocks.encode(list(messages), read, offload=offload)
         refuse_too_large(encoded)
         return encoded
 

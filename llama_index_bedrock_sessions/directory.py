@@ -556,7 +556,6 @@ _MISCONFIGURED = {
     "NotImplementedError",
     "ImportError",
     "ArgumentError",
-} | {
     "ProgrammingError",
     "NoSuchModuleError",
 }

@@ -131,13 +131,6 @@ class Composed(NamedTuple):
     taken: tuple[Segment, ...]
 
 
-class _Source(NamedTuple):
-    home: Home
-    changes: tuple[str, ...]
-    taken: frozenset[str]
-    own: bool
-
-
 class Fold:
     """What was read of the open sessions (`heads`) of one conversation, and of those before them."""
 
@@ -165,7 +158,7 @@ class Fold:
         self._opened: dict[str, Opening] = {}
         self._seen: dict[str, set[str]] = {}
         """By session before the heads, the steps of it that some opening has seen."""
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Segment] = {}
         self._local: set[str] = set()
         self._moved: set[str] = set()
         self._came_in: dict[str, str] = {}
@@ -226,7 +219,8 @@ class Fold:
         return not self._unread()
 
     def _unread(self) -> list[Home]:
-        return [s.home for s, *_ in self._inherited.values() if self._is_wanted(s.home)]
+        found = (s.home for s, *_ in self._inherited.values())
+        return [home for home in found if home.step not in self.read and home.step not in self._taken]
 
     def _by_hints(self) -> list[Home]:
         plan: list[Home] = []
@@ -242,23 +236,16 @@ class Fold:
         return list(dict.fromkeys(plan))
 
     def _by_names(self, *, whole: bool) -> list[Home]:
-        plan: list[Home] = []
-        at_rest = frozenset() if whole else self._at_rest()
-        for head in self.heads:
-            newest = next((i for i in reversed(self._ids.get(head, [])) if i in self.read), None)
-            if newest is None:
-                continue
-            step = self.read[newest]
-            named = [*step.named, *(s.home for s in step.opening.segments)] if step.opening else self._names(step)
-            plan += [home for home in dict.fromkeys(named) if home.step not in at_rest and self._is_wanted(home)]
-        return plan
+        """Return what the newest step of a head names, and what is inherited; all that is missing if it names nothing.
 
-    def _names(self, step: Step) -> Iterator[Home]:
-        yield from step.named
-        for opening_id, ranges in step.left.items():
-            opening = self._opened.get(opening_id)
-            for first, last in ranges:
-                yield from (s.home for s in (opening.segments[first : last + 1] if opening else ()))
+        What it names may carry the others.
+        """
+        missing = self._missing(whole=whole)
+        newest = [next((i for i in reversed(self._ids.get(head, [])) if i in self.read), "") for head in self.heads]
+        named = {home.step for i in newest if i for home in self.read[i].named}
+        if named.isdisjoint(home.step for home in missing):
+            return missing
+        return [home for home in missing if home.step in named or home.step in self._inherited]
 
     def _missing(self, *, whole: bool) -> list[Home]:
         plan: list[Home] = []
@@ -282,11 +269,6 @@ class Fold:
             if is_foreign or (came_in != change_id and change_id < opening_id):
                 return frozenset()
         return frozenset(s.home.step for s in opening.segments if s.at_rest)
-
-    def _is_wanted(self, home: Home) -> bool:
-        if home.step in self._inherited:
-            return home.step not in self.read and home.step not in self._taken
-        return home.step in self.listed.get(home.session, {}) and not self._is_settled(home.step)
 
     def _is_settled(self, step_id: str) -> bool:
         return step_id in self._covered or step_id in self._lost
@@ -324,7 +306,7 @@ class Fold:
             for came_in, change in step.contents:
                 self._cover(came_in, change)
             self._taken |= step.taken
-            self._sources[home.step] = _Source(home, _change_ids(step), step.taken, own=False)
+            self._sources[home.step] = Segment(home, _change_ids(step), step.taken, own=False)
             if step.opening:
                 self._opened[home.step] = step.opening
                 self._absorb_opening(home.session, step.opening)
@@ -358,7 +340,7 @@ class Fold:
             change = dataclasses.replace(change, messages={p: m for p, m in change.messages.items() if p not in dead})
         self._cover(came_in, change)
         if not inherited:
-            self._sources[step.home.step] = _Source(
+            self._sources[step.home.step] = Segment(
                 step.home, _change_ids(step, own=True), frozenset({step.home.step}), own=True
             )
 
@@ -402,7 +384,7 @@ class Fold:
                 )
             )
         own = all(s.own for s in self._inherited[step.home.step])
-        self._sources[step.home.step] = _Source(
+        self._sources[step.home.step] = Segment(
             step.home, _change_ids(step, own=own), frozenset({step.home.step}), own=own
         )
 
@@ -540,7 +522,7 @@ class Fold:
                 source = self._sources[step_id]
                 mine = tuple(c for c in source.changes if c in remaining)
                 if mine:
-                    self._segments.append(Segment(source.home, mine, source.taken, source.own))
+                    self._segments.append(source._replace(changes=mine))
                     remaining.difference_update(mine)
         return self._segments
 
@@ -618,16 +600,14 @@ class Fold:
                 opening, segments=(*opening.segments, *(self.inherit(s, dead, last_set) for s in left))
             )
         taken = frozenset() if opening else frozenset(i for s in take for i in s.taken)
-        inherited = {} if opening else self._left({home.step for home in (*(s.home for s in left), *self._unread())})
         named = () if opening else tuple(s.home for s in left if s.home.step not in self._inherited)
         packed = {
             **carried_json(carried),
             "named": [list(h) for h in named],
-            "left": {opening_id: [list(each) for each in ranges] for opening_id, ranges in inherited.items()},
             "taken": sorted(taken),
             "opening": opening_json(opening) if opening else None,
         }
-        step = Step(where, ((step_id, own), *carried), named, inherited, taken, opening)
+        step = Step(where, ((step_id, own), *carried), named, taken, opening)
         return Composed(step, [*payload, envelope({"change": body}, packed)], tuple(take))
 
     def bare(self, home: Home, draft: Draft, now: int) -> Composed:
@@ -636,20 +616,6 @@ class Fold:
         draft.id = draft.id or new_id(self.clock, Kind.CHANGE)
         own, body, payload = self._own(draft, Placed(), home)
         return Composed(Step(home, ((home.step, own),)), [*payload, envelope({"change": body}, {})], ())
-
-    def _left(self, steps: set[str]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Return where the openings of the heads name some steps, as ranges of positions."""
-        found: dict[str, tuple[tuple[int, int], ...]] = {}
-        for opening_id, opening in self._opened.items():
-            ranges: list[tuple[int, int]] = []
-            for position in (n for n, s in enumerate(opening.segments) if s.home.step in steps):
-                if ranges and ranges[-1][1] == position - 1:
-                    ranges[-1] = (ranges[-1][0], position)
-                else:
-                    ranges.append((position, position))
-            if ranges:
-                found[opening_id] = tuple(ranges)
-        return found
 
     def _handed_down(self, change: Change) -> Change:
         """Return a change as an opening carries it: the opening says what is removed; what archived it may be left."""
@@ -733,7 +699,7 @@ class Fold:
         self._keep(step, step.contents[:1])
         self._cover(*step.contents[0])
         changes = _change_ids(step)
-        self._sources[home.step] = _Source(home, changes, step.taken, own=False)
+        self._sources[home.step] = Segment(home, changes, step.taken, own=False)
         self._segments = [Segment(home, changes, step.taken, own=False), *segments] if changes else segments
 
     # What an opening says

@@ -19,15 +19,13 @@ from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.blocks import ContentBlock
 from llama_index_bedrock_sessions.errors import InvalidPointError
 from llama_index_bedrock_sessions.fold import Key
-from llama_index_bedrock_sessions.journal import ENDED, HIDDEN, Change, Home, Message, MessageId, Step, parse_id
+from llama_index_bedrock_sessions.journal import ENDED, HIDDEN, YEARS, Change, Home, Message, MessageId, Step, parse_id
 from llama_index_bedrock_sessions.values import JSON, is_unicode
 
 Point = str | datetime
 """The id of a change, of the step it was written in, or of a message, or an aware datetime."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_YEARS = (-62_135_596_800_000, 253_402_300_799_000)
-"""The ms that `datetime` has a form for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +342,7 @@ def text_id(message: MessageId) -> str:
 
 def iso(ms: int) -> str:
     """Return a time in ms as ISO 8601 in UTC. A step of another tool may bear one that Python has no form for."""
-    moment = _EPOCH + timedelta(milliseconds=min(max(ms, _YEARS[0]), _YEARS[1]))
+    moment = _EPOCH + timedelta(milliseconds=min(max(ms, YEARS[0]), YEARS[1]))
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -327,7 +327,9 @@ class Sessions:
 
     # Sessions
 
-    def create(self, metadata: Mapping[str, str], tags: Mapping[str, str], encryption_key_arn: str | None) -> Summary:
+    def create(
+        self, metadata: Mapping[str, str], tags: Mapping[str, str], encryption_key_arn: str | None
+    ) -> SessionInfo:
         """Create a session. A lost reply leaves a session nobody opens; it is adopted by the next who looks."""
         arguments: dict[str, Any] = {"sessionMetadata": dict(metadata)}
         if tags:
@@ -338,12 +340,9 @@ class Sessions:
             reply = self._call("create_session", "sessionId", writes=True, **arguments)
         except (Refused, Gone) as refusal:
             raise RequestRefusedError(f"Bedrock refused to create a session: {refusal}") from refusal
-        return Summary(
-            reply["sessionId"],
-            reply.get("sessionStatus", "ACTIVE"),
-            self._ms(reply, "createdAt"),
-            reply.get("sessionArn"),
-        )
+        status, created = reply.get("sessionStatus", "ACTIVE"), self._ms(reply, "createdAt")
+        arn = reply.get("sessionArn")
+        return SessionInfo(reply["sessionId"], status, created, created, metadata, encryption_key_arn, arn)
 
     def get(self, session: str) -> SessionInfo:
         """Return what the service says of a session. Raises Gone."""

@@ -723,8 +723,7 @@ anything = st.recursive(
 packed_bodies = st.fixed_dictionaries(
     {},
     optional={
-        name: anything | st.lists(anything, max_size=3)
-        for name in ("carried", "places", "named", "left", "taken", "opening")
+        name: anything | st.lists(anything, max_size=3) for name in ("carried", "places", "named", "taken", "opening")
     },
 )
 
