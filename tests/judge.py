@@ -47,6 +47,8 @@ from tests.ops import NEVER, Anomaly, Hidings, Op, Point, Said
 REMOVALS = {"remove", "remove last", "archive"}
 MONTH = 28 * 86400.0
 """Seconds for which a removed message is certainly in the service, unless its session is deleted on purpose."""
+ROUNDING = 0.001
+"""Seconds that times which are added up may be wrong."""
 _Order = tuple[tuple[int, str], int]
 
 
@@ -139,13 +141,13 @@ class _Key:
     """The operations on one key, in the order in which they began."""
 
     def __init__(self, key: str, ops: list[Op], *, late: float, dated: bool) -> None:
-        self.key, self.late, self.dated = key, late, dated
+        self.key, self.late, self.dated = key, late and late + ROUNDING, dated
         self.ops = sorted(ops, key=lambda op: op.begin)
         self.anomalies: list[Anomaly] = []
         self.messages: dict[tuple[int, str, int], _Message] = {}
         self.by_id: dict[MessageId, _Message] = {}
         self.by_text: dict[str, list[_Message]] = {}
-        self.hidings = Hidings(self.ops, late)
+        self.hidings = Hidings(self.ops, self.late)
         self.reads = sorted((o for o in self.ops if o.kind == "read" and o.outcome == "ok"), key=lambda o: o.end)
 
     def judge(self, copies: Iterable[Op]) -> list[Anomaly]:
@@ -266,13 +268,13 @@ class _Key:
             if m.sent >= read.end:
                 rest.append(m)
                 continue
-            is_due = m.there + self.late < read.begin and m.gone[view] == NEVER and m.op.may_count
-            if is_due and m.text not in counts and not may_be_hidden:
+            is_due = m.there + self.late < read.begin and m.op.may_count and not may_be_hidden
+            if is_due and m.text not in counts:
                 if m.may_go[view] >= read.end:
                     self.bad("lost", f"{m.text} of {m.op} is missing from {read}: {read.result}")
                 if not self._is_being_erased(m, read):
                     m.leaves(view, read.end, read.end)
-            if m.gone["all"] == NEVER:
+            if m.gone["all"] > read.end:
                 rest.append(m)
         return rest
 
