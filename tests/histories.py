@@ -1,7 +1,7 @@
 """Random histories of several processes on one emulator, interleaved between any two service calls.
 
 Every process is a store of its own whose calls wait for the scheduler, so a history is a function of its seed. What
-they must have kept is said in `judge.py`.
+the processes do is in `operations.py`, what they must have kept in `judge.py`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,39 @@ import dataclasses
 import functools
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
-from llama_index.core.llms import ChatMessage
-from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, chain
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore, chain
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
-from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConversationEnded
-from llama_index_bedrock_sessions.fold import Draft
-from llama_index_bedrock_sessions.journal import Home, Kind, parse_id, parts, parts_json
+from llama_index_bedrock_sessions.errors import BedrockSessionsError
+from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock, timestamp
-from tests.judge import CLOCK, Anomaly, Op, judge, redacted, said, text
+from tests import operations
+from tests.judge import judge, redacted
+from tests.operations import CONTENT, THRESHOLD, content
+from tests.ops import CLOCK, Anomaly, Op, said
+from tests.s3 import S3
 from tests.service import QUICK, stored
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 KEY = "history"
+FORKS = ("fork-0", "fork-1")
+"""The keys that forks are made under."""
+TOOL = "tool"
+"""Stands for the key of a session that another tool has made, which is its id."""
+NAMES = ("cart", "mood")
+"""The names of named state, and of saved contexts."""
+NAMED = {"name", "save", "load", "load again"}
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+SETTLE = 2.0
+"""Seconds that the library waits for late lists before it deletes."""
 
 
 class Crash(BaseException):
@@ -103,6 +113,27 @@ class GatedKVStore(BaseKVStore):
     aget = aget_all = adelete = aput
 
 
+class GatedS3:
+    """An S3 client whose calls wait for the scheduler."""
+
+    def __init__(self, process: Process, client: Any) -> None:
+        self._process, self._client = process, client
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        return functools.partial(self._call, operation)
+
+    def _call(self, operation: str, **arguments: Any) -> Any:
+        gate, send = self._process.gate, functools.partial(getattr(self._client, operation), **arguments)
+        fault = gate.wait(f"s3 {operation}") if gate else None
+        if fault == "crash":
+            raise Crash
+        if fault == "lost reply":
+            send()
+        if fault is not None:
+            raise EndpointConnectionError(endpoint_url="s3")
+        return send()
+
+
 class Process:
     """A store whose calls wait at a gate, with a local clock of its own."""
 
@@ -111,13 +142,28 @@ class Process:
         history.born += 1
         self.name = f"P{number}-{history.born}"
         where: Any = "metadata" if history.kv is None else GatedKVStore(self, history.kv)
-        self.store = BedrockSessionsChatStore(client=GatedClient(self), max_concurrency=1, directory=where)
-        sessions = self.store._sessions
+        bucket = history.s3
+        media = S3MediaStore(bucket.bucket, threshold=THRESHOLD, client=GatedS3(self, bucket.client)) if bucket else None
+        self.store = BedrockSessionsChatStore(
+            client=GatedClient(self), max_concurrency=1, directory=where, media=media
+        )
+        sessions: Any = self.store._sessions
         sessions.clock = Clock(lambda: history.now() + skew)
-        sessions.pool.map = lambda function, items: [function(item) for item in items]  # type: ignore[method-assign]
+        sessions.pool.map = lambda function, items: [function(item) for item in items]
+        sessions.settle, sessions.sleep = SETTLE, self.sleep
         self.gate: Gate | None = None
         self.op: Op | None = None
         self.done = False
+
+    def conversation(self, key: str) -> Conversation:
+        """Return a conversation: by its key, or by the id of the session that another tool has made."""
+        return self.store.attach(key) if key == self.history.session else self.store.conversation(key)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait as a call does, and let the time pass."""
+        if self.gate and self.gate.wait("settle") == "crash":
+            raise Crash
+        self.history.advance(seconds)
 
     def call(self, operation: str, **arguments: Any) -> Any:
         history = self.history
@@ -156,8 +202,11 @@ class History:
         skews: tuple[float, ...] = (0.0,),
         steps: int = 8,
         kv: bool = False,
+        keys: Sequence[str] = (KEY,),
+        media: bool = False,
     ) -> None:
         self.kv = SimpleKVStore() if kv else None
+        self.s3 = S3() if media else None
         self.random = random.Random(seed)
         self.emulator = Emulator(behaviour=behaviour)
         self.emulator.clock.stop(START)
@@ -165,34 +214,46 @@ class History:
         self.skews, self.steps = skews, steps
         started = self.emulator.behaviour
         self.lateness = max(started.steps_listed_after_seconds, started.sessions_listed_after_seconds)
-        self.is_late = bool(self.lateness)
-        self.strict = not self.is_late
-        """Whether a process sees at once what others did; not where a tool ends sessions: that takes 50 minutes."""
+        self.strict = True
+        """Whether a process sees what others did; not where a tool ends sessions: that takes 50 minutes."""
         self.late: list[Callable[[], object]] = []
         self.ops: list[Op] = []
         self.anomalies: list[Anomaly] = []
         self.log: list[str] = []
         self.tokens = 0
         self.born = 0
+        self.session = self._session_of_a_tool() if TOOL in keys else ""
+        self.keys = [self.session if key == TOOL else key for key in keys]
         self.processes = [Process(self, n, skews[n % len(skews)]) for n in range(processes)]
+
+    def _session_of_a_tool(self) -> str:
+        """Create a session as another tool does; return its id."""
+        session = str(self.client.create_session()["sessionId"])
+        self.invocation = str(self.client.create_invocation(sessionIdentifier=session)["invocationId"])
+        return session
 
     def now(self) -> float:
         return self.emulator.clock.now().timestamp()
 
     # Operations
 
-    def start(self, number: int, kind: str, argument: int = 0) -> bool:
+    def start(self, number: int, kind: str, argument: int = 0, key: str = KEY, name: str = "") -> bool:
+        """Begin an operation; `name` is that of a context or of state, or what another `redact` has chosen."""
         process = self.processes[number]
         if process.op is not None:
             return False
-        count = {"add": 1 + (argument % 3 == 0), "set": 2}.get(kind, 0)
-        tokens = [f"m{self.tokens + n}" for n in range(count)]
+        count = {"add": 1 + (argument % 3 == 0), "set": 2, "name": 1, "save": 1}.get(kind, 0)
+        ends = CONTENT if self.s3 and kind in {"add", "set"} and argument % 4 else ""
+        tokens = [f"m{self.tokens + n}{ends}" for n in range(count)]
         self.tokens += count
         kind, view = ("read", "all") if kind == "all" else (kind, "active")
-        op = Op(process.name, kind, KEY, self.now(), tokens, view=view, strict=self.strict)
+        if kind in NAMED and not name:
+            name = NAMES[argument // 2 % len(NAMES)]
+        source = KEY if kind == "fork" else ""
+        op = Op(process.name, kind, key, self.now(), tokens, view=view, strict=self.strict, name=name, source=source)
         self.ops.append(op)
         process.op, process.gate, process.done = op, Gate(), False
-        self.note(f"P{number} begins {kind} {' '.join(tokens)}")
+        self.note(f"P{number} begins {kind} {key if key != KEY else ''} {name} {' '.join(tokens)}")
         threading.Thread(target=self._run, args=(process, op, argument), daemon=True).start()
         process.gate.arrived.acquire()
         self._finish(process)
@@ -210,48 +271,37 @@ class History:
             ours = isinstance(error, BedrockSessionsError)
             if not ours:
                 self.anomalies.append(Anomaly("an error not of our tree", repr(error)))
-            op.result = repr(error)
-            op.ended = isinstance(error, ConversationEnded)
+            op.result, op.error = repr(error), type(error).__name__
             if ours and not error.may_have_happened:  # type: ignore[attr-defined]
                 op.outcome = "failed"
         process.done = True
         gate.arrived.release()
 
     def _perform(self, store: BedrockSessionsChatStore, op: Op, argument: int) -> Any:
-        messages = [ChatMessage(content=token) for token in op.tokens]
-        chat = store.conversation(KEY)
-        if op.kind == "add":
-            return chat.add(messages)
-        if op.kind == "set":
-            return chat.set(messages)
-        if op.kind == "remove":
-            present = chat.messages()
-            return contents([chat.remove(argument % len(present)) if present else None])
-        if op.kind == "clear":
-            return contents(chat.clear())
-        if op.kind == "erase":
-            return contents(chat.delete())
-        if op.kind == "redact":
-            chat.messages()
-            there = chat._chain.known().visible()
-            if not there:
-                return []
-            chosen = there[argument % len(there)]
-            chat.redact(f"{chosen.id[0]}/{chosen.id[1]}")
-            return [text(chosen.record)]
-        if op.kind == "save":
-            return chat._chain.append_with(["x" * 20_000], lambda there: Draft(state={"saved": [parts_json(there)]}))
-        if op.kind == "load":
-            return chat._chain.texts(parts(chat._chain.refresh(force=True).state()["saved"]))
-        if op.kind == "renew":
-            return chat.renew(timedelta(0))
-        if op.kind == "hide":
-            return contents(chat.hide())
-        if op.kind in {"end", "reopen", "restore"}:
-            return getattr(chat, op.kind)()
-        if op.kind == "archive":
-            return contents(chat.archive_oldest(1 + argument % 3))
-        return contents(chat.messages(status=None if op.view == "all" else MessageStatus.ACTIVE))
+        process = next(process for process in self.processes if process.store is store)
+        return operations.perform(store, process.conversation(op.key), op, argument)
+
+    def write_as_tool(self) -> None:
+        """Append a message to the session that another tool has made, as it does."""
+        self.tokens += 1
+        op = Op("tool", "add", self.session, self.now(), [f"m{self.tokens - 1}"])
+        payload = [{"text": op.tokens[0]}]
+        time = self.emulator.clock.now()
+        try:
+            reply = self.client.put_invocation_step(
+                sessionIdentifier=self.session,
+                invocationIdentifier=self.invocation,
+                invocationStepTime=time,
+                payload={"contentBlocks": payload},
+            )
+        except ClientError as error:
+            self.note(f"the tool writes nothing: {error}")
+            return
+        home = Home(self.session, self.invocation, reply["invocationStepId"])
+        op.say(said(home, payload, self.now(), CLOCK, int(time.timestamp() * 1000)))
+        op.outcome, op.end = "ok", self.now()
+        self.ops.append(op)
+        self.note(str(op))
 
     def step(self, number: int, fault: str | None = None) -> bool:
         process = self.processes[number]
@@ -270,7 +320,23 @@ class History:
         op, process.op, process.gate = process.op, None, None
         assert op is not None
         op.end = self.now()
+        if self.s3 and op.kind in {"redact", "erase"}:
+            op.left = self._left(process, op.key)
+        if op.error == "SessionClosed" and self._is_active(op.key):
+            self.anomalies.append(Anomaly("refused though its session takes writes", str(op)))
         self.note(f"{op} {op.result}")
+
+    def _left(self, process: Process, key: str) -> list[str]:
+        """Return the texts whose content is in S3, for one key."""
+        assert self.s3
+        folder = process.store._bucket.objects(process.store.namespace, key).folder
+        stored = {self.s3.content(name) for name in self.s3.names() if name.startswith(folder)}
+        return sorted(token for op in self.ops for token in op.tokens if content(token) in stored)
+
+    def _is_active(self, session: str) -> bool:
+        with contextlib.suppress(ClientError):
+            return bool(self.client.get_session(sessionIdentifier=session)["sessionStatus"] == "ACTIVE")
+        return False
 
     def finish(self, number: int) -> Op:
         op = self.processes[number].op
@@ -292,6 +358,8 @@ class History:
 
     def advance(self, seconds: float) -> None:
         self.emulator.clock.advance(seconds)
+        if self.s3 and seconds > MINUTE:
+            self.s3.later(timedelta(seconds=seconds))
         self.note(f"{seconds / 60:.1f} minutes pass")
 
     def arrive(self) -> None:
@@ -306,7 +374,7 @@ class History:
         ]
         if sessions:
             self.client.end_session(sessionIdentifier=self.random.choice(sorted(sessions)))
-            self.note("somebody ends a session")
+            self.note("a tool ends a session")
 
     def note(self, line: str) -> None:
         self.log.append(f"{self.now() - START.timestamp():10.3f} {line}")
@@ -322,9 +390,10 @@ class History:
             self.emulator.behaviour, steps_listed_after_seconds=0, sessions_listed_after_seconds=0
         )
 
-    def cold(self, kind: str = "read", argument: int = 0) -> Op:
+    def cold(self, kind: str = "read", argument: int = 0, key: str = KEY, name: str = "") -> Op:
+        """Have a process that remembers nothing do something."""
         self.processes.append(Process(self, len(self.processes), 0.0))
-        self.start(len(self.processes) - 1, kind, argument)
+        self.start(len(self.processes) - 1, kind, argument, key, name)
         op = self.ops[-1]
         self.finish(len(self.processes) - 1)
         return op
@@ -333,39 +402,66 @@ class History:
         """Judge what is left when everything has come to rest, and after pauses of some days with a write each."""
         self.quiesce()
         self.anomalies += redacted(self.ops, stored(self.client))
-        rest = len(self.ops)
-        living, is_aware, self.strict = range(len(self.processes)), self.strict, True
-        first, _, written, last = self.cold(), self.cold("reopen"), self.cold("add", 1), self.cold()
-        self.expect("readers disagree", last, [*self.texts(first), *written.tokens])
-        half_erased = any(op.kind == "erase" and op.outcome != "ok" for op in self.ops)
-        for number in living if is_aware and not half_erased else ():
-            if self.processes[number].store.conversation(KEY)._chain.fold is not None:
-                self.start(number, "read")
-                self.expect("a warm reader is stale", self.finish(number), self.texts(last))
+        living, is_aware, self.strict = len(self.processes), self.strict, True
+        last = {key: self._at_rest(key, range(living if is_aware else 0)) for key in self.keys}
         for pause in days:
             self.advance(pause)
-            before = self.cold()
-            self.expect(f"after {pause / DAY:.1f} days", before, self.texts(last))
-            self.cold("add", 1)
-            last = self.cold()
-        self.cold("all")
-        self.anomalies += [
-            Anomaly("does not work at rest", f"{op} {op.result}") for op in self.ops[rest:] if op.outcome != "ok"
-        ]
-        self.anomalies += judge(self.ops)
+            for key in self.keys:
+                last[key] = self._after_days(key, pause, last[key])
+        for key in self.keys:
+            self._need(self.cold("all", 0, key))
+        self.anomalies += judge(self.ops, late=self.lateness)
         return self.anomalies
+
+    def _at_rest(self, key: str, living: range) -> Op:
+        """Have processes that remember nothing, and those that do, read and write a key; return the last read."""
+        first = self._need(self.cold("read", 0, key))
+        self._need(self.cold("reopen", 0, key)) if key != self.session else None
+        written = self.cold("add", 1, key)
+        last = self._need(self.cold("read", 0, key))
+        if key != self.session:
+            self._need(written)
+        self.expect("readers disagree", last, [*self.texts(first), *(written.tokens if written.outcome == "ok" else [])])
+        self._need(self.cold("named", 0, key))
+        for n in range(len(NAMES)) if key != self.session else ():
+            self.cold("load", 2 * n, key)
+        half_erased = any(op.key == key and op.kind == "erase" and op.outcome != "ok" for op in self.ops)
+        for number in living if not half_erased else ():
+            if self._remembers(number, key):
+                self.start(number, "read", 0, key)
+                self.expect("a warm reader is stale", self._need(self.finish(number)), self.texts(last))
+                self.start(number, "named", 0, key)
+                self._need(self.finish(number))
+        return last
+
+    def _remembers(self, number: int, key: str) -> bool:
+        known = self.processes[number].store._kept._alive.get((key, key != self.session))
+        return known is not None and known._chain.fold is not None
+
+    def _after_days(self, key: str, pause: float, last: Op) -> Op:
+        """Read and write a key after a pause; return the last read."""
+        before = self._need(self.cold("read", 0, key))
+        self.expect(f"after {pause / DAY:.1f} days", before, self.texts(last))
+        self._need(self.cold("named", 0, key))
+        if key == self.session:
+            return before
+        self._need(self.cold("add", 1, key))
+        for n in range(len(NAMES)):
+            self.cold("load again", 2 * n, key)
+        return self._need(self.cold("read", 0, key))
+
+    def _need(self, op: Op) -> Op:
+        """Note that an operation did not work though all is at rest."""
+        if op.outcome != "ok":
+            self.anomalies.append(Anomaly("does not work at rest", f"{op} {op.result}"))
+        return op
 
     def texts(self, read: Op) -> list[str]:
         return list(read.result) if read.outcome == "ok" else []
 
     def expect(self, what: str, read: Op, texts: list[str]) -> None:
         if read.outcome == "ok" and read.result != texts:
-            self.anomalies.append(Anomaly(what, f"{texts} became {read.result}"))
-
-
-def contents(found: Iterable[ChatMessage | None] | None) -> list[Any]:
-    """Return the texts of what a store returned."""
-    return [message.content for message in found or () if message is not None]
+            self.anomalies.append(Anomaly(what, f"{read.key}: {texts} became {read.result}"))
 
 
 def _home(arguments: dict[str, Any]) -> Home:
@@ -397,14 +493,18 @@ def random_history(
 ) -> History:
     """Run one history and judge it; its `anomalies` should be empty."""
     history = History(seed, **settings)
-    history.strict = history.strict and not users
+    history.strict = not users
     choose = random.Random(seed * 7919 + 1)
     with short_sessions(history.steps):
         for _ in range(actions):
             process = choose.randrange(len(history.skews) if len(history.skews) > 3 else len(history.processes))
             draw = choose.random()
             if draw < 0.30:
-                history.start(process, choose.choice(kinds.split()), choose.randrange(6))
+                kind, argument = choose.choice(kinds.split()), choose.randrange(6)
+                if kind == "tool":
+                    history.write_as_tool()
+                else:
+                    history.start(process, kind, argument, _key_for(kind, history, choose))
             elif draw < 0.30 + crashes:
                 history.crash(process)
             elif draw < 0.34 + crashes:
@@ -420,3 +520,9 @@ def random_history(
                         break
         history.conclude(days=days)
     return history
+
+
+def _key_for(kind: str, history: History, choose: random.Random) -> str:
+    if len(history.keys) == 1:
+        return history.keys[0]
+    return choose.choice(FORKS if kind == "fork" else history.keys)

@@ -1,4 +1,4 @@
-"""What the operations of several processes on shared keys must have kept, whoever recorded them.
+"""What the operations of several processes on shared keys must have kept, whichever program recorded them.
 
 An `Op` is what a process asked for and was told, and what it `Said`: the changes that it sent to the service, in the
 words of the format. So nothing that happens at the same time excuses anything: a message may be missing only if a
@@ -7,12 +7,28 @@ change was sent that removes it by its id, which only who has read it can know.
 A message *must be there* for a read that begins after its append was acknowledged (or after another read has shown it)
 and ends before a change that removes it was sent. It *must not be there* for one that begins after its removal was
 acknowledged, or after another read has missed it. `set` and `clear` remove all that had to be there when they began;
-`erase` may remove what was begun before it ended. Of several sets the greatest id counts. Of named state the last write
-counts. What was there before `hide` must not be there after it, until somebody begins to restore it; what may be hidden
-need not be there. Nobody writes after `end`, until somebody begins to reopen the conversation, and who is refused has
-an `end` as the reason. Order is that of the ids, and the ids keep what is promised: the order of one process, b after a
-if b's writer had read a, and b after a if a was acknowledged before b began by more than the clocks of the writers may
-be wrong.
+`erase` may remove what was begun before it ended. Of several sets the greatest id counts. What was there before `hide`
+must not be there after it, until somebody begins to restore it; what may be hidden need not be there. Nobody writes
+after `end`, until somebody begins to reopen the conversation, and who is refused has an `end` as the reason. Order is
+that of the ids, and the ids keep what is promised: the order of one process, b after a if b's writer had read a, and b
+after a if a was acknowledged before b began by more than the clocks of the writers may be wrong.
+
+Late lists
+    `late` is the greater of the two times after which the service lists a step and a session. "After" above then means
+    more than `late` seconds after. The two times do not add up: a step is never older than its session, so `late`
+    seconds after the step was acknowledged a list shows both, and the closing step of each session before it, too. They
+    add up over two hops: a `set` removes what was acknowledged `late` seconds before it began, and that is gone for
+    reads that begin `late` seconds after it ended. An unknown outcome (a crash, a lost reply) excuses nothing more: from
+    `late` seconds after one reader has shown a message, all readers show it.
+
+Forks
+    What a fork sends to its new key is judged as a read of its source, of messages and named state, that ended when the
+    first step was sent. Under the new key it is one write. A fork up to a point holds what had an id up to that point
+    and was not removed by a change up to that point. Nothing of a fork that failed for certain is there afterwards. Of
+    two forks onto one key at most one succeeds (where lists are immediate), and none where something must be there. A
+    refusal needs another write under the key. A message that another process writes first under the key always stays.
+
+Named state and saved contexts are judged in `judge_state.py`.
 """
 
 from __future__ import annotations
@@ -22,93 +38,57 @@ import collections
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
 
-from llama_index_bedrock_sessions.journal import Home, MessageId, read_step
+from llama_index_bedrock_sessions.journal import MessageId
+from tests.judge_state import judge_contexts, judge_state
+from tests.ops import NEVER, Anomaly, Hidings, Op, Point, Said
 
-NEVER = float("inf")
-CLOCK = 1.25
-"""Seconds that a writer's idea of the service's time may be wrong, besides the time a call takes."""
 REMOVALS = {"remove", "remove last", "archive"}
+MONTH = 28 * 86400.0
+"""Seconds for which a removed message is certainly in the service, unless its session is deleted on purpose."""
+ROUNDING = 0.001
+"""Seconds that times which are added up may be wrong."""
+_Order = tuple[tuple[int, str], int]
 
 
-class Anomaly(NamedTuple):
-    """A broken promise: which, and what shows it."""
+def judge(ops: Iterable[Op], *, late: float = 0.0, dated: bool = True) -> list[Anomaly]:
+    """Return every promise that a history breaks.
 
-    what: str
-    shown: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Said:
-    """A change that was sent; `wrong`: seconds that the sender's clock may have been ahead or behind at most."""
-
-    at: float
-    change: str
-    added: Mapping[int, str]
-    removed: frozenset[MessageId]
-    archived: frozenset[MessageId]
-    is_set: bool
-    wrong: float
-
-
-@dataclasses.dataclass
-class Op:
-    """One operation of a process. `outcome`: ok, failed (it did not happen), unknown.
-
-    `tokens`: what a write brings, each text once in a history; for `set`, all it wants; for `name`, one value.
-    `result`: what a read or a removal returned. `strict`: whether its process had a way to know of all that was there.
-    `said`: what its steps said, of which `last` counts if it succeeded.
-    `ended`: whether it was refused because the conversation had ended.
+    `late`: seconds after which lists show everything. `dated`: whether times are those of the service.
     """
-
-    process: str
-    kind: str
-    key: str
-    begin: float
-    tokens: list[str] = dataclasses.field(default_factory=list)
-    end: float = NEVER
-    outcome: str = "unknown"
-    result: Any = None
-    said: list[Said] = dataclasses.field(default_factory=list)
-    view: str = "active"
-    name: str = ""
-    strict: bool = True
-    ended: bool = False
-    last: Said | None = None
-
-    def say(self, change: Said | None) -> None:
-        """Note what a step says that it sends; None: an opening that changes nothing, since all before was refused."""
-        self.last = change
-        if change:
-            self.said.append(change)
-
-    def __str__(self) -> str:
-        about = f" {' '.join(self.tokens)}" if self.tokens else ""
-        return f"{self.process} {self.kind}{about} [{self.begin:.3f} {self.end:.3f}] {self.outcome}"
-
-
-def said(home: Home, payload: Sequence[Any], at: float, wrong: float) -> Said | None:
-    """Return what the change of a step that is about to be put says, None if it says nothing."""
-    _, change = read_step(home, payload, 0).contents[0]
-    if change is None:
-        return None
-    added = {position: text(message.record) for position, message in change.messages.items()}
-    return Said(at, change.id, added, change.removed, change.archived, change.is_set, wrong)
-
-
-def text(record: Any) -> str:
-    """Return the text of a record of text blocks."""
-    return "".join(item for item in record["b"] if isinstance(item, str))
-
-
-def judge(ops: Iterable[Op]) -> list[Anomaly]:
-    """Return every promise that a history breaks."""
     by_key: dict[str, list[Op]] = {}
+    copies: dict[str, list[Op]] = {}
     for op in sorted(ops, key=lambda op: op.begin):
         by_key.setdefault(op.key, []).append(op)
-    return [anomaly for key, of_key in by_key.items() for anomaly in _Key(key, of_key).judge()]
+        if op.kind == "fork" and op.point and op.said:
+            copies.setdefault(op.source, []).append(op)
+        elif op.kind == "fork":
+            by_key.setdefault(op.source, []).extend(_reads(op))
+    return [
+        anomaly
+        for key, of_key in by_key.items()
+        for anomaly in _Key(key, of_key, late=late, dated=dated).judge(copies.get(key, ()))
+    ]
+
+
+def _reads(fork: Op) -> Iterator[Op]:
+    """Yield what a fork must have read of its source."""
+    copy = fork.copy
+    if copy is None:
+        return
+    everything = sorted(copy.added.items())
+    active = [token for position, token in everything if (copy.change, position) not in copy.archived]
+    state = {name: value[0] for name, value in copy.state.items() if value}
+    found: list[tuple[str, str, object]] = [
+        ("read", "all", [token for _, token in everything]),
+        ("read", "active", active),
+        ("named", "active", state),
+    ]
+    for kind, view, result in found:
+        ended = min(change.at for change in fork.said)
+        about = {"outcome": "ok", "result": result, "view": view, "strict": fork.strict}
+        yield Op(fork.process, kind, fork.source, fork.begin, [], ended, **about)  # type: ignore[arg-type]
 
 
 def agree(reads: Iterable[Op]) -> Iterator[Anomaly]:
@@ -123,7 +103,7 @@ def agree(reads: Iterable[Op]) -> Iterator[Anomaly]:
 def redacted(ops: Iterable[Op], left: str) -> Iterator[Anomaly]:
     """Yield what was redacted and is among all that is `left` in the service; not what several operations wrote."""
     ops = list(ops)
-    written = collections.Counter(token for op in ops for token in set(op.tokens))
+    written = collections.Counter(token for op in ops for token in {*op.tokens, *op.copied})
     for op in (op for op in ops if op.kind == "redact" and op.outcome == "ok"):
         for token in op.result:
             # As a text of its own: of a block as boto3 gives it, or in JSON.
@@ -137,46 +117,58 @@ class _Message:
 
     op: Op
     text: str
-    ids: set[MessageId] = dataclasses.field(default_factory=set)
+    ids: dict[MessageId, Said] = dataclasses.field(default_factory=dict)
     sent: float = NEVER
     there: float = NEVER
     may_go: dict[str, float] = dataclasses.field(default_factory=lambda: {"active": NEVER, "all": NEVER})
     gone: dict[str, float] = dataclasses.field(default_factory=lambda: {"active": NEVER, "all": NEVER})
     half_erased: bool = False
+    removals: list[tuple[Said, float]] = dataclasses.field(default_factory=list)
+    """The changes that remove it, each with the time from which it certainly has."""
 
     def leaves(self, view: str, maybe: float, surely: float) -> None:
         for each in {view, "active"}:
             self.may_go[each] = min(self.may_go[each], maybe)
             self.gone[each] = min(self.gone[each], surely)
 
+    @property
+    def order(self) -> _Order:
+        (((_, position), change),) = self.ids.items()
+        return (change.order, position)
+
 
 class _Key:
     """The operations on one key, in the order in which they began."""
 
-    def __init__(self, key: str, ops: list[Op]) -> None:
-        self.key, self.ops = key, ops
+    def __init__(self, key: str, ops: list[Op], *, late: float, dated: bool) -> None:
+        self.key, self.late, self.dated = key, late and late + ROUNDING, dated
+        self.ops = sorted(ops, key=lambda op: op.begin)
         self.anomalies: list[Anomaly] = []
-        self.messages: dict[tuple[int, str], _Message] = {}
+        self.messages: dict[tuple[int, str, int], _Message] = {}
         self.by_id: dict[MessageId, _Message] = {}
         self.by_text: dict[str, list[_Message]] = {}
-        self.hides = [op for op in ops if op.kind == "hide" and op.outcome != "failed"]
-        self.restores = [op for op in ops if op.kind in {"restore", "erase"} and op.outcome != "failed"]
-        self.reads = sorted((o for o in ops if o.kind == "read" and o.outcome == "ok"), key=lambda o: o.end)
+        self.hidings = Hidings(self.ops, self.late)
+        self.reads = sorted((o for o in self.ops if o.kind == "read" and o.outcome == "ok"), key=lambda o: o.end)
 
-    def judge(self) -> list[Anomaly]:
+    def judge(self, copies: Iterable[Op]) -> list[Anomaly]:
         self._collect()
-        self._say_what_is_removed()
+        self._note_removals()
         self._begin_to_be_there()
         self._remove_by_what_was_asked()
         open_messages = sorted(self.messages.values(), key=lambda m: m.sent)
         for read in self.reads:
-            self._judge_order(read)
+            self._judge_order(read, read.result)
+            self._judge_missing(read)
             if read.strict:
                 open_messages = self._judge_read(read, open_messages)
         self._judge_ids()
         self._judge_ends()
-        for name in {op.name for op in self.ops if op.kind == "name"}:
-            self._judge_state(name)
+        for fork in copies:
+            self._judge_copy(fork)
+        self._judge_forks()
+        self._judge_left()
+        judge_state(self.ops, self.hidings, self.bad)
+        judge_contexts(self.ops, self.hidings, self.bad)
         return self.anomalies
 
     def bad(self, what: str, shown: object) -> None:
@@ -185,26 +177,30 @@ class _Key:
     def _collect(self) -> None:
         for n, op in enumerate(self.ops):
             for change in op.said:
+                times: collections.Counter[str] = collections.Counter()
                 for position, token in change.added.items():
-                    message = self.messages.setdefault((n, token), _Message(op, token))
-                    message.ids.add((change.change, position))
+                    times[token] += 1
+                    message = self.messages.setdefault((n, token, times[token]), _Message(op, token))
+                    message.ids[change.change, position] = change
                     message.sent = min(message.sent, change.at)
                     self.by_id[change.change, position] = message
-            if op.kind == "add" and op.outcome == "ok":
-                sent = [token for _, token in sorted(op.last.added.items())] if op.last else []
-                if sent != op.tokens:
-                    self.bad("acknowledged and not sent", f"{op} sent {sent}")
+            if op.kind == "add" and op.outcome == "ok" and op.sent != op.tokens:
+                self.bad("acknowledged and not sent", f"{op} sent {op.sent}")
+            if op.kind == "fork" and op.outcome == "ok" and op.key == self.key and not op.counts:
+                self.bad("acknowledged and not sent", op)
         for message in self.messages.values():
             self.by_text.setdefault(message.text, []).append(message)
 
-    def _say_what_is_removed(self) -> None:
+    def _note_removals(self) -> None:
         sets: list[tuple[str, Op, Said]] = []
-        for op in (op for op in self.ops if op.outcome != "failed"):
+        for op in (op for op in self.ops if op.may_count):
             for change in op.said:
                 surely = op.end if op.outcome == "ok" and change is op.last and op.kind != "erase" else NEVER
                 for view, ids in (("all", change.removed), ("active", change.archived)):
                     for message in filter(None, map(self.by_id.get, ids)):
                         message.leaves(view, change.at, surely)
+                        if view == "all":
+                            message.removals.append((change, surely))
                 if change.is_set:
                     sets.append((change.change, op, change))
             if op.kind in REMOVALS and op.outcome == "ok":
@@ -216,15 +212,16 @@ class _Key:
             for position in change.added:
                 message = self.by_id[change.change, position]
                 for greater, other, by in sets:
-                    if greater > change.change and (other.end >= op.begin or not op.strict):
+                    if greater > change.change and (other.end + self.late >= op.begin or not op.strict):
                         surely = other.end if other.outcome == "ok" and by is other.last else NEVER
                         message.leaves("all", by.at, surely)
+                        message.removals.append((by, surely))
 
     def _begin_to_be_there(self) -> None:
         together: dict[str, list[_Message]] = {}
         for (change, _), message in self.by_id.items():
             together.setdefault(change, []).append(message)
-            if message.op.outcome == "ok" and message.op.last and change == message.op.last.change:
+            if message.op.outcome == "ok" and message.op.counts and change == message.op.counts.change:
                 message.there = message.op.end
         for read in self.reads:
             for token in read.result:
@@ -241,48 +238,51 @@ class _Key:
                     if message.op.begin < op.end:
                         ok = op.outcome == "ok"
                         message.half_erased = message.half_erased or not ok
-                        surely = ok and op.strict and message.there < op.begin
+                        surely = ok and op.strict and message.there + self.late < op.begin
                         message.leaves("all", op.begin, op.end if surely else NEVER)
             elif op.kind == "redact" and op.outcome == "ok":
                 for of_text in (self.by_text.get(token, []) for token in op.result):
                     if len(of_text) == 1:
                         of_text[0].leaves("all", op.begin, op.end)
-            elif op.kind in {"set", "clear"} and op.outcome == "ok" and op.strict and not self._may_be_hidden(op):
+            elif op.kind in {"set", "clear"} and op.outcome == "ok" and op.strict and not self.hidings.may_hide(op):
                 for message in self.messages.values():
-                    if message.there < op.begin and message.text not in op.tokens:
+                    if message.there + self.late < op.begin and message.text not in op.tokens:
                         message.leaves("all", op.begin, op.end)
 
     def _judge_read(self, read: Op, messages: list[_Message]) -> list[_Message]:
         """Judge what a read returned; return the messages that are still to be looked at."""
-        view, counts, may_be_hidden = read.view, collections.Counter(read.result), self._may_be_hidden(read)
+        view, counts, may_be_hidden = read.view, collections.Counter(read.result), self.hidings.may_hide(read)
         for token, count in counts.items():
-            possible: dict[int, bool] = {}
-            for m in self.by_text.get(token, []):
-                may = m.sent < read.end and m.gone[view] > read.begin and m.op.outcome != "failed"
-                may = may and not self._must_be_hidden(m, read)
-                possible[id(m.op)] = possible.get(id(m.op), False) or may
-            if token not in self.by_text:
+            of_text = self.by_text.get(token, [])
+            possible = [m for m in of_text if self._may_be_shown(m, read)]
+            if not of_text:
                 self.bad("nobody wrote it", f"{token} in {read}")
-            elif not any(possible.values()):
-                of_text = self.by_text[token]
-                failed = any(m.op.outcome == "failed" and m.sent < read.end for m in of_text)
+            elif not possible:
+                failed = any(not m.op.may_count and m.sent < read.end for m in of_text)
                 what = "an error said that it did not happen" if failed else "what was removed is back"
                 self.bad(what, f"{token} in {read}: " + "; ".join(f"{m.op}, gone {m.gone[view]:.3f}" for m in of_text))
-            elif count > sum(possible.values()):
+            elif count > len(possible):
                 self.bad("more than once", f"{count} of {token} in {read}")
         rest = []
         for m in messages:
             if m.sent >= read.end:
                 rest.append(m)
                 continue
-            if m.there < read.begin and m.text not in counts and m.gone[view] == NEVER and not may_be_hidden:
+            is_due = m.there + self.late < read.begin and m.op.may_count and not may_be_hidden
+            if is_due and m.text not in counts:
                 if m.may_go[view] >= read.end:
                     self.bad("lost", f"{m.text} of {m.op} is missing from {read}: {read.result}")
                 if not self._is_being_erased(m, read):
                     m.leaves(view, read.end, read.end)
-            if m.gone["all"] == NEVER:
+            if m.gone["all"] > read.end:
                 rest.append(m)
         return rest
+
+    def _may_be_shown(self, message: _Message, read: Op) -> bool:
+        # A fork that finds another one takes back what it wrote, and then says that it did not happen.
+        is_done = message.op.may_count or (message.op.source and read.begin < message.op.end)
+        is_there = message.sent < read.end and message.gone[read.view] + self.late > read.begin
+        return bool(is_done) and is_there and not self._must_be_hidden(message, read)
 
     def _is_being_erased(self, message: _Message, read: Op) -> bool:
         """Whether the sessions of a message may be disappearing: what one reader misses another may remember."""
@@ -290,33 +290,110 @@ class _Key:
             return True
         return any(o.kind == "erase" and message.op.begin < o.end and o.begin < read.end < o.end for o in self.ops)
 
-    def _may_be_hidden(self, op: Op) -> bool:
-        """Whether a hiding may be in effect at some time of an operation."""
-        return any(not self._undone(hide, op, self.restores) for hide in self.hides if hide.begin < op.end)
-
     def _must_be_hidden(self, message: _Message, read: Op) -> bool:
-        """Whether a message was there when one hid it, which nobody has begun to undo when it is read."""
+        """Whether a message was there when one hid it, and no process has begun to undo that when it is read."""
+        late, hidings = self.late, self.hidings
         return any(
-            hide.outcome == "ok" and hide.strict and message.there < hide.begin and hide.end < read.begin
-            for hide in self.hides
-            if not any(r.end > hide.begin and r.begin < read.end for r in self.restores)
+            hide.outcome == "ok" and hide.strict and message.there + late < hide.begin and hide.end + late < read.begin
+            for hide in hidings.hides
+            if not any(r.end + late > hide.begin and r.begin < read.end for r in hidings.restores)
         )
 
-    def _undone(self, what: Op, before: Op, by: Iterable[Op]) -> bool:
-        """Whether something was surely undone before an operation began."""
-        return any(o.outcome == "ok" and o.strict and what.end < o.begin and o.end < before.begin for o in by)
-
     def _judge_ends(self) -> None:
-        """Judge that nobody writes to what was ended, until it is reopened or deleted, and that others can write."""
-        others = [op for op in self.ops if op.kind in {"reopen", "erase"} and op.outcome != "failed"]
-        ends = [op for op in self.ops if op.kind == "end" and op.outcome != "failed"]
+        """Judge that none writes to what was ended, until it is reopened or deleted, and that others can write."""
+        late = self.late
+        others = [op for op in self.ops if op.kind in {"reopen", "erase"} and op.may_count]
+        ends = [op for op in self.ops if op.kind == "end" and op.may_count]
         for end in (op for op in ends if op.outcome == "ok" and op.result and op.strict):
-            for op in (op for op in self.ops if op.kind == "add" and op.outcome == "ok" and op.begin > end.end):
-                if not any(o.end > end.begin and o.begin < op.end for o in others):
+            for op in (op for op in self.ops if op.kind == "add" and op.outcome == "ok" and op.begin > end.end + late):
+                if not any(o.end + late > end.begin and o.begin < op.end for o in others):
                     self.bad("written though ended", op)
-        for op in (op for op in self.ops if op.ended and op.strict):
-            if all(self._undone(end, op, others) for end in ends if end.begin < op.end):
+        for op in (op for op in self.ops if op.error == "ConversationEnded" and op.strict):
+            if all(self.hidings.undone(end, op, others) for end in ends if end.begin < op.end):
                 self.bad("refused though not ended", op)
+
+    # Content in S3
+
+    def _judge_missing(self, read: Op) -> None:
+        for token in read.missing:
+            of_text = self.by_text.get(token, [])
+            if not any(m.may_go["all"] < read.end for m in of_text):
+                self.bad("its content is missing", f"{token} in {read}")
+
+    def _judge_left(self) -> None:
+        """Judge that contents have left the bucket with their messages."""
+        for op in (op for op in self.ops if op.outcome == "ok" and op.kind in {"redact", "erase"}):
+            for token in op.left if op.kind == "erase" else {*op.left}.intersection(op.result):
+                of_text = self.by_text.get(token, [])
+                # A writer that has not returned yet looks once more whether its content is there.
+                if len(of_text) == 1 and of_text[0].op.outcome == "ok" and of_text[0].op.end + self.late < op.begin:
+                    self.bad("deleted, and its content still in S3", f"{token} by {op}")
+
+    # Forks
+
+    def _must_be_there(self, op: Op) -> bool:
+        """Whether some message must be there all through an operation."""
+        return not self.hidings.may_hide(op) and any(
+            m.there + self.late < op.begin and m.may_go["all"] >= op.end for m in self.messages.values()
+        )
+
+    def _judge_forks(self) -> None:
+        """Judge which forks onto this key succeeded, and why others were refused."""
+        forks = [op for op in self.ops if op.kind == "fork" and op.key == self.key]
+        for fork in forks:
+            others = [op for op in self.ops if op is not fork and op.begin < fork.end]
+            if fork.outcome == "ok" and fork.strict and self._must_be_there(fork):
+                self.bad("forked onto what exists", fork)
+            is_explained = any(op.said or op.kind in {"fork", "add", "set", "name", "save"} for op in others)
+            if fork.error == "ConversationExists" and not is_explained:
+                self.bad("refused though there was nothing", fork)
+        won = [op for op in forks if op.outcome == "ok" and op.strict] if not self.late else []
+        for one, other in itertools.combinations(won, 2):
+            undone = any(
+                op.kind not in {"read", "named", "add", "fork", "name"} and op.may_count
+                and op.end > one.begin and op.begin < other.end
+                for op in self.ops
+            )
+            if other.begin < one.end and not undone:
+                self.bad("two forks onto one key", f"{one}, {other}")
+
+    def _judge_copy(self, fork: Op) -> None:
+        """Judge what a fork of this key has copied up to a point."""
+        point = fork.point
+        assert point
+        at = min(change.at for change in fork.said)
+        tokens = [token for token in fork.copied if not token.startswith("[")]
+        counts = collections.Counter(tokens)
+        self._judge_order(fork, tokens)
+        for token, count in counts.items():
+            possible = 0
+            for m in self.by_text.get(token, []):
+                is_removed = any(
+                    surely + self.late < fork.begin and self._is_within(removal, 0, point)
+                    for removal, surely in m.removals
+                )
+                is_within = any(self._is_within(change, n, point, added=True) for (_, n), change in m.ids.items())
+                possible += is_within and m.op.may_count and m.sent < at and not is_removed
+            if count > possible:
+                self.bad("was not there at that point", f"{count} of {token} up to {point} in {fork}")
+        rewritten = any(op.kind in {"redact", "erase"} and op.begin < fork.end for op in self.ops)
+        for m in self.messages.values() if fork.strict and not self.hidings.may_hide(fork) else ():
+            is_within = all(self._is_within(change, n, point, added=True) for (_, n), change in m.ids.items())
+            if not is_within or m.there + self.late >= fork.begin or m.text in counts:
+                continue
+            is_kept = self.dated and not rewritten and fork.end - m.sent < MONTH
+            removed_later = not any(self._is_within(removal, 0, point) for removal, _ in m.removals)
+            if m.may_go["all"] >= at or (is_kept and removed_later):
+                self.bad("lost at that point", f"{m.text} of {m.op} up to {point} in {fork}")
+
+    def _is_within(self, change: Said, position: int, point: Point, *, added: bool = False) -> bool:
+        """Whether a change (a message that it adds, if `added`) stands up to a point."""
+        if change.change != point.change:
+            of_point = next((c for (name, _), m in self.by_id.items() if name == point.change for c in m.ids.values()), None)
+            return of_point is not None and change.order < of_point.order
+        if not added:
+            return point.position > 0 or point.included
+        return position < point.position or (position == point.position and point.included)
 
     # Order
 
@@ -324,9 +401,9 @@ class _Key:
         found = [self.by_text.get(token, []) for token in tokens]
         return [of_text[0] for of_text in found if len(of_text) == 1 and len(of_text[0].ids) == 1]
 
-    def _judge_order(self, read: Op) -> None:
-        ids = [(next(iter(m.ids)), m.text) for m in self._only(read.result)]
-        for before, after in itertools.pairwise(ids):
+    def _judge_order(self, read: Op, tokens: Iterable[str]) -> None:
+        orders = [(m.order, m.text) for m in self._only(tokens)]
+        for before, after in itertools.pairwise(orders):
             if before > after:
                 self.bad("readers disagree on the order", f"{before} before {after} in {read}")
 
@@ -339,7 +416,8 @@ class _Key:
         ahead, latest = self._ahead(), 0.0
         newest: dict[str, _Message] = {}
         earliest_allowed: _Message | None = None
-        for a in sorted(self._only(self.by_text), key=lambda m: next(iter(m.ids))):
+        ours = [m for m in self._only(self.by_text) if not any(change.foreign for change in m.ids.values())]
+        for a in sorted(ours, key=lambda m: m.order):
             # Every message in `newest`, and `earliest_allowed`, has a smaller id than `a`: they come before it.
             for process, b in newest.items():
                 in_program = process == a.op.process and a.op.begin < b.op.begin
@@ -366,29 +444,3 @@ class _Key:
             return reached[n - 1][1] if n else 0.0
 
         return ahead
-
-    # Named state
-
-    def _judge_state(self, name: str) -> None:
-        writes = [op for op in self.ops if op.kind == "name" and op.name == name and op.outcome != "failed"]
-        by_value = {op.tokens[0]: op for op in writes}
-        erases = [op for op in self.ops if op.kind == "erase" and op.outcome != "failed"]
-        for read in (o for o in self.ops if o.kind == "named" and o.outcome == "ok" and o.strict):
-            value = read.result.get(name)
-            known = [w for w in writes if w.outcome == "ok" and w.strict and w.end < read.begin]
-            if value is None:
-                for w in known if not self._may_be_hidden(read) else ():
-                    if not any(e.end > w.begin and e.begin < read.end for e in erases):
-                        self.bad("state lost", f"{w} in {read}")
-                continue
-            write = by_value.get(value)
-            if write is None:
-                self.bad("nobody wrote this state", f"{value} in {read}")
-                continue
-            written = write.end if write.outcome == "ok" else max((c.at + c.wrong for c in write.said), default=NEVER)
-            for later in known:
-                if later.begin > written:
-                    self.bad("an older state counts", f"{write} in {read}, after {later}")
-            for e in erases:
-                if e.outcome == "ok" and e.begin > written and e.end < read.begin:
-                    self.bad("erased state is back", f"{write} in {read}")

@@ -49,8 +49,10 @@ from llama_index_bedrock_sessions.errors import (
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock
 from tests import broken
-from tests.histories import DAY, HOUR, MINUTE, contents, short_sessions
-from tests.judge import CLOCK, NEVER, Anomaly, Op, Said, agree, judge, redacted, said
+from tests.histories import DAY, HOUR, MINUTE, short_sessions
+from tests.judge import agree, judge, redacted
+from tests.operations import contents
+from tests.ops import CLOCK, NEVER, Anomaly, Op, Said, said
 from tests.service import stored
 
 KEYS = 4

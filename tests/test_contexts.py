@@ -48,7 +48,7 @@ from llama_index_bedrock_sessions.emulator import Behaviour
 from llama_index_bedrock_sessions.fold import Draft
 from tests import histories
 from tests.histories import History
-from tests.judge import Op
+from tests.ops import Op
 from tests.service import DAY, HOUR, KEY, Service, python, run, user
 from tests.test_agents import approving, calls
 

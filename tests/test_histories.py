@@ -227,7 +227,7 @@ def test_who_opens_a_session_at_once_with_another_who_ends_it_does_not_go_on(exp
     go(expired, 1)
     go(expired, 0)
     go(expired, 1, "add")
-    assert expired.ops[-1].ended
+    assert expired.ops[-1].error == "ConversationEnded"
     assert not expired.conclude(), "\n".join(expired.log)
 
 

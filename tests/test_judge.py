@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llama_index_bedrock_sessions.journal import Kind, MessageId, new_id
-from tests.judge import Op, Said, agree, judge, redacted
+from tests.judge import agree, judge, redacted
+from tests.ops import Op, Said
 
 pytestmark = pytest.mark.once
 
@@ -65,7 +66,7 @@ def test_a_history_that_keeps_the_promises() -> None:
     assert judge(kept().read("d").ops) == []
     hidden = Story().add("p", "a").op("h", "hide").add("p", "b").read("b").op("h", "restore").read("a b")
     assert judge(hidden.ops) == []
-    ended = Story().op("e", "end", result=True).add("p", "", outcome="failed", ended=True).op("e", "reopen")
+    ended = Story().op("e", "end", result=True).add("p", "", outcome="failed", error="ConversationEnded").op("e", "reopen")
     assert judge(ended.add("p", "a").read("a").ops) == []
     for outcome in ("a", ""):
         assert judge(Story().add("p", "a", outcome="unknown").read(outcome).ops) == []
@@ -104,7 +105,7 @@ BROKEN: dict[str, tuple[Story, str]] = {
     "redacted and back": (Story().add("p", "a").op("d", "redact", removes="a", result=["a"]).read("a"), "what was"),
     "written though ended": (Story().op("e", "end", result=True).add("p", "a"), "written though ended"),
     "refused though reopened": (
-        Story().op("e", "end", result=True).op("e", "reopen").add("p", "", outcome="failed", ended=True),
+        Story().op("e", "end", result=True).op("e", "reopen").add("p", "", outcome="failed", error="ConversationEnded"),
         "refused though not ended",
     ),
     "an older state": (state("v1", "v2", read="v1"), "an older state counts"),
