@@ -368,6 +368,7 @@ class Chain(Reader):
         for attempt in range(ATTEMPTS):
             # The first session of a key: the look that found nothing to take has just been taken.
             look = attempt or fold.heads or self._unopened
+            looked = self.sessions.clock.now()
             found = self._found(fold) if look else {}
             others = [info for session, info in found.items() if session not in void]
             # Not of the one just created: if another process has opened it, two openings of a session are one fold.
@@ -385,7 +386,8 @@ class Chain(Reader):
                 if not self._may_open(info, mine, parents):
                     logger.info("conversation %s: passes over session %s, unopened", self.name, info.session)
                 elif self._open(fold, info, draft, present=found):
-                    if len(candidates) < len(others):
+                    is_late = self.sessions.clock.now() - looked > self.sessions.settle * 1000 > 0
+                    if len(candidates) < len(others) or is_late:
                         self._close_others()
                     return True
                 # Another process may have opened it since: another one beside it would be a second head.
@@ -397,10 +399,10 @@ class Chain(Reader):
         return False
 
     def _close_others(self) -> None:
-        """Close what other processes have opened beside a copy: all who know one of the heads look for the others.
+        """Close what other processes have opened at the same time: all that know one of the heads look for the others.
 
-        The creator of a copy looks after it has opened that, and who has passed over the copy after it has opened
-        another session: one of them finds both open.
+        A process that opens a copy looks afterwards, and one that has passed over the copy does too: one of them finds
+        both open. So does one that opened a session much later than it had looked for others.
         """
         heads = [s.session for s in self._others(self.known()) if self._has_opening(s.session)]
         for head in heads:

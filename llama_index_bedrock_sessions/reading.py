@@ -101,6 +101,8 @@ class Reader:
         self._unopened = False
         """Whether the last look found sessions of the key that nobody has opened."""
         self._validated = 0.0
+        self._looked = 0
+        """When the directory was last asked for the sessions of the key, in ms."""
 
     # What it takes to be up to date
 
@@ -167,8 +169,21 @@ class Reader:
         is_closed = fold.closings or fold.ended() or not self._closed.isdisjoint(fold.heads)
         if full or is_closed or not all(results[len(fold.heads) :]):
             return False
+        if self._may_have_missed_others(fold):
+            return False
         # The replies may have told that it is later than it seemed.
         return all(self._is_active(head) for head in self._old(fold.heads) if head not in asked)
+
+    def _may_have_missed_others(self, fold: Fold) -> bool:
+        """Whether it is time to look once more for what others opened when this head was opened.
+
+        Neither saw the other if sessions are listed late. One opens at most a settling time after its last look
+        (`Chain._open_next`), which the other may have missed by two: for the other's session, and for its opening.
+        """
+        settled = 3 * int(self.sessions.settle * 1000)
+        ids = (parse_id(step) for head in fold.heads for step in fold.listed[head] if is_opening(step))
+        now = self.sessions.clock.now()
+        return settled > 0 and any(self._looked < parsed.ms + settled <= now for parsed in ids if parsed)
 
     def _old(self, heads: Iterable[str]) -> list[str]:
         """Return the sessions that may have expired: those that were created more than 50 minutes ago."""
@@ -212,6 +227,7 @@ class Reader:
         folds: dict[str, Fold] = {}
         covered: set[str] = set()
         self._unopened = False
+        self._looked = self.sessions.clock.now()
 
         def still_wanted() -> int:
             # Once an open session is found, what was created long before it needs no look any more.
