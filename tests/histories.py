@@ -34,13 +34,15 @@ from tests.service import QUICK, stored
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 KEY = "history"
-FORKS = ("fork-0", "fork-1")
+FORKS = ("fork-0", "fork-1", "fork-2", "fork-3")
 """The keys that forks are made under."""
 TOOL = "tool"
 """Stands for the key of a session that another tool has made, which is its id."""
 NAMES = ("cart", "mood")
 """The names of named state, and of saved contexts."""
-NAMED = {"name", "save", "load", "load again"}
+NAMED = {"name", "save", "load", "load_again"}
+READS = dict.fromkeys(("read", "named"), {"ACTIVE", "EXPIRED", "ENDED"})
+"""The statuses of a session in which these operations work; others need an ACTIVE one."""
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 SETTLE = 2.0
 """Seconds that the library waits for late lists before it deletes."""
@@ -237,7 +239,7 @@ class History:
 
     # Operations
 
-    def start(self, number: int, kind: str, argument: int = 0, key: str = KEY, name: str = "") -> bool:
+    def start(self, number: int, kind: str, argument: int = 0, key: str = KEY, name: str = "", source: str = KEY) -> bool:
         """Begin an operation; `name` is that of a context or of state, or what another `redact` has chosen."""
         process = self.processes[number]
         if process.op is not None:
@@ -249,8 +251,8 @@ class History:
         kind, view = ("read", "all") if kind == "all" else (kind, "active")
         if kind in NAMED and not name:
             name = NAMES[argument // 2 % len(NAMES)]
-        source = KEY if kind == "fork" else ""
-        op = Op(process.name, kind, key, self.now(), tokens, view=view, strict=self.strict, name=name, source=source)
+        op = Op(process.name, kind, key, self.now(), tokens, view=view, strict=self.strict, name=name)
+        op.source = source if kind == "fork" else ""
         self.ops.append(op)
         process.op, process.gate, process.done = op, Gate(), False
         self.note(f"P{number} begins {kind} {key if key != KEY else ''} {name} {' '.join(tokens)}")
@@ -322,8 +324,8 @@ class History:
         op.end = self.now()
         if self.s3 and op.kind in {"redact", "erase"}:
             op.left = self._left(process, op.key)
-        if op.error == "SessionClosed" and self._is_active(op.key):
-            self.anomalies.append(Anomaly("refused though its session takes writes", str(op)))
+        if op.error == "SessionClosed" and self._status(op.key) in READS.get(op.kind, {"ACTIVE"}):
+            self.anomalies.append(Anomaly("refused though its session takes it", str(op)))
         self.note(f"{op} {op.result}")
 
     def _left(self, process: Process, key: str) -> list[str]:
@@ -333,10 +335,10 @@ class History:
         stored = {self.s3.content(name) for name in self.s3.names() if name.startswith(folder)}
         return sorted(token for op in self.ops for token in op.tokens if content(token) in stored)
 
-    def _is_active(self, session: str) -> bool:
+    def _status(self, session: str) -> str | None:
         with contextlib.suppress(ClientError):
-            return bool(self.client.get_session(sessionIdentifier=session)["sessionStatus"] == "ACTIVE")
-        return False
+            return str(self.client.get_session(sessionIdentifier=session)["sessionStatus"])
+        return None
 
     def finish(self, number: int) -> Op:
         op = self.processes[number].op
@@ -403,12 +405,12 @@ class History:
         self.quiesce()
         self.anomalies += redacted(self.ops, stored(self.client))
         living, is_aware, self.strict = len(self.processes), self.strict, True
-        last = {key: self._at_rest(key, range(living if is_aware else 0)) for key in self.keys}
+        last = {key: self._at_rest(key, range(living if is_aware else 0)) for key in dict.fromkeys(self.keys)}
         for pause in days:
             self.advance(pause)
-            for key in self.keys:
+            for key in last:
                 last[key] = self._after_days(key, pause, last[key])
-        for key in self.keys:
+        for key in last:
             self._need(self.cold("all", 0, key))
         self.anomalies += judge(self.ops, late=self.lateness)
         return self.anomalies
@@ -421,10 +423,11 @@ class History:
         last = self._need(self.cold("read", 0, key))
         if key != self.session:
             self._need(written)
-        self.expect("readers disagree", last, [*self.texts(first), *(written.tokens if written.outcome == "ok" else [])])
+        there = [*self.texts(first), *(written.tokens if written.outcome == "ok" else [])]
+        self.expect("readers disagree", last, there)
         self._need(self.cold("named", 0, key))
-        for n in range(len(NAMES)) if key != self.session else ():
-            self.cold("load", 2 * n, key)
+        for name in self._saved(key):
+            self.cold("load", 0, key, name)
         half_erased = any(op.key == key and op.kind == "erase" and op.outcome != "ok" for op in self.ops)
         for number in living if not half_erased else ():
             if self._remembers(number, key):
@@ -433,6 +436,10 @@ class History:
                 self.start(number, "named", 0, key)
                 self._need(self.finish(number))
         return last
+
+    def _saved(self, key: str) -> list[str]:
+        """Return the names under which contexts were saved."""
+        return sorted({op.name for op in self.ops if op.key == key and op.kind == "save"})
 
     def _remembers(self, number: int, key: str) -> bool:
         known = self.processes[number].store._kept._alive.get((key, key != self.session))
@@ -446,13 +453,14 @@ class History:
         if key == self.session:
             return before
         self._need(self.cold("add", 1, key))
-        for n in range(len(NAMES)):
-            self.cold("load again", 2 * n, key)
+        for name in self._saved(key):
+            self.cold("load_again", 0, key, name)
         return self._need(self.cold("read", 0, key))
 
     def _need(self, op: Op) -> Op:
         """Note that an operation did not work though all is at rest."""
-        if op.outcome != "ok":
+        is_gone = op.key == self.session and self._status(op.key) is None
+        if op.outcome != "ok" and not is_gone:
             self.anomalies.append(Anomaly("does not work at rest", f"{op} {op.result}"))
         return op
 
@@ -488,14 +496,18 @@ def random_history(
     faults: float = 0.05,
     crashes: float = 0.02,
     users: bool = False,
+    begin: str = "",
     days: tuple[float, ...] = (2 * HOUR, 9 * DAY, 13 * DAY),
     **settings: Any,
 ) -> History:
-    """Run one history and judge it; its `anomalies` should be empty."""
+    """Run one history and judge it; its `anomalies` should be empty. `begin`: what one process does first."""
     history = History(seed, **settings)
     history.strict = not users
     choose = random.Random(seed * 7919 + 1)
     with short_sessions(history.steps):
+        for kind in begin.split():
+            history.start(0, kind, choose.randrange(6), history.keys[0])
+            history.finish(0)
         for _ in range(actions):
             process = choose.randrange(len(history.skews) if len(history.skews) > 3 else len(history.processes))
             draw = choose.random()
@@ -504,7 +516,7 @@ def random_history(
                 if kind == "tool":
                     history.write_as_tool()
                 else:
-                    history.start(process, kind, argument, _key_for(kind, history, choose))
+                    history.start(process, kind, argument, **_keys_for(kind, history, choose))
             elif draw < 0.30 + crashes:
                 history.crash(process)
             elif draw < 0.34 + crashes:
@@ -522,7 +534,11 @@ def random_history(
     return history
 
 
-def _key_for(kind: str, history: History, choose: random.Random) -> str:
+def _keys_for(kind: str, history: History, choose: random.Random) -> dict[str, str]:
+    """Choose the key of an operation, and the source of a fork."""
     if len(history.keys) == 1:
-        return history.keys[0]
-    return choose.choice(FORKS if kind == "fork" else history.keys)
+        return {"key": history.keys[0]}
+    if kind != "fork":
+        return {"key": choose.choice(history.keys)}
+    key = choose.choice([key for key in history.keys if key in FORKS])
+    return {"key": key, "source": choose.choice([source for source in history.keys if source != key])}

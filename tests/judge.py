@@ -61,9 +61,9 @@ def judge(ops: Iterable[Op], *, late: float = 0.0, dated: bool = True) -> list[A
     copies: dict[str, list[Op]] = {}
     for op in sorted(ops, key=lambda op: op.begin):
         by_key.setdefault(op.key, []).append(op)
-        if op.kind == "fork" and op.point and op.said:
+        if op.kind == "fork" and op.point and (op.said or op.outcome == "ok"):
             copies.setdefault(op.source, []).append(op)
-        elif op.kind == "fork":
+        elif op.kind == "fork" and not op.point:
             by_key.setdefault(op.source, []).extend(_reads(op))
     return [
         anomaly
@@ -186,7 +186,8 @@ class _Key:
                     self.by_id[change.change, position] = message
             if op.kind == "add" and op.outcome == "ok" and op.sent != op.tokens:
                 self.bad("acknowledged and not sent", f"{op} sent {op.sent}")
-            if op.kind == "fork" and op.outcome == "ok" and op.key == self.key and not op.counts:
+            # Up to a point there may be nothing.
+            if op.kind == "fork" and op.outcome == "ok" and not (op.point or op.counts):
                 self.bad("acknowledged and not sent", op)
         for message in self.messages.values():
             self.by_text.setdefault(message.text, []).append(message)
@@ -361,7 +362,7 @@ class _Key:
         """Judge what a fork of this key has copied up to a point."""
         point = fork.point
         assert point
-        at = min(change.at for change in fork.said)
+        at = min((change.at for change in fork.said), default=fork.end)
         tokens = [token for token in fork.copied if not token.startswith("[")]
         counts = collections.Counter(tokens)
         self._judge_order(fork, tokens)

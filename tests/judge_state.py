@@ -99,9 +99,9 @@ def judge_contexts(ops: Iterable[Op], hidings: Hidings, bad: Report) -> None:
     """Judge the saved contexts of a key."""
     ops = list(ops)
     erases = [op for op in ops if op.kind == "erase" and op.may_count]
-    for name in {op.name for op in ops if op.kind in {"save", "load", "load again"}}:
+    for name in {op.name for op in ops if op.kind in {"save", "load", "load_again"}}:
         saves = [_Write(op, op.tokens[0]) for op in ops if op.kind == "save" and op.name == name and op.may_count]
-        loads = [op for op in ops if op.kind in {"load", "load again"} and op.name == name]
+        loads = [op for op in ops if op.kind in {"load", "load_again"} and op.name == name]
         value = _Value(saves, erases, hidings.late)
         _judge_loads(value, loads, hidings, bad)
         _judge_once(loads, hidings.late, bad)
@@ -144,6 +144,6 @@ def _judge_once(loads: Sequence[Op], late: float, bad: Report) -> None:
         before = first.setdefault(load.result, load)
         if before is not load:
             bad("loaded twice", f"{before}, {load}")
-        for again in (op for op in done if op.kind == "load again" and op.result == load.result):
+        for again in (op for op in done if op.kind == "load_again" and op.result == load.result):
             if again.end + late < load.begin:
                 bad("loaded twice", f"{again}, {load}")

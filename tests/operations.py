@@ -56,8 +56,8 @@ def perform(store: BedrockSessionsChatStore, chat: Conversation, op: Op, argumen
         return chat.state.copy()
     if op.kind == "save":
         return chat.save_context(context(op.tokens[0], large=argument % 2 == 0), op.name) and None
-    if op.kind in {"load", "load again"}:
-        return loaded(chat.load_context(Order(timeout=None), op.name, by=op.process, again=op.kind == "load again"))
+    if op.kind in {"load", "load_again"}:
+        return loaded(chat.load_context(Order(timeout=None), op.name, by=op.process, again=op.kind == "load_again"))
     if op.kind == "fork":
         return fork(store.conversation(op.source), op, argument)
     return read(chat, op)
@@ -73,7 +73,7 @@ def read(chat: Conversation, op: Op) -> list[str]:
 def redact(chat: Conversation, argument: int, op: Op) -> list[str]:
     """Redact a message: the one that the operation's name says, by its id and its text, if it has a name."""
     if op.name:
-        message_id, token = op.name.split()
+        message_id, token = op.name.split(" ", 1)
         chat.redact(message_id)
         return [token]
     chat.messages()

@@ -10,7 +10,7 @@ import pytest
 
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
-from tests.histories import DAY, HOUR, MINUTE, History, Process, random_history
+from tests.histories import DAY, FORKS, HOUR, KEY, MINUTE, TOOL, History, Process, random_history
 
 pytestmark = pytest.mark.once
 
@@ -121,6 +121,82 @@ SUITES: dict[str, dict[str, Any]] = {
         "faults": 0.1,
         "crashes": 0.05,
         "kv": True,
+    },
+    "named state": {
+        "kinds": "add add read name name name named named remove redact renew erase",
+        "times": (MINUTE, 61 * MINUTE, 4 * DAY),
+        "actions": 150,
+    },
+    "named state, hidden": {
+        "kinds": "add read name name named named hide restore restore renew",
+        "times": (MINUTE, 61 * MINUTE),
+        "actions": 150,
+    },
+    "forks": {
+        "kinds": "add add read all fork fork fork remove archive",
+        "times": (MINUTE, 61 * MINUTE, 4 * DAY),
+        "keys": (*3 * [KEY], *FORKS),
+        "begin": "add add add archive add remove",
+        "actions": 150,
+    },
+    "forks of all that is done": {
+        "kinds": "add add set read all name named fork fork fork remove archive redact renew erase hide restore",
+        "times": (MINUTE, 61 * MINUTE),
+        "keys": (*3 * [KEY], *FORKS),
+        "begin": "add name add archive",
+        "actions": 200,
+        "faults": 0.02,
+    },
+    "forks onto one key": {
+        "kinds": "fork fork fork add read name named erase erase",
+        "times": (MINUTE,),
+        "keys": (KEY, FORKS[0], FORKS[0]),
+        "begin": "add name archive add",
+        "processes": 4,
+        "actions": 120,
+        "crashes": 0.03,
+    },
+    "contexts": {
+        "kinds": "add add read save save load load load_again remove renew",
+        "times": (MINUTE, 61 * MINUTE, 4 * DAY),
+        "actions": 150,
+    },
+    "contexts while redacting": {
+        "kinds": "add add read save save load load load_again redact redact renew erase",
+        "times": (MINUTE, 61 * MINUTE),
+        "actions": 250,
+        "faults": 0.02,
+    },
+    "a session of another tool": {
+        "kinds": "add add tool tool read read remove set clear archive name named",
+        "times": (MINUTE, MINUTE, 20 * MINUTE, 50 * MINUTE),
+        "keys": (TOOL,),
+        "processes": 4,
+        "actions": 150,
+        "days": (2 * HOUR,),
+    },
+    "a session of another tool that is ended": {
+        "kinds": "add add add add tool tool read read name named remove end erase",
+        "times": (MINUTE, 61 * MINUTE),
+        "keys": (TOOL,),
+        "actions": 150,
+        "days": (2 * HOUR,),
+    },
+    "media": {
+        "kinds": "add add add read read remove set redact renew erase archive",
+        "times": (MINUTE, 61 * MINUTE, 4 * DAY),
+        "media": True,
+        "actions": 150,
+        "faults": 0.03,
+    },
+    "media in forks": {
+        "kinds": "add add add read all fork fork remove redact erase",
+        "times": (MINUTE, 61 * MINUTE),
+        "keys": (*3 * [KEY], *FORKS),
+        "begin": "add add add",
+        "media": True,
+        "actions": 200,
+        "faults": 0.02,
     },
     "somebody ends sessions": {"kinds": ALL, "times": (MINUTE, 61 * MINUTE), "users": True},
 }
