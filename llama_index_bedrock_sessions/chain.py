@@ -256,8 +256,7 @@ class Chain(Reader):
             head = fold.heads[0]
             try:
                 # Parents take no writes any more, but what they took last may be listed late.
-                parents = {parent for opening in fold.openings[head] for parent in opening.parents}
-                before = self._claims(of, parents)
+                before = self._claims(of, fold.parents())
                 draft = resolve(fold)
                 if before or draft is None:
                     return next(iter(before), None)
@@ -314,7 +313,7 @@ class Chain(Reader):
             self.sessions.wait_until_listed()
         for head in fold.heads:
             fold.saw_list(head, self._list(head))
-        self._get(fold, [], {p for head in fold.heads for o in fold.openings[head] for p in o.parents})
+        self._get(fold, [], fold.parents())
         self._read(fold)
         self._refuse_if_newer(fold)
 

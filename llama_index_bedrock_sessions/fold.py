@@ -200,8 +200,15 @@ class Fold:
 
     def unlisted_parents(self) -> list[str]:
         """Return the sessions before the heads that have not been listed: they may hold steps no opening has seen."""
-        parents = (parent for head in self.heads for opening in self.openings[head] for parent in opening.parents)
-        return [p for p in dict.fromkeys(parents) if p not in self.listed]
+        return [parent for parent in self.parents() if parent not in self.listed]
+
+    def parents(self) -> dict[str, None]:
+        """Return the sessions that the heads continue."""
+        return dict.fromkeys(parent for opening in self._all_openings() for parent in opening.parents)
+
+    def opening_ids(self) -> Iterator[str]:
+        """Yield the openings of the heads that are listed."""
+        return (step for head in self.heads for step in self.listed[head] if _kind(step) is Kind.OPENING)
 
     def rounds(self, *, whole: bool = True) -> Iterator[list[Home]]:
         """Yield what to get, round by round; what a round names must be absorbed (or `lost`) before the next.

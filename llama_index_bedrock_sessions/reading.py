@@ -154,36 +154,42 @@ class Reader:
         return (s for s in self._directory.find(self.key, lambda: self._since(fold)) if s.session not in ours)
 
     def _is_current(self, fold: Fold) -> bool:
-        """List the heads; return whether nobody can have continued them."""
+        """List the heads; return whether no process can have continued them, or opened another beside them."""
         asked = self._old(fold.heads)
+        # What was written to a parent before it was closed may not have been listed when it was read to its end.
+        parents = list(fold.parents()) if any(self._unsettled(fold)) else []
         jobs: list[Callable[[], Any]] = [functools.partial(self._list, head) for head in fold.heads]
+        jobs += [functools.partial(self._list_or_nothing, parent) for parent in parents]
         jobs += [functools.partial(self._is_active, head) for head in asked]
         results = self.sessions.pool.map(lambda job: job(), jobs)
         fold.horizon = self._horizon()
-        for head, steps in zip(fold.heads, results, strict=False):
-            fold.saw_list(head, steps)
+        listed = [*fold.heads, *parents]
+        for session, steps in zip(listed, results, strict=False):
+            fold.saw_list(session, steps)
         self._read(fold, whole=False)
         if not self._directory.continues:
             return True
         full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
         is_closed = fold.closings or fold.ended() or not self._closed.isdisjoint(fold.heads)
-        if full or is_closed or not all(results[len(fold.heads) :]):
+        if full or is_closed or not all(results[len(listed) :]):
             return False
-        if self._may_have_missed_others(fold):
+        if any(settled <= self.sessions.clock.now() for settled in self._unsettled(fold)):
             return False
         # The replies may have told that it is later than it seemed.
         return all(self._is_active(head) for head in self._old(fold.heads) if head not in asked)
 
-    def _may_have_missed_others(self, fold: Fold) -> bool:
-        """Whether it is time to look once more for what others opened when this head was opened.
+    def _unsettled(self, fold: Fold) -> Iterator[int]:
+        """Yield for each opening that was not looked beyond yet the time in ms from which lists show all beside it.
 
-        Neither saw the other if sessions are listed late. One opens at most a settling time after its last look
-        (`Chain._open_next`), which the other may have missed by two: for the other's session, and for its opening.
+        That is what other processes wrote while the head was opened, three settling times after it. Of two processes
+        that open a session each, because neither sees the other's, one opens its own at most a settling time after its
+        last look (see `Chain._open_next`). The other may miss it for two: for the session, and for its opening.
         """
-        settled = 3 * int(self.sessions.settle * 1000)
-        ids = (parse_id(step) for head in fold.heads for step in fold.listed[head] if is_opening(step))
-        now = self.sessions.clock.now()
-        return settled > 0 and any(self._looked < parsed.ms + settled <= now for parsed in ids if parsed)
+        for step in fold.opening_ids() if self.sessions.settle else ():
+            parsed = parse_id(step)
+            settled = (parsed.ms if parsed else 0) + 3 * int(self.sessions.settle * 1000)
+            if self._looked < settled:
+                yield settled
 
     def _old(self, heads: Iterable[str]) -> list[str]:
         """Return the sessions that may have expired: those that were created more than 50 minutes ago."""
