@@ -264,7 +264,8 @@ class Lifecycle(Chain):
                 aware.add(session)
             elif openings or not self._delete_unopened(session):
                 unaware.append(session)
-        self._close_others()
+        if len(aware) > 1:
+            self._close_others()
         return unaware
 
     def _openings(self, session: str) -> list[Step]:
@@ -319,18 +320,23 @@ class Lifecycle(Chain):
 
     def _delete_session(self, session: str) -> None:
         try:
-            self._seal(session, "deleted")
-            with self._effect():
-                self.sessions.delete(session)
-            self._directory.remove(session, self.key)
+            try:
+                self._delete_closed(session)
+            except Refused:  # it is ACTIVE
+                self._seal(session, "deleted")
+                self._delete_closed(session)
         except Gone:
-            # By another, who may have died before he said so.
-            self._directory.remove(session, self.key)
+            pass  # deleted by another process, which may have died before it removed the entry
         except Refused:
-            # Somebody wrote in between, or it is listed as it was; the next look shows it.
+            # A process wrote in between; the next look shows it.
             logger.info("conversation %s: session %s is not deleted yet", self.name, session)
             return
+        self._directory.remove(session, self.key)
         logger.info("conversation %s: session %s is deleted", self.name, session)
+
+    def _delete_closed(self, session: str) -> None:
+        with self._effect():
+            self.sessions.delete(session)
 
     def _media(self) -> Iterable[str]:
         return self.settings.media.listed() if self.settings.media else ()
