@@ -680,21 +680,18 @@ class Conversation:
     def redact(self, *message_ids: str, reason: str | None = None, approver: str | None = None) -> None:
         """Delete messages from the service for good; ids are those of `history()`, also of messages removed before.
 
-        All that is alive is copied to a new session, by value, and every earlier session of the conversation is
-        deleted: with it goes whatever was removed at any time. It takes as many calls as copying the conversation, five
-        for each session it is in, and some 40 more. Others may go on writing. If one of them takes the messages along
-        into a new session at that moment, or writes attachments, all of it is done once more. If it fails half-way the
-        messages have left the view or nothing has happened: call it again. Named state is not searched for what the
-        messages said. Steps and sessions that the service lists late, which nobody knows, are looked for several times;
-        later than that they can be missed.
+        The messages leave the view first. Then all that is alive is copied by value to a new session, and every
+        earlier session of the conversation is deleted, and with it whatever was removed at any time. It takes about 16
+        calls for a short conversation, one more for each further session, and waits three settling times
+        (`settling_time` of the store). Other processes may write at the same time. Named state is not searched for what the
+        messages said. If it fails half-way, call it again: nothing but what was removed is lost.
 
         Raises:
-            UnavailableError: others have done so eight times, or what was copied is not found; `may_have_happened` says
-                whether the messages have left the view. Call it again.
+            UnavailableError: sessions cannot be found yet, or another process has opened sessions that may hold copies;
+                `may_have_happened` says whether the messages have left the view. Call it again.
             InvalidMessageError: an id that names no message of this conversation; nothing was changed.
             ConfigurationError: a message has contents in S3, and the store was constructed without `media=`; nothing
                 was changed.
-            ConversationEnded: never: what was ended stays so.
 
         """
         said = _texts(reason=reason, approver=approver)
