@@ -683,8 +683,8 @@ class Conversation:
         The messages leave the view first. Then all that is alive is copied by value to a new session, and every
         earlier session of the conversation is deleted, and with it whatever was removed at any time. It takes about 16
         calls for a short conversation, one more for each further session, and waits three settling times
-        (`settling_time` of the store). Other processes may write at the same time. Named state is not searched for what the
-        messages said. If it fails half-way, call it again: nothing but what was removed is lost.
+        (`settling_time` of the store). Other processes may write at the same time. Named state is not searched for
+        what the messages said. If it fails half-way, call it again: nothing but what was removed is lost.
 
         Raises:
             UnavailableError: sessions cannot be found yet, or another process has opened sessions that may hold copies;
