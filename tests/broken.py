@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions import chain, directory, fold, sessions
+from llama_index_bedrock_sessions import chain, directory, fold, lifecycle, media, reading, sessions
 from llama_index_bedrock_sessions.errors import ServiceError
 
 
@@ -72,6 +72,81 @@ def written_again_without_a_look(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sessions.Sessions, "_is_there", lambda *_: False)
 
 
+def contexts_are_loaded_without_a_claim(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(chain.Chain, "claim", lambda self, _, resolve: self.append(resolve))
+
+
+def attachments_of_state_are_not_copied(patch: pytest.MonkeyPatch) -> None:
+    old_natives = fold.Fold.old_natives
+
+    def of_messages(self: fold.Fold, *arguments: Any, **more: Any) -> Any:
+        state, self._state = self._state, {}
+        try:
+            return old_natives(self, *arguments, **more)
+        finally:
+            self._state = state
+
+    patch.setattr(fold.Fold, "old_natives", of_messages)
+
+
+def forks_do_not_copy_what_is_archived(patch: pytest.MonkeyPatch) -> None:
+    copy = conversation.Copy
+    patch.setattr(conversation, "Copy", lambda encoded, _: copy(encoded, False))
+
+
+def forks_do_not_copy_state(patch: pytest.MonkeyPatch) -> None:
+    begin = lifecycle.Lifecycle.begin
+    patch.setattr(
+        lifecycle.Lifecycle,
+        "begin",
+        lambda self, copies, draft, *more: begin(self, copies, dataclasses.replace(draft, state={}), *more),
+    )
+
+
+def forks_do_not_look_for_others(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lifecycle.Lifecycle, "_is_alone", lambda _: True)
+
+
+def forks_do_not_copy_media(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(media.Objects, "copy", lambda *_: None)
+
+
+def referenced_media_are_deleted(patch: pytest.MonkeyPatch) -> None:
+    delete = lifecycle.Lifecycle._delete_media
+    patch.setattr(lifecycle.Lifecycle, "_delete_media", lambda self, stored, _: delete(self, stored, ()))
+
+
+def media_stay_in_s3(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lifecycle.Lifecycle, "_delete_media", lambda *_: None)
+
+
+def state_is_not_carried(patch: pytest.MonkeyPatch) -> None:
+    reduced = fold.Fold._reduced
+    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), state={}))
+
+
+def a_reader_of_a_deleted_session_does_not_list_again(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reading.Reader, "_has_gone_on", lambda *_: False)
+
+
+def a_writer_does_not_list_after_creating_a_session(patch: pytest.MonkeyPatch) -> None:
+    find, add = directory.MetadataDirectory.find, directory.MetadataDirectory.add
+    created: set[int] = set()
+
+    def found(self: Any, *arguments: Any) -> Any:
+        if id(self) in created:
+            created.remove(id(self))
+            return iter(())
+        return find(self, *arguments)
+
+    def added(self: Any, info: Any) -> None:
+        created.add(id(self))
+        add(self, info)
+
+    patch.setattr(directory.MetadataDirectory, "find", found)
+    patch.setattr(directory.MetadataDirectory, "add", added)
+
+
 BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     function.__name__: function
     for function in (
@@ -86,5 +161,16 @@ BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         local_clocks,
         entries_are_not_put,
         written_again_without_a_look,
+        contexts_are_loaded_without_a_claim,
+        attachments_of_state_are_not_copied,
+        forks_do_not_copy_what_is_archived,
+        forks_do_not_copy_state,
+        forks_do_not_look_for_others,
+        forks_do_not_copy_media,
+        referenced_media_are_deleted,
+        media_stay_in_s3,
+        state_is_not_carried,
+        a_reader_of_a_deleted_session_does_not_list_again,
+        a_writer_does_not_list_after_creating_a_session,
     )
 }

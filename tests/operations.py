@@ -66,7 +66,7 @@ def perform(store: BedrockSessionsChatStore, chat: Conversation, op: Op, argumen
 def read(chat: Conversation, op: Op) -> list[str]:
     """Return the texts of a conversation, and note of which the content is missing."""
     found = chat.messages(status=None if op.view == "all" else MessageStatus.ACTIVE)
-    op.missing = [str(m.content) for m in found if is_incomplete(m)]
+    op.missing = [token_of(m) for m in found if is_incomplete(m)]
     return [token_of(m) for m in found]
 
 
