@@ -222,9 +222,8 @@ class BedrockSessionsChatStore(BaseChatStore):
         return {**media.describe(), **({"client": _key_of(media.client)} if media.client is not None else {})}
 
     @property
-    def sessions(self) -> Sessions:
-        """What the twins run in."""
-        return self._sessions
+    def _pool(self) -> Pool:
+        return self._sessions.pool
 
     # Conversations
 
@@ -387,9 +386,11 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Return every key of the namespace that has a session, sorted."""
         return self._where.keys()
 
-    aset_messages, aget_messages, async_add_message = twin(set_messages), twin(get_messages), twin(add_message)
-    adelete_messages, adelete_message = twin(delete_messages), twin(delete_message)
-    adelete_last_message, aget_keys = twin(delete_last_message), twin(get_keys)
+    if not TYPE_CHECKING:  # the types are those of BaseChatStore
+        aset_messages, aget_messages, async_add_message = twin(set_messages), twin(get_messages), twin(add_message)
+        adelete_messages, adelete_message = twin(delete_messages), twin(delete_message)
+        adelete_last_message, aget_keys = twin(delete_last_message), twin(get_keys)
+
     aattach, arenew, arebuild_directory = twin(attach), twin(renew), twin(rebuild_directory)
 
     async def aconversations(
@@ -398,7 +399,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         """`conversations`, without blocking the event loop."""
         found = self.conversations(prefix, session_metadata)
         batch: list[ConversationSummary]
-        while batch := await in_pool(self._sessions.pool, lambda: list(itertools.islice(found, self.max_concurrency))):
+        while batch := await in_pool(self._pool, lambda: list(itertools.islice(found, self.max_concurrency))):
             for one in batch:
                 yield one
 

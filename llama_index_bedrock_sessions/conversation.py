@@ -75,6 +75,7 @@ from llama_index_bedrock_sessions.pooled import caller, in_pool, twin
 from llama_index_bedrock_sessions.reading import HOUR, RETENTION, STEPS_PER_SESSION, Settings
 from llama_index_bedrock_sessions.sessions import (
     Gone,
+    Pool,
     SessionInfo,
     Sessions,
     Summary,
@@ -135,6 +136,10 @@ class Conversation:
         self._directory = where
         self._reset(settings)
         after_fork(self)
+
+    @property
+    def _pool(self) -> Pool:
+        return self.sessions.pool
 
     def _reset(self, settings: Settings) -> None:
         self._lock = Turn(lambda: self._used(self, self._chain.held()))

@@ -214,6 +214,7 @@ class Lifecycle(Chain):
         self._refuse_if_newer(fold)
         self._refuse_if_not_continued(fold)
         self.append(lambda _: draft, fresh=True, ended=True)
+        left: list[str] = []
         for _ in range(ATTEMPTS):
             fold = self._present()
             self._refuse_other_keys(fold)

@@ -12,10 +12,7 @@ from collections.abc import (
 )
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from llama_index_bedrock_sessions.sessions import (
-    Pool,
-    Sessions,
-)
+from llama_index_bedrock_sessions.sessions import Pool
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,17 +34,16 @@ class Pooled(Protocol):
     """What has methods that talk to the service."""
 
     @property
-    def sessions(self) -> Sessions:
-        """What holds the pool."""
-        ...
+    def _pool(self) -> Pool: ...
 
 
 def twin(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], Coroutine[Any, Any, R]]:
-    """Return the async form of a method: the same, in the store's thread pool."""
+    """Return the async form of a method: the same, or what a subclass has in its place, in the store's thread pool."""
 
     @functools.wraps(method)
     async def call(self: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await in_pool(self.sessions.pool, functools.partial(method, self, *args, **kwargs))
+        bound: Callable[P, R] = getattr(self, method.__name__)
+        return await in_pool(self._pool, functools.partial(bound, *args, **kwargs))
 
     call.__name__ = f"a{method.__name__}"
     call.__qualname__ = f"{method.__qualname__.removesuffix(method.__name__)}{call.__name__}"

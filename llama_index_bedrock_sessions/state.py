@@ -65,8 +65,7 @@ class State(MutableMapping[str, JSON]):
     """
 
     def __init__(self, key: str, sessions: Sessions, read: _Read, write: _Write) -> None:
-        self.sessions = sessions
-        """What the twins run in."""
+        self._pool = sessions.pool
         self._key, self._read, self._write = key, read, write
 
     def __repr__(self) -> str:

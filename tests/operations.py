@@ -13,7 +13,15 @@ from typing import Any
 from llama_index.core.base.llms.types import TextBlock, VideoBlock
 from llama_index.core.llms import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
-from llama_index.core.workflow import Context, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent, Workflow, step
+from llama_index.core.workflow import (
+    Context,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    step,
+)
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation
 from llama_index_bedrock_sessions.history import Record

@@ -192,7 +192,7 @@ def test_a_cold_read_of_what_is_active_does_not_grow_with_what_is_archived(servi
         chat.add(users("active"))
         service.later(IDLE)
         chat.add(users("next"))
-        reader = service.store()
+        reader = service.store(settling_time=0)
         with service.counting() as calls:
             assert texts(reader, key) == ["active", "next"]
         gets.append(calls["GetInvocationStep"])

@@ -223,7 +223,7 @@ def test_describe_tells_how_near_each_limit_is() -> None:
 def test_a_session_that_was_not_listed_has_no_number_of_steps() -> None:
     """Who has continued a conversation himself knows what was in the session before without a list of it."""
     service = Service()
-    chat = service.store().conversation(KEY)
+    chat = service.store(settling_time=0).conversation(KEY)
     chat.add(users("one"))
     service.later(IDLE)
     chat.add(users("two"))
