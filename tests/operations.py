@@ -13,7 +13,15 @@ from typing import Any
 from llama_index.core.base.llms.types import TextBlock, VideoBlock
 from llama_index.core.llms import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
-from llama_index.core.workflow import Context, HumanResponseEvent, InputRequiredEvent, StartEvent, StopEvent, Workflow, step
+from llama_index.core.workflow import (
+    Context,
+    HumanResponseEvent,
+    InputRequiredEvent,
+    StartEvent,
+    StopEvent,
+    Workflow,
+    step,
+)
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation
 from llama_index_bedrock_sessions.history import Record
@@ -96,7 +104,7 @@ def fork(source: Conversation, op: Op, argument: int) -> None:
         return
     op.point = point_of(known[argument * 7 % len(known)], included=argument % 3 > 0)
     at = f"{op.point.change}/{op.point.position}"
-    source.fork(op.key, **({"at": at} if op.point.included else {"before": at}))  # type: ignore[arg-type]
+    source.fork(op.key, **({"at": at} if op.point.included else {"before": at}))
 
 
 def point_of(record: Record, *, included: bool) -> Point:
