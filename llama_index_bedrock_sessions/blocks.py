@@ -82,8 +82,7 @@ Fetch = Callable[[str], "bytes | str | None"]
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
-MAX_IMAGES = 20  # in one step; this and the next two: Bedrock user guide, quotas of session management
-MAX_IMAGE_BYTES = 3_750_000  # "3.75 MB", read as the smaller of its two meanings
+MAX_IMAGE_BYTES = 3_750_000  # "3.75 MB", read as the smaller of its two meanings (Bedrock user guide, quotas)
 _MAX_IMAGE_SIDE = 8_000  # pixels
 _FORMATS = {"image/png": "png", "image/jpeg": "jpeg", "image/gif": "gif", "image/webp": "webp"}
 
@@ -166,21 +165,20 @@ def encode(
     messages: Sequence[ChatMessage],
     read: Read = _unread,
     *,
-    max_images: int = MAX_IMAGES,
+    natives: bool = True,
     offload: Offload | None = None,
 ) -> Encoded:
     """Turn messages into native content blocks and JSON records (safe with `allow_nan=False`).
 
-    At most `max_images` images are native; the others are in the records. With `offload`, large contents are left out
-    of both. Raises `InvalidMessageError` for what is not
-    a `ChatMessage`, before anything is read.
+    Unless `natives`, images are in the records. With `offload`, large contents are left out of both. Raises
+    `InvalidMessageError` for what is not a `ChatMessage`, before anything is read.
     """
     for index, message in enumerate(messages):
         if not isinstance(message, ChatMessage):
             raise InvalidMessageError(
                 f"message {index} is a {type(message).__name__}, not a llama_index.core.llms.ChatMessage"
             )
-    writer = _Writer(max_images, offload)
+    writer = _Writer(natives, offload)
     records = [writer.record(normal(message, read)) for message in messages]
     return Encoded(records, writer.blocks, writer.contents)
 
@@ -465,10 +463,10 @@ def _native_format(raw: bytes) -> str | None:
 class _Writer:
     """Writes the records of normal messages, and gathers their native blocks."""
 
-    def __init__(self, max_images: int, offload: Offload | None) -> None:
+    def __init__(self, natives: bool, offload: Offload | None) -> None:
         self.blocks: list[ContentBlock] = []
         self.contents: dict[str, Content] = {}
-        self._images_left = max_images
+        self._natives = natives
         self._offload = offload
 
     def record(self, message: ChatMessage) -> JSON:
@@ -481,8 +479,7 @@ class _Writer:
         if isinstance(block, TextBlock) and is_unicode(block.text):
             # Bedrock asks for one character; whether blank text counts as one is not documented.
             return self._add({"text": block.text}) if block.text.strip() else block.text
-        if isinstance(block, ImageBlock) and self._images_left > 0 and (item := self._image(block)) is not None:
-            self._images_left -= 1
+        if isinstance(block, ImageBlock) and self._natives and (item := self._image(block)) is not None:
             return item
         return self._json(block)
 

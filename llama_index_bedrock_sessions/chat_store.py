@@ -53,9 +53,9 @@ from llama_index_bedrock_sessions.errors import BedrockSessionsError, Configurat
 from llama_index_bedrock_sessions.instrumentation import hashed
 from llama_index_bedrock_sessions.kept import Kept
 from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
-from llama_index_bedrock_sessions.pooled import in_pool
+from llama_index_bedrock_sessions.pooled import in_pool, twin
 from llama_index_bedrock_sessions.reading import Settings
-from llama_index_bedrock_sessions.sessions import Gone, Pool, Sessions, new_botocore_session, timestamp
+from llama_index_bedrock_sessions.sessions import SETTLE, Gone, Pool, Sessions, new_botocore_session, timestamp
 
 R = TypeVar("R")
 
@@ -137,6 +137,12 @@ class BedrockSessionsChatStore(BaseChatStore):
     refresh_interval: float = Field(
         default=0.0, ge=0, description="Seconds a read may be old; 0: every read asks the service."
     )
+    settling_time: float | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds in which the service lists what was written; `redact`, `delete` and `fork` wait for that "
+        "before they delete what no list has shown. 2 if left out, 0 with `local`.",
+    )
     max_concurrency: int = Field(
         default=16, ge=1, description="Threads of the store's pool, and connections of its client."
     )
@@ -166,7 +172,10 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Make the parts of the store; no call is made."""
         super().model_post_init(context)
         self._refuse_contradictions()
-        self._sessions = Sessions(self._make_client, Pool(self.max_concurrency))
+        settle = self.settling_time
+        if settle is None:
+            settle = SETTLE if self.database is None else 0.0
+        self._sessions = Sessions(self._make_client, Pool(self.max_concurrency), settle)
         # In a file on this machine a scan is cheap, and sessions are never deleted.
         limit, rate = (self.scan_limit, self.scan_rate) if self.database is None else (math.inf, math.inf)
         self._by_id = SessionIdDirectory(self._sessions, self.namespace, limit, rate)
@@ -211,6 +220,11 @@ class BedrockSessionsChatStore(BaseChatStore):
         if media is None:
             return None
         return {**media.describe(), **({"client": _key_of(media.client)} if media.client is not None else {})}
+
+    @property
+    def sessions(self) -> Sessions:
+        """What the twins run in."""
+        return self._sessions
 
     # Conversations
 
@@ -369,47 +383,14 @@ class BedrockSessionsChatStore(BaseChatStore):
             {key: result for key, result in results.items() if isinstance(result, BedrockSessionsError)},
         )
 
-    async def arenew(self, *, older_than: timedelta = RENEW_AFTER, progress: Progress | None = None) -> Renewed:
-        """`renew`, without blocking the event loop; `progress` is called in other threads."""
-        return await in_pool(
-            self._sessions.pool, functools.partial(self.renew, older_than=older_than, progress=progress)
-        )
-
     def get_keys(self) -> list[str]:
         """Return every key of the namespace that has a session, sorted."""
         return self._where.keys()
 
-    async def aset_messages(self, key: str, messages: list[ChatMessage]) -> None:
-        """`set_messages`, without blocking the event loop."""
-        await self._in_pool(self.set_messages, key, messages)
-
-    async def aget_messages(self, key: str) -> list[ChatMessage]:
-        """`get_messages`, without blocking the event loop."""
-        return await self._in_pool(self.get_messages, key)
-
-    async def async_add_message(self, key: str, message: ChatMessage) -> None:
-        """`add_message`, without blocking the event loop."""
-        await self._in_pool(self.add_message, key, message)
-
-    async def adelete_messages(self, key: str) -> list[ChatMessage] | None:
-        """`delete_messages`, without blocking the event loop."""
-        return await self._in_pool(self.delete_messages, key)
-
-    async def adelete_message(self, key: str, idx: int) -> ChatMessage | None:
-        """`delete_message`, without blocking the event loop."""
-        return await self._in_pool(self.delete_message, key, idx)
-
-    async def adelete_last_message(self, key: str) -> ChatMessage | None:
-        """`delete_last_message`, without blocking the event loop."""
-        return await self._in_pool(self.delete_last_message, key)
-
-    async def aget_keys(self) -> list[str]:
-        """`get_keys`, without blocking the event loop."""
-        return await self._in_pool(self.get_keys)
-
-    async def aattach(self, session_id: str) -> Conversation:
-        """`attach`, without blocking the event loop."""
-        return await self._in_pool(self.attach, session_id)
+    aset_messages, aget_messages, async_add_message = twin(set_messages), twin(get_messages), twin(add_message)
+    adelete_messages, adelete_message = twin(delete_messages), twin(delete_message)
+    adelete_last_message, aget_keys = twin(delete_last_message), twin(get_keys)
+    aattach, arenew, arebuild_directory = twin(attach), twin(renew), twin(rebuild_directory)
 
     async def aconversations(
         self, prefix: str = "", session_metadata: Mapping[str, str] | None = None
@@ -417,16 +398,9 @@ class BedrockSessionsChatStore(BaseChatStore):
         """`conversations`, without blocking the event loop."""
         found = self.conversations(prefix, session_metadata)
         batch: list[ConversationSummary]
-        while batch := await self._in_pool(list, itertools.islice(found, self.max_concurrency)):
+        while batch := await in_pool(self._sessions.pool, lambda: list(itertools.islice(found, self.max_concurrency))):
             for one in batch:
                 yield one
-
-    async def arebuild_directory(self, progress: Progress | None = None) -> int:
-        """`rebuild_directory`, without blocking the event loop; `progress` is called in another thread."""
-        return await self._in_pool(self.rebuild_directory, progress)
-
-    async def _in_pool(self, method: Callable[..., R], *arguments: Any) -> R:
-        return await in_pool(self._sessions.pool, functools.partial(method, *arguments))
 
     # Round trips
 

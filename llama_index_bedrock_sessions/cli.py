@@ -258,7 +258,7 @@ class _Demo:
                     raise click.ClickException(failure or f"the process of day {day} failed:\n{event['complaints']}")
                 else:
                     self.show(kind, event)
-        self.console.print(_indented(f"The model was given {_roles(given)}.", style="dim"))
+        self.console.print(Padding(Text(f"The model was given {_roles(given)}.", "dim"), (0, 0, 1, 10)))
 
     def show(self, kind: str, event: dict[str, Any]) -> None:
         """Show one line of the conversation."""
@@ -527,10 +527,6 @@ def _count(number: int, thing: str) -> str:
 
 def _hours(time: timedelta) -> str:
     return f"{time / timedelta(hours=1):.0f}"
-
-
-def _indented(text: str, style: str = "") -> RenderableType:
-    return Padding(Text(text, style), (0, 0, 1, 10))
 
 
 if __name__ == "__main__":

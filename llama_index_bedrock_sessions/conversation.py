@@ -29,7 +29,7 @@ from workflows.context.serializers import BaseSerializer
 from llama_index_bedrock_sessions import blocks, directory, workflows
 from llama_index_bedrock_sessions.audit import Action, AuditEvent, tell
 from llama_index_bedrock_sessions.blocks import Content, ContentBlock, Offload
-from llama_index_bedrock_sessions.chain import KEPT, METADATA, TAGS, Passage
+from llama_index_bedrock_sessions.chain import METADATA, TAGS
 from llama_index_bedrock_sessions.directory import Directory
 from llama_index_bedrock_sessions.errors import (
     BedrockSessionsError,
@@ -54,9 +54,12 @@ from llama_index_bedrock_sessions.history import (
 )
 from llama_index_bedrock_sessions.invocation import Invocation
 from llama_index_bedrock_sessions.journal import (
+    ENDED,
+    HIDDEN,
     Change,
     Home,
     Kind,
+    Mark,
     Message,
     MessageId,
     dump,
@@ -83,7 +86,6 @@ from llama_index_bedrock_sessions.workflows import SavedContext
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
-REOPENED = Passage(ended="reopen")
 RENEW_AFTER = timedelta(days=10)
 """A weekly job that renews what is older leaves 13 days of the service's 30."""
 
@@ -277,7 +279,7 @@ class Conversation:
             generation, hidden = fold.generation(), fold.hidden()
             state = self.state.copy(fresh=False)
             source = next((change.origin for change in fold.changes() if change.origin), None)
-            ended = self._chain.ended(fold)
+            ended = fold.ended()
         infos = self.sessions.pool.map(self._info_or_none, wanted)
         now = self.sessions.clock.now()
         return {
@@ -290,7 +292,7 @@ class Conversation:
             "origin": source,
             "generation": generation,
             "complete_until": None if until is None else iso(until),
-            "ended": _ended_json(ended) if ended is not None else None,
+            "ended": {**ended[1], "at": iso(ended[0])} if ended else None,
             "hidden": hidden,
             "sessions": [
                 {
@@ -358,7 +360,7 @@ class Conversation:
             past = self._chain.past()
             cut = past.cut(at, before)
             view, natives = self._chain.view(past, cut)
-            like = self._chain.likeness()
+            like = self._chain.likeness()._replace(origin=self.key)
             # Its session is made with the metadata and the tags; the others go on once, and with this conversation.
             left = (METADATA, TAGS, TURN, workflows.PREFIX)
             state = {name: value for name, value in view.state.items() if value and not name.startswith(left)}
@@ -621,10 +623,11 @@ class Conversation:
         """
         said = _texts(summary=summary, kind=kind, by=by)
         refuse_size(json_size(dump(said)))
+        mark = Draft(marks={ENDED: Mark(on=True, said=said)})
         with self._changing():
             before = self._chain.effects
             try:
-                return self._chain.end({**said, "at": self.sessions.clock.now()})
+                return self._chain.end(mark)
             finally:
                 # Called again, it may be ended already.
                 if self._chain.effects != before:
@@ -634,10 +637,17 @@ class Conversation:
         """Let a conversation that was ended take messages again, in a new session; False if it was not ended."""
         said = _texts(reason=reason, approver=approver)
         with self._changing():
-            done = self._chain.move_on(lambda fold: REOPENED if self._chain.ended(fold) is not None else None)
-            if done:
-                self._tell("reopened", **said)
-            return done
+            if not self._chain.refresh(force=True).ended():
+                return False
+            self._mark(ENDED, said, on=False)
+            self._tell("reopened", **said)
+            return True
+
+    def _mark(self, name: str, said: Mapping[str, str], *, on: bool) -> None:
+        """Write a change that marks the conversation, or takes its mark back; it has just been read."""
+        known_as = {"reason": "reason", "approver": "by"}
+        draft = Draft(marks={name: Mark(on, {known_as[each]: text for each, text in said.items()})})
+        self._chain.append(lambda _: draft, fresh=True, ended=True)
 
     def hide(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
         """Hide all messages and named state, and leave the session; return the messages, None if the key is unknown.
@@ -646,13 +656,12 @@ class Conversation:
         service keeps it: at least 20 days after the last write or `renew()`.
         """
         said = _texts(reason=reason, approver=approver)
-        hiding = Draft(hide=True)
         with self._changing():
             fold = self._chain.refresh(force=True)
             hidden = self._decoded(self._active(fold))
             if not fold.visible() and not fold.state():
                 return [] if fold.heads else None
-            self._chain.append(lambda _: hiding, fresh=True, passage=KEPT)
+            self._mark(HIDDEN, said, on=True)
             self._saw([])
             self._tell("hidden", **said)
             self._chain.close()
@@ -661,32 +670,28 @@ class Conversation:
     def restore(self, *, reason: str | None = None, approver: str | None = None) -> bool:
         """Undo `hide()`: what was hidden is there again, before what was written since; False if nothing is hidden."""
         said = _texts(reason=reason, approver=approver)
-        restoring = Draft(hide=False)
         with self._changing():
             if not self._chain.refresh(force=True).hidden():
                 return False
-            self._chain.append(lambda _: restoring, fresh=True, passage=KEPT)
+            self._mark(HIDDEN, said, on=False)
             self._tell("restored", **said)
             return True
 
     def redact(self, *message_ids: str, reason: str | None = None, approver: str | None = None) -> None:
         """Delete messages from the service for good; ids are those of `history()`, also of messages removed before.
 
-        All that is alive is copied to a new session, by value, and every earlier session of the conversation is
-        deleted: with it goes whatever was removed at any time. It takes as many calls as copying the conversation, five
-        for each session it is in, and some 40 more. Others may go on writing. If one of them takes the messages along
-        into a new session at that moment, or writes attachments, all of it is done once more. If it fails half-way the
-        messages have left the view or nothing has happened: call it again. Named state is not searched for what the
-        messages said. Steps and sessions that the service lists late, which nobody knows, are looked for several times;
-        later than that they can be missed.
+        The messages leave the view first. Then all that is alive is copied by value to a new session, and every
+        earlier session of the conversation is deleted, and with it whatever was removed at any time. It takes about 16
+        calls for a short conversation, one more for each further session, and waits three settling times
+        (`settling_time` of the store). Other processes may write at the same time. Named state is not searched for
+        what the messages said. If it fails half-way, call it again: nothing but what was removed is lost.
 
         Raises:
-            UnavailableError: others have done so eight times, or what was copied is not found; `may_have_happened` says
-                whether the messages have left the view. Call it again.
+            UnavailableError: sessions cannot be found yet, or another process has opened sessions that may hold copies;
+                `may_have_happened` says whether the messages have left the view. Call it again.
             InvalidMessageError: an id that names no message of this conversation; nothing was changed.
             ConfigurationError: a message has contents in S3, and the store was constructed without `media=`; nothing
                 was changed.
-            ConversationEnded: never: what was ended stays so.
 
         """
         said = _texts(reason=reason, approver=approver)
@@ -724,8 +729,7 @@ class Conversation:
         """
         age = milliseconds(older_than)
         with self._changing():
-            chain = self._chain
-            return chain.move_on(lambda fold: KEPT if not fold.is_empty() and chain.age(fold) >= age else None)
+            return self._chain.renew(age)
 
     def update_metadata(self, session_metadata: Mapping[str, str], *, tags: Mapping[str, str] | None = None) -> None:
         """Add to the metadata and tags of the Bedrock session that is written, and of those that continue it.
@@ -927,7 +931,7 @@ class Conversation:
         media = self._chain.settings.media
         offload = media.offload() if media else None
         read = functools.partial(read_file, offload=offload)
-        encoded = blocks.encode(list(messages), read, max_images=1 << 30, offload=offload)
+        encoded = blocks.encode(list(messages), read, offload=offload)
         refuse_too_large(encoded)
         return encoded
 
@@ -973,13 +977,6 @@ def milliseconds(older_than: timedelta) -> int:
     if not isinstance(older_than, timedelta):
         raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
     return older_than // timedelta(milliseconds=1)
-
-
-def _ended_json(said: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Return what a closing says of how a conversation was ended, whoever wrote it."""
-    at = said.get("at")
-    texts = {name: said[name] for name in ("summary", "kind", "by") if isinstance(said.get(name), str)}
-    return {**texts, "at": iso(at)} if isinstance(at, int) else texts
 
 
 def _status(status: MessageStatus | None) -> MessageStatus | None:

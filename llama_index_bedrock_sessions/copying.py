@@ -140,4 +140,4 @@ def _write(target: BaseChatStore, key: str, messages: Sequence[ChatMessage], *, 
 
 
 def _form(message: ChatMessage) -> Any:
-    return blocks.encode([blocks.normal(message, read_file)])
+    return blocks.encode([message], read_file)

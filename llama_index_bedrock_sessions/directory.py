@@ -44,9 +44,13 @@ from llama_index_bedrock_sessions.sessions import Gone, SessionInfo, Sessions, S
 KEY = "llama-index-key"
 NAMESPACE = "llama-index-namespace"
 FORMAT = "llama-index-format"
-"""The names of our entries in `sessionMetadata`."""
-MOST_METADATA, MOST_TAGS = 47, 200
-"""Entries of the application that a session takes (service model): of 50 in its metadata three are ours."""
+DIRECTORY = "llama-index-directory"
+COPY = "llama-index-copy"
+ORIGIN = "llama-index-origin"
+"""The names of our entries in `sessionMetadata`; the last two are not in every session."""
+OURS = (KEY, NAMESPACE, FORMAT, DIRECTORY, COPY, ORIGIN)
+MOST_METADATA, MOST_TAGS = 50 - len(OURS), 200
+"""Entries of the application that a session takes (service model): 50 less ours, and 200."""
 MANY = 200
 """Sessions to scan from which a warning is logged, and after which progress is."""
 BATCH = 64
@@ -98,6 +102,8 @@ class Directory(abc.ABC):
     `limit` is the number of unseen sessions from which it refuses to scan, `rate` how many it looks at in a second.
     """
 
+    kind = ""
+    """What the sessions it finds say of it in their metadata."""
     continues = True
     """Whether a conversation goes on in another session where one takes no more writes."""
 
@@ -270,6 +276,8 @@ class Directory(abc.ABC):
 class MetadataDirectory(Directory):
     """Finds sessions by listing all of them and reading the metadata of those not seen before, in parallel."""
 
+    kind = "metadata"
+
     def find(self, key: str, since: Callable[[], int] = _from_the_beginning) -> Iterator[Summary]:
         """Yield the sessions of a key, newest first; see `Directory.find`."""
         return (summary for summary, info in self._scan(since) if self._key_of(info) == key)
@@ -364,6 +372,8 @@ class KeyValueDirectory(Directory):
         AccountError, ConfigurationError, ServiceError: what the store raises, as one of ours.
 
     """
+
+    kind = "key-value"
 
     def __init__(self, kv: BaseKVStore, sessions: Sessions, namespace: str, rate: float = math.inf) -> None:
         self._kv = kv
@@ -546,7 +556,6 @@ _MISCONFIGURED = {
     "NotImplementedError",
     "ImportError",
     "ArgumentError",
-} | {
     "ProgrammingError",
     "NoSuchModuleError",
 }
@@ -622,19 +631,19 @@ def session_closed(session: str, why: str) -> SessionClosed:
 
 
 def _is_ours(info: SessionInfo) -> bool:
-    return not {KEY, NAMESPACE, FORMAT}.isdisjoint(info.metadata)
+    return not info.metadata.keys().isdisjoint(OURS)
 
 
 def refuse_metadata(own: Mapping[str, str]) -> None:
     """Refuse metadata of the application that a session cannot have.
 
     Raises:
-        ConfigurationError: not strings, names of ours, more than 47 entries (of the service's 50 we take three), names
+        ConfigurationError: not strings, names of ours, more than 44 entries (of the service's 50 six are ours), names
             of other than 1 to 100 or values of more than 5,000 characters (service model).
 
     """
     _refuse_other_than_strings("session_metadata", own)
-    taken = sorted({KEY, NAMESPACE, FORMAT} & set(own))
+    taken = sorted(set(OURS) & set(own))
     if taken:
         raise ConfigurationError(f"The name {taken[0]} in session_metadata is used by this library: take another.")
     _refuse_lengths("session_metadata", own, most=MOST_METADATA, name=100, value=5000)
@@ -671,11 +680,11 @@ def _refuse_other_than_strings(name: str, given: object) -> None:
         raise ConfigurationError(f"{name} maps strings to strings, or is a function of the key that returns such.")
 
 
-def metadata(key: str, namespace: str, version: int, own: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return the `sessionMetadata` of a session of a key; `own` are the application's entries."""
-    return {**dict(own), KEY: key, NAMESPACE: namespace, FORMAT: str(version)}
+def metadata(ours: Mapping[str, str | None], own: Mapping[str, str]) -> dict[str, str]:
+    """Return the `sessionMetadata` of a session: the application's `own` entries, and those of ours with a value."""
+    return {**own, **{name: value for name, value in ours.items() if value is not None}}
 
 
 def own_metadata(info: SessionInfo) -> dict[str, str]:
     """Return the application's entries of a session's metadata."""
-    return {k: v for k, v in info.metadata.items() if k not in {KEY, NAMESPACE, FORMAT}}
+    return {k: v for k, v in info.metadata.items() if k not in OURS}

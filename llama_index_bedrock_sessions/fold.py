@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.journal import (
     BUDGET,
+    ENDED,
+    HIDDEN,
     HINT_MAX,
     YEAR_2100,
     Change,
     Home,
     Inherited,
     Kind,
+    Mark,
     Message,
     MessageId,
     Opening,
@@ -73,9 +76,10 @@ class Draft:
     archived: frozenset[MessageId] = frozenset()
     is_set: bool = False
     state: Mapping[str, list[JSON]] = dataclasses.field(default_factory=dict)
-    hide: bool | None = None
+    marks: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
     invocations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origin: JSON = None
+    rewind: JSON = None
     by: str | None = None
     id: str | None = None
     parts: Sequence[Draft] = ()
@@ -101,9 +105,10 @@ class Draft:
             archived=frozenset((named or change_id, position) for named, position in self.archived),
             is_set=self.is_set,
             state=self.state,
-            hide=self.hide,
+            marks=self.marks,
             invocations=self.invocations,
             origin=self.origin,
+            rewind=self.rewind,
             by=self.by,
             written=written,
             count=len(messages),
@@ -126,13 +131,6 @@ class Composed(NamedTuple):
     taken: tuple[Segment, ...]
 
 
-class _Source(NamedTuple):
-    home: Home
-    changes: tuple[str, ...]
-    taken: frozenset[str]
-    own: bool
-
-
 class Fold:
     """What was read of the open sessions (`heads`) of one conversation, and of those before them."""
 
@@ -147,7 +145,7 @@ class Fold:
         self.latest: dict[str, int] = {}
         """The time of the newest step of a session that is listed, in ms."""
         self.closings: list[Listed] = []
-        """The steps of the heads that close them: an opening may do so too."""
+        """The steps of the heads that close them."""
         self.read: dict[str, Step] = {}
         self.newer = False
         self._ids: dict[str, list[str]] = {}
@@ -160,7 +158,7 @@ class Fold:
         self._opened: dict[str, Opening] = {}
         self._seen: dict[str, set[str]] = {}
         """By session before the heads, the steps of it that some opening has seen."""
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Segment] = {}
         self._local: set[str] = set()
         self._moved: set[str] = set()
         self._came_in: dict[str, str] = {}
@@ -169,7 +167,7 @@ class Fold:
         self._dead: set[MessageId] = set()
         self._archived: set[MessageId] = set()
         self._state: dict[str, tuple[Key, list[JSON]]] = {}
-        self._hide: tuple[Key, bool] = (_NEVER, False)
+        self._marks: dict[str, tuple[Key, Mark]] = {}
         self._last_set: Key = _NEVER
         self._alive: list[Message] | None = None
         self._segments: list[Segment] | None = None
@@ -202,8 +200,15 @@ class Fold:
 
     def unlisted_parents(self) -> list[str]:
         """Return the sessions before the heads that have not been listed: they may hold steps no opening has seen."""
-        parents = (parent for head in self.heads for opening in self.openings[head] for parent in opening.parents)
-        return [p for p in dict.fromkeys(parents) if p not in self.listed]
+        return [parent for parent in self.parents() if parent not in self.listed]
+
+    def parents(self) -> dict[str, None]:
+        """Return the sessions that the heads continue."""
+        return dict.fromkeys(parent for opening in self._all_openings() for parent in opening.parents)
+
+    def opening_ids(self) -> Iterator[str]:
+        """Yield the openings of the heads that are listed."""
+        return (step for head in self.heads for step in self.listed[head] if _kind(step) is Kind.OPENING)
 
     def rounds(self, *, whole: bool = True) -> Iterator[list[Home]]:
         """Yield what to get, round by round; what a round names must be absorbed (or `lost`) before the next.
@@ -221,7 +226,8 @@ class Fold:
         return not self._unread()
 
     def _unread(self) -> list[Home]:
-        return [s.home for s, *_ in self._inherited.values() if self._is_wanted(s.home)]
+        found = (s.home for s, *_ in self._inherited.values())
+        return [home for home in found if home.step not in self.read and home.step not in self._taken]
 
     def _by_hints(self) -> list[Home]:
         plan: list[Home] = []
@@ -237,23 +243,16 @@ class Fold:
         return list(dict.fromkeys(plan))
 
     def _by_names(self, *, whole: bool) -> list[Home]:
-        plan: list[Home] = []
-        at_rest = frozenset() if whole else self._at_rest()
-        for head in self.heads:
-            newest = next((i for i in reversed(self._ids.get(head, [])) if i in self.read), None)
-            if newest is None:
-                continue
-            step = self.read[newest]
-            named = [*step.named, *(s.home for s in step.opening.segments)] if step.opening else self._names(step)
-            plan += [home for home in dict.fromkeys(named) if home.step not in at_rest and self._is_wanted(home)]
-        return plan
+        """Return what the newest step of a head names, and what is inherited; all that is missing if it names nothing.
 
-    def _names(self, step: Step) -> Iterator[Home]:
-        yield from step.named
-        for opening_id, ranges in step.left.items():
-            opening = self._opened.get(opening_id)
-            for first, last in ranges:
-                yield from (s.home for s in (opening.segments[first : last + 1] if opening else ()))
+        What it names may carry the others.
+        """
+        missing = self._missing(whole=whole)
+        newest = [next((i for i in reversed(self._ids.get(head, [])) if i in self.read), "") for head in self.heads]
+        named = {home.step for i in newest if i for home in self.read[i].named}
+        if named.isdisjoint(home.step for home in missing):
+            return missing
+        return [home for home in missing if home.step in named or home.step in self._inherited]
 
     def _missing(self, *, whole: bool) -> list[Home]:
         plan: list[Home] = []
@@ -277,11 +276,6 @@ class Fold:
             if is_foreign or (came_in != change_id and change_id < opening_id):
                 return frozenset()
         return frozenset(s.home.step for s in opening.segments if s.at_rest)
-
-    def _is_wanted(self, home: Home) -> bool:
-        if home.step in self._inherited:
-            return home.step not in self.read and home.step not in self._taken
-        return home.step in self.listed.get(home.session, {}) and not self._is_settled(home.step)
 
     def _is_settled(self, step_id: str) -> bool:
         return step_id in self._covered or step_id in self._lost
@@ -319,12 +313,10 @@ class Fold:
             for came_in, change in step.contents:
                 self._cover(came_in, change)
             self._taken |= step.taken
-            self._sources[home.step] = _Source(home, _change_ids(step), step.taken, own=False)
+            self._sources[home.step] = Segment(home, _change_ids(step), step.taken, own=False)
             if step.opening:
                 self._opened[home.step] = step.opening
                 self._absorb_opening(home.session, step.opening)
-                if step.closing and all(c.home != home for c in self.closings):
-                    self.closings.append(Listed(home, self.clock))
         elif not inherited or self._is_straggler(home):
             self._absorb_straggler(step, inherited)
         self._segments = None
@@ -355,7 +347,7 @@ class Fold:
             change = dataclasses.replace(change, messages={p: m for p, m in change.messages.items() if p not in dead})
         self._cover(came_in, change)
         if not inherited:
-            self._sources[step.home.step] = _Source(
+            self._sources[step.home.step] = Segment(
                 step.home, _change_ids(step, own=True), frozenset({step.home.step}), own=True
             )
 
@@ -399,7 +391,7 @@ class Fold:
                 )
             )
         own = all(s.own for s in self._inherited[step.home.step])
-        self._sources[step.home.step] = _Source(
+        self._sources[step.home.step] = Segment(
             step.home, _change_ids(step, own=own), frozenset({step.home.step}), own=own
         )
 
@@ -419,9 +411,10 @@ class Fold:
         for name in change.state:
             if name not in self._state or self._state[name][0] <= change.key:
                 self._state[name] = (change.key, after.state[name])
-        # A forged one of the future would hide what is written until then.
-        if change.hide is not None and change.time <= self.horizon:
-            self._hide = max(self._hide, (change.key, change.hide))
+        # A forged one of the future would count until then, whatever is written.
+        for name, mark in change.marks.items() if change.time <= self.horizon else ():
+            if self._marked(name)[0] < change.key:
+                self._marks[name] = (change.key, mark)
         if change.is_set:
             self._last_set = max(self._last_set, change.key)
         facts = {name: value for name, value in facts_json(after).items() if name != "state"}
@@ -470,13 +463,21 @@ class Fold:
         """Whether nothing is there that could be lost, not even hidden."""
         return not self.alive() and not any(value for _, value in self._state.values())
 
+    def _marked(self, name: str) -> tuple[Key, Mark]:
+        return self._marks.get(name, (_NEVER, Mark(on=False)))
+
     def hidden(self) -> bool:
         """Whether the conversation was hidden, and not restored since."""
-        return self._hide[1]
+        return self._marked(HIDDEN)[1].on
 
     def hides(self, key: Key) -> bool:
         """Whether what was written then is hidden: what is written after the hiding is seen."""
-        return self.hidden() and key < self._hide[0]
+        return self.hidden() and key < self._marked(HIDDEN)[0]
+
+    def ended(self) -> tuple[int, Mapping[str, str]] | None:
+        """Return when the conversation was ended (ms) and what was said of it, None if it takes messages."""
+        (ms, _), mark = self._marked(ENDED)
+        return (ms, mark.said) if mark.on else None
 
     def holds(self, message: MessageId) -> bool:
         """Whether a message is known, be it alive or removed."""
@@ -503,10 +504,6 @@ class Fold:
         """Whether an opening of this session has been read."""
         return bool(self.openings.get(session))
 
-    def is_left_open(self, session: str) -> bool:
-        """Whether an opening of this session has been read that does not close it."""
-        return any(s.opening and not s.closing for s in self.read.values() if s.home.session == session)
-
     def covers(self) -> dict[str, int]:
         """Return the sessions before the heads and their creation in ms."""
         return {session: created for o in self._all_openings() for session, created in o.covers.items()}
@@ -532,7 +529,7 @@ class Fold:
                 source = self._sources[step_id]
                 mine = tuple(c for c in source.changes if c in remaining)
                 if mine:
-                    self._segments.append(Segment(source.home, mine, source.taken, source.own))
+                    self._segments.append(source._replace(changes=mine))
                     remaining.difference_update(mine)
         return self._segments
 
@@ -540,9 +537,11 @@ class Fold:
         if change_id in self._local:
             return True
         reduced = self._reduced(change_id, frozenset(), self._last_set)
-        return bool(reduced.messages or reduced.state or reduced.origin) or (
-            reduced.hide is not None and self._hide[0] == reduced.key
-        )
+        return bool(reduced.messages or reduced.state or reduced.origin) or self._is_marking(reduced)
+
+    def _is_marking(self, change: Change) -> bool:
+        """Whether no later change says the opposite of one of the marks of this one."""
+        return any(self._marked(name)[0] <= change.key for name in change.marks)
 
     def _reduced(self, change_id: str, dead: frozenset[MessageId], last_set: Key) -> Change:
         """Return a change as it is carried: what was removed or replaced is left out, what it removes is not."""
@@ -584,15 +583,13 @@ class Fold:
         now: int,
         *,
         opening: Opening | None = None,
-        closing: Mapping[str, JSON] | None = None,
         forced: Sequence[Segment] = (),
         copied: Sequence[Segment] = (),
     ) -> Composed:
         """Return the next step for (session, invocation): the draft, what it carries, and what it names.
 
         `now` is the service's time in ms. `forced` segments are carried whatever their size. For an opening, those
-        that were `copied` into attachments are in its `segments` already, where those it leaves are added; `closing`
-        is what it says if it closes its session at once.
+        that were `copied` into attachments are in its `segments` already, where those it leaves are added.
         """
         take, left = self._choose(OVERHEAD + (draft.size() if draft else 0), forced, copied)
         self.clock = max(now, self.clock + 1)
@@ -610,17 +607,15 @@ class Fold:
                 opening, segments=(*opening.segments, *(self.inherit(s, dead, last_set) for s in left))
             )
         taken = frozenset() if opening else frozenset(i for s in take for i in s.taken)
-        inherited = {} if opening else self._left({home.step for home in (*(s.home for s in left), *self._unread())})
         named = () if opening else tuple(s.home for s in left if s.home.step not in self._inherited)
         packed = {
             **carried_json(carried),
             "named": [list(h) for h in named],
-            "left": {opening_id: [list(each) for each in ranges] for opening_id, ranges in inherited.items()},
             "taken": sorted(taken),
             "opening": opening_json(opening) if opening else None,
         }
-        step = Step(where, ((step_id, own), *carried), named, inherited, taken, opening, closing)
-        return Composed(step, [*payload, envelope({"change": body, "closing": closing}, packed)], tuple(take))
+        step = Step(where, ((step_id, own), *carried), named, taken, opening)
+        return Composed(step, [*payload, envelope({"change": body}, packed)], tuple(take))
 
     def bare(self, home: Home, draft: Draft, now: int) -> Composed:
         """Return a step of a given id that says one change, whose own id is a new one, and carries nothing."""
@@ -628,20 +623,6 @@ class Fold:
         draft.id = draft.id or new_id(self.clock, Kind.CHANGE)
         own, body, payload = self._own(draft, Placed(), home)
         return Composed(Step(home, ((home.step, own),)), [*payload, envelope({"change": body}, {})], ())
-
-    def _left(self, steps: set[str]) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Return where the openings of the heads name some steps, as ranges of positions."""
-        found: dict[str, tuple[tuple[int, int], ...]] = {}
-        for opening_id, opening in self._opened.items():
-            ranges: list[tuple[int, int]] = []
-            for position in (n for n, s in enumerate(opening.segments) if s.home.step in steps):
-                if ranges and ranges[-1][1] == position - 1:
-                    ranges[-1] = (ranges[-1][0], position)
-                else:
-                    ranges.append((position, position))
-            if ranges:
-                found[opening_id] = tuple(ranges)
-        return found
 
     def _handed_down(self, change: Change) -> Change:
         """Return a change as an opening carries it: the opening says what is removed; what archived it may be left."""
@@ -713,9 +694,8 @@ class Fold:
 
     def _is_at_rest(self, change: Change) -> bool:
         """Whether all that counts of a change is archived messages."""
-        is_hiding = change.hide is not None and change.key >= self._hide[0]
         is_archived = all((change.id, p) in self._archived for p in change.messages)
-        return is_archived and not (change.state or is_hiding)
+        return is_archived and not (change.state or self._is_marking(change))
 
     def stored(self, composed: Composed) -> None:
         """Take note that a composed step is in the service."""
@@ -726,7 +706,7 @@ class Fold:
         self._keep(step, step.contents[:1])
         self._cover(*step.contents[0])
         changes = _change_ids(step)
-        self._sources[home.step] = _Source(home, changes, step.taken, own=False)
+        self._sources[home.step] = Segment(home, changes, step.taken, own=False)
         self._segments = [Segment(home, changes, step.taken, own=False), *segments] if changes else segments
 
     # What an opening says

@@ -19,15 +19,13 @@ from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.blocks import ContentBlock
 from llama_index_bedrock_sessions.errors import InvalidPointError
 from llama_index_bedrock_sessions.fold import Key
-from llama_index_bedrock_sessions.journal import Change, Home, Message, MessageId, Step, parse_id
+from llama_index_bedrock_sessions.journal import ENDED, HIDDEN, YEARS, Change, Home, Message, MessageId, Step, parse_id
 from llama_index_bedrock_sessions.values import JSON, is_unicode
 
 Point = str | datetime
 """The id of a change, of the step it was written in, or of a message, or an aware datetime."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_YEARS = (-62_135_596_800_000, 253_402_300_799_000)
-"""The ms that `datetime` has a form for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +34,9 @@ class Entry:
 
     `session`, `invocation` and `step` are where it was written, None where that is not in the service any more.
     `description` is that of the invocation, `by` who wrote it: see `Conversation.invocation`. `texts` are those of the
-    messages in `added`, with their roles; None where a message is not there now.
+    messages in `added`, with their roles; None where a message is not there now. `hidden` and `ended` are True where
+    the change hid or ended the conversation, False where it undid that, None otherwise; `said` holds the texts that
+    were given with it (`summary`, `kind`, `reason`, `by`).
     """
 
     id: str
@@ -51,6 +51,8 @@ class Entry:
     replaced_all: bool
     state: tuple[str, ...]
     hidden: bool | None
+    ended: bool | None
+    said: Mapping[str, str]
     origin: JSON
     description: str | None
     by: str | None
@@ -139,7 +141,9 @@ class Past:
             archived=tuple(map(text_id, sorted(archived))),
             replaced_all=change.is_set,
             state=tuple(sorted(change.state.keys() | change.replaced)),
-            hidden=change.hide,
+            hidden=change.marks[HIDDEN].on if HIDDEN in change.marks else None,
+            ended=change.marks[ENDED].on if ENDED in change.marks else None,
+            said={name: text for mark in change.marks.values() for name, text in mark.said.items()},
             origin=change.origin,
             description=change.invocations.get(invocation or ""),
             by=change.by,
@@ -225,7 +229,8 @@ class Past:
         return cut.key <= self._hidden_before()
 
     def _hidden_before(self) -> Key:
-        key, hides = max(((c.key, c.hide) for c in self.known.values() if c.hide is not None), default=(_FIRST, False))
+        hiding = ((c.key, c.marks[HIDDEN].on) for c in self.known.values() if HIDDEN in c.marks)
+        key, hides = max(hiding, default=(_FIRST, False))
         return key if hides else _FIRST
 
     def _miss(self, change: Change, view: View) -> None:
@@ -337,7 +342,7 @@ def text_id(message: MessageId) -> str:
 
 def iso(ms: int) -> str:
     """Return a time in ms as ISO 8601 in UTC. A step of another tool may bear one that Python has no form for."""
-    moment = _EPOCH + timedelta(milliseconds=min(max(ms, _YEARS[0]), _YEARS[1]))
+    moment = _EPOCH + timedelta(milliseconds=min(max(ms, YEARS[0]), YEARS[1]))
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

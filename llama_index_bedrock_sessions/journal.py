@@ -22,7 +22,7 @@ Payload
         change    what the step says (below); left out if it says nothing
         closing   {"reason": "continued" | "ended" | "deleted", ...}; "kept": true where an opening says it again of a
                   conversation that had ended before: it does not count beside an opening of the session without one
-        zip       base64(zlib(JSON)) of {"carried", "places", "named", "left", "taken", "opening"}, none if empty
+        zip       base64(zlib(JSON)) of {"carried", "places", "named", "taken", "opening"}, none if empty
 
 A change
         id           its id, where that is not the step's (it was first sent to another session)
@@ -48,12 +48,12 @@ Carried changes
     `ListInvocationSteps` shows no payloads, so a plain log would cost one call a message. A *segment* is a step with
     what it carries. A new step carries again, smallest first, every segment about as large as what it carries already,
     up to 512 KB, but none over half of that; `named` are the steps of the segments it leaves, [session, invocation,
-    step]; of those that an opening of its session names, `left` tells the positions there, {opening: [[first, last]]},
-    so that no step grows with the length of the conversation. For one writer this is a binary counter. A carried change
-    has the members above and `step`, the step it was written in, where that is not its id. Texts are inline; images
-    stay where they are, as references. Removed messages and replaced state are left out; *what a change removes never
-    is*: a straggler may still bring it.
-    `taken`: steps of earlier sessions whose segments are carried here.
+    step], but for those of earlier sessions, which its opening names, so that no step grows with the length of the
+    conversation. For one writer this is a binary counter. A carried change has the members above and `step`, the step
+    it was written in, where that is not its id. Texts are inline; images stay where they are, as references. Removed
+    messages and replaced state are left out; *what a change removes never is*: a straggler may still bring it.
+    `taken`: steps of earlier sessions whose segments are carried here: those an opening names and no step has taken
+    are still to be read.
 
 Openings
     A session is *open* when it has an opening. Besides what every step has, it says
@@ -94,7 +94,6 @@ import base64
 import dataclasses
 import enum
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -126,7 +125,7 @@ MANY = 1_000_000
 """More messages than one change ever adds, or than those a step carries have added."""
 CARRIED = 10_000
 """More changes than a step ever carries: in 512 KB, of which each takes 80 bytes at least."""
-_YEARS = (-62_135_596_800_000, 253_402_300_799_999)
+YEARS = (-62_135_596_800_000, 253_402_300_799_999)
 """The ms that a foreign step can have as its time: the years 1 to 9999."""
 _NESTING = 450
 """Levels an envelope may have: `values.py` needs 3 for each of the 100 a value may have; Python stops at a thousand."""
@@ -234,6 +233,16 @@ class Message(NamedTuple):
         return max((home.step for home, _ in self.references()), default="")
 
 
+class Mark(NamedTuple):
+    """Whether something is true of the whole conversation, and the texts that the application gave with it."""
+
+    on: bool
+    said: Mapping[str, str] = {}
+
+
+HIDDEN, ENDED = "hidden", "ended"
+"""The names of the marks."""
+
 Place = tuple[str, str]
 """A session and an invocation of it."""
 
@@ -254,9 +263,10 @@ class Change:
     is_set: bool = False
     state: Mapping[str, list[JSON]] = dataclasses.field(default_factory=dict)
     replaced: frozenset[str] = frozenset()
-    hide: bool | None = None
+    marks: Mapping[str, Mark] = dataclasses.field(default_factory=dict)
     invocations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     origin: JSON = None
+    rewind: JSON = None
     by: str | None = None
     written: Place | None = None
     count: int = 0
@@ -287,9 +297,10 @@ class Change:
             is_set=self.is_set or other.is_set,
             state=state,
             replaced=(self.replaced | other.replaced) - state.keys(),
-            hide=other.hide if self.hide is None else self.hide,
+            marks={**other.marks, **self.marks},
             invocations={**other.invocations, **self.invocations},
             origin=self.origin or other.origin,
+            rewind=self.rewind or other.rewind,
             by=self.by or other.by,
             written=self.written or other.written,
             count=max(self.count, other.count),
@@ -338,10 +349,8 @@ class Step:
     home: Home
     contents: tuple[tuple[str, Change | None], ...]
     named: tuple[Home, ...] = ()
-    left: Mapping[str, tuple[tuple[int, int], ...]] = dataclasses.field(default_factory=dict)
     taken: frozenset[str] = frozenset()
     opening: Opening | None = None
-    closing: Mapping[str, JSON] | None = None
     newer: bool = False
 
     def alone(self) -> Step:
@@ -428,9 +437,10 @@ def facts_json(change: Change) -> dict[str, JSON]:
         facts["archive"] = _ids_json(change.archived)
     if change.is_set:
         facts["set"] = True
-    if change.hide is not None:
-        facts["hide"] = change.hide
-    for name in ("state", "invocations", "origin", "by"):
+    if change.marks:
+        said = {name: [dict(mark.said)] if mark.said else [] for name, mark in change.marks.items()}
+        facts["marks"] = {name: [mark.on, *said[name]] for name, mark in change.marks.items()}
+    for name in ("state", "invocations", "origin", "rewind", "by"):
         if value := getattr(change, name):
             facts[name] = dict(value) if isinstance(value, Mapping) else value
     return facts
@@ -606,8 +616,7 @@ def _newer(home: Home, ms: int, body: Mapping[str, JSON], version: int, *, skip_
 
 def _read(home: Home, parsed: StepId, body: Mapping[str, JSON], payload: Sequence[ContentBlock]) -> Step:
     own = _own_change(home, parsed.ms, body["change"], payload) if "change" in body else None
-    closing = _object(body["closing"]) if "closing" in body else None
-    step = Step(home, ((home.step, own),), closing=closing)
+    step = Step(home, ((home.step, own),))
     try:
         return _carrying(step, parsed.kind, _unzip(body["zip"])) if "zip" in body else step
     except (_Damaged, ValueError, RecursionError) as error:
@@ -625,7 +634,6 @@ def _carrying(step: Step, kind: Kind, packed: Mapping[str, JSON]) -> Step:
         step,
         contents=(*step.contents, *carried),
         named=tuple(_home(h) for h in _list(packed.get("named", []))),
-        left={opening: _ranges(positions) for opening, positions in _object(packed.get("left", {})).items()},
         taken=frozenset(_string(s) for s in _list(packed.get("taken", []))),
         opening=_opening(packed["opening"], step.home) if "opening" in packed and kind is Kind.OPENING else None,
     )
@@ -717,7 +725,6 @@ def _change(
     count = max([_integer(body.get("of", 0)), *(position + 1 for position in positions)])
     if count > MANY:
         raise _Damaged("more messages than changes have")
-    hide = body.get("hide")
     return Change(
         id=change_id,
         time=ms,
@@ -727,14 +734,22 @@ def _change(
         is_set=body.get("set") is True,
         state={_string(k): _list(v)[:1] for k, v in _object(body.get("state", {})).items()},
         replaced=frozenset(_string(name) for name in _list(body.get("was", []))),
-        hide=hide if isinstance(hide, bool) else None,
+        marks={_string(name): _mark(mark) for name, mark in _object(body.get("marks", {})).items()},
         invocations={_string(k): _string(v) for k, v in _object(body.get("invocations", {})).items()},
         origin=body.get("origin"),
+        rewind=body.get("rewind"),
         by=_string(body["by"]) if "by" in body else None,
         written=own[:2] if own else None,
         count=count,
         foreign=parse_id(change_id) is None,
     )
+
+
+def _mark(value: JSON) -> Mark:
+    match value:
+        case [bool(on), *said] if len(said) < 2:
+            return Mark(on, {_string(name): _string(text) for each in said for name, text in _object(each).items()})
+    raise _Damaged("mark")
 
 
 def _message(message_id: MessageId, record: JSON, homes: Sequence[Home]) -> Message:
@@ -812,13 +827,6 @@ def _ids(value: JSON) -> frozenset[MessageId]:
     return frozenset((_string(k), _integer(p)) for k, v in _object(value).items() for p in _list(v))
 
 
-def _ranges(value: JSON) -> tuple[tuple[int, int], ...]:
-    found = [[_integer(end) for end in _list(each)] for each in _list(value)]
-    if any(len(each) != 2 for each in found) or any(a[1] >= b[0] for a, b in itertools.pairwise(found)):
-        raise _Damaged("ranges")
-    return tuple((first, last) for first, last in found)
-
-
 def _home(value: JSON) -> Home:
     parts = _list(value)
     if len(parts) < 3:
@@ -841,7 +849,7 @@ def _id(value: JSON) -> str:
 
 
 def _time(value: JSON) -> int:
-    if not isinstance(value, int) or not _YEARS[0] <= value <= _YEARS[1]:
+    if not isinstance(value, int) or not YEARS[0] <= value <= YEARS[1]:
         raise _Damaged("not a time")
     return value
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from llama_index_bedrock_sessions import blocks, directory
-from llama_index_bedrock_sessions.chain import KEPT, LOOKS, METADATA, TAGS, Chain, Passage
+from llama_index_bedrock_sessions.chain import METADATA, TAGS, Chain, Resolve
+from llama_index_bedrock_sessions.directory import COPY
 from llama_index_bedrock_sessions.errors import (
-    BedrockSessionsError,
     ConversationExists,
     UnavailableError,
 )
 from llama_index_bedrock_sessions.fold import Draft, Fold
 from llama_index_bedrock_sessions.journal import (
     Kind,
-    Message,
     MessageId,
     Step,
     new_id,
@@ -39,107 +36,115 @@ logger = logging.getLogger("llama_index_bedrock_sessions")
 class Lifecycle(Chain):
     """The sessions of a conversation, and what is done to all of them. Not locked: its conversation holds the lock."""
 
-    # Beginning with all that another conversation has
+    # Copies: a session of its own, which no other process opens, holds all that is alive by value
 
     def begin(self, copies: Sequence[Copy], draft: Draft, like: Likeness, prepare: Callable[[], object]) -> None:
         """Write messages, and last the draft, to a key that has nothing: all is there at once, or nothing.
 
-        Nothing is until the opening step is stored; what was written before it then stays in a session nobody has
-        opened, which the next who writes to the key takes. The session is made like those of another conversation.
-        `prepare` is called before anything is written.
+        Nothing is until the opening step is stored. The session is made like those of another conversation. `prepare`
+        is called before anything is written.
 
         Raises:
-            ConversationExists: there are messages or state, or somebody else began at the same moment. Whoever sees
-                that takes back what he wrote: of two at once, one or none succeeds (if sessions are not listed late).
+            ConversationExists: there are messages or state, or another process begins a copy at the same moment. Of
+                two at once at most one succeeds, if sessions are not listed late.
 
         """
-        wanted, before = drafts(copies, draft), self.effects
-        try:
-            self._like = like
-            for _ in range(ATTEMPTS):
-                fold = self.refresh(force=True)
-                if fold.alive() or fold.state():
-                    raise ConversationExists(f"There is a conversation {self.key!r} already. Take another key.")
-                prepare()
-                _number(wanted, max(self.sessions.clock.now(), fold.clock + 1))
-                if self._continue(fold, lambda _: wanted[-1]):
-                    break
-            else:
-                raise UnavailableError(f"The conversation {self.key!r} could not be begun; try again.")
-        finally:
-            self._like = Likeness()
-        if not self._is_alone():
-            self._withdraw(wanted)
-            self.effects = before
-            raise ConversationExists(
-                f"Somebody else began the conversation {self.key!r} at the same moment. Take another key."
-            )
+        wanted = drafts(copies, draft)
 
-    def _is_alone(self) -> bool:
-        """Whether nobody else has begun the conversation."""
-        with contextlib.suppress(Gone):  # deleted meanwhile
-            self._find()
-        fold = self.known()
-        return sum(is_opening(step) for head in fold.heads for step in fold.listed[head]) == 1
+        def unless_taken(fold: Fold) -> Draft:
+            if fold.ended():
+                raise self._conversation_ended()
+            if fold.alive() or fold.state():
+                raise ConversationExists(f"There is a conversation {self.key!r} already. Take another key.")
+            _number(wanted, max(self.sessions.clock.now(), fold.clock + 1))
+            return draft
 
-    def _withdraw(self, written: Sequence[Draft]) -> None:
-        mine = {draft.id for draft in written if draft.id}
-        for _ in range(ATTEMPTS):
-            withdrawal = _withdrawal(self.known(), mine, written[-1].state)
-            if withdrawal is None:
-                break
-            self.append(functools.partial(_same, withdrawal))
-            # Somebody may have withdrawn at the same moment, and brought back what we had.
-            self.refresh(force=True)
-
-    # Ending, moving on, deleting
-
-    def end(self, said: Mapping[str, Any]) -> bool:
-        """Close the conversation: it takes no more messages until it is reopened. False if there is none to end."""
-        closing = {"reason": "ended", **said}
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             fold = self.refresh(force=True)
-            if not fold.heads:
-                return False
-            if self.ended(fold) is not None:
-                for head in fold.heads:
-                    self._finish(head)
-                return False
-            if self._must_continue(fold):
-                if self._continue(fold, nothing, Passage(closing, ended="reopen")):
-                    return True
-                continue
-            try:
-                with self._effect():
-                    listed = self._put_closing(fold.heads[0], closing, fold)
-            except (Gone, Refused) as refusal:
-                self._after_refusal(fold, refusal)
-                continue
-            fold.saw_list(fold.heads[0], [listed])
-            self._finish(fold.heads[0])
-            return True
-        raise UnavailableError("The conversation could not be ended; try again.")
+            unless_taken(fold)
+            if not attempt:
+                prepare()
+            if self._copy(fold, unless_taken, like):
+                return
+        raise UnavailableError(f"The conversation {self.key!r} could not be begun; try again.")
+
+    def _copy(self, fold: Fold, resolve: Resolve, like: Likeness | None = None) -> bool:
+        """Continue in a session that holds all that is alive by value; False: start again.
+
+        With `like`, where there must be nothing to continue, no other process may have begun: what it has opened is
+        found before the opening.
+        """
+        mine: SessionInfo | None = None
+        with contextlib.suppress(Gone):
+            self._close_and_read(fold, settle=like is None)
+            draft = resolve(fold)
+            mine = self._create(fold, like, copy=True)
+            found = self._found(fold)
+            is_alone = like is None or self._is_alone(fold, mine, found.values())
+            if is_alone and self._open(fold, mine, draft, present=found, whole=True):
+                if like:
+                    self._close_others()
+                return True
+            if is_alone and like:
+                raise self._begun_by_another()
+        if mine:
+            self._delete_unopened(mine.session)
+        self.drop()
+        return False
+
+    def _is_alone(self, fold: Fold, mine: SessionInfo, found: Iterable[SessionInfo]) -> bool:
+        """Whether a copy may be opened; False: another process has opened a session, which is to be read.
+
+        Of copies that are not open the newest counts: those before it are deleted.
+
+        Raises:
+            ConversationExists: another process begins a copy that is newer.
+
+        """
+        void = {mine.session, *fold.heads, *fold.covers()}
+        others = [info for info in found if info.session not in void]
+        if any(self._has_opening(info.session) for info in others):
+            return False
+        copies = [info for info in others if COPY in info.metadata]
+        if any((info.created, info.session) > (mine.created, mine.session) for info in copies):
+            self._delete_unopened(mine.session)
+            raise self._begun_by_another()
+        return all(self._delete_unopened(info.session) for info in copies)
+
+    def _begun_by_another(self) -> ConversationExists:
+        return ConversationExists(
+            f"Another process begins the conversation {self.key!r} at the same moment. Take another key."
+        )
+
+    # Ending, continuing, deleting
+
+    def end(self, mark: Draft) -> bool:
+        """Write the change that ends the conversation, and end its session; False if there is none, or it had ended."""
+        fold = self.refresh(force=True)
+        had_ended = fold.ended() is not None
+        if fold.heads and not had_ended:
+            self.append(lambda _: mark, fresh=True, ended=True)
+        for head in self.known().heads:
+            self._finish(head)
+        return bool(fold.heads) and not had_ended
 
     def close(self) -> None:
         """End the session that is written, if the next change can go to another one."""
         if not self._directory.continues:
             return
-        self._close(self.known())
-
-    def _close(self, fold: Fold) -> None:
-        for head in fold.heads:
+        for head in self.known().heads:
             with contextlib.suppress(Gone):
-                self._seal(head, "continued", fold)
+                self._seal(head, "continued", self.fold)
             self._closed.add(head)
 
-    def move_on(self, wanted: Callable[[Fold], Passage | None]) -> bool:
-        """Continue in another session by the passage that is wanted of the fold; False if none is."""
+    def renew(self, older_than: int) -> bool:
+        """Continue in another session if the newest is so old (ms), and there is something; return whether it was."""
         for _ in range(ATTEMPTS):
             fold = self.refresh(force=True)
-            passage = wanted(fold) if fold.heads else None
-            if passage is None:
+            age = self.sessions.clock.now() - max((self._created[head] for head in fold.heads), default=0)
+            if fold.is_empty() or age < older_than:
                 return False
-            if self._continue(fold, nothing, passage):
+            if self._continue(fold, nothing, ended=True):
                 return True
         raise UnavailableError("The conversation could not be continued in another session; try again.")
 
@@ -160,7 +165,7 @@ class Lifecycle(Chain):
         if not there:
             return  # the first session will have them
         draft = Draft(state=said)
-        self.append(lambda _: draft, fresh=True, passage=KEPT)
+        self.append(lambda _: draft, fresh=True, ended=True)
         try:
             for head in self.known().heads:
                 self._update_session(self.sessions.get(head), metadata, tags)
@@ -193,88 +198,85 @@ class Lifecycle(Chain):
             if self.sessions.get(head.session).status == "ACTIVE":
                 raise
 
-    def age(self, fold: Fold) -> int:
-        """Return the ms since the newest session was created."""
-        return self.sessions.clock.now() - max((self._created[head] for head in fold.heads), default=0)
-
     def rewrite(self, removed: frozenset[MessageId], deleted: dict[str, None]) -> None:
-        """Remove messages for good: what stays alive goes to a new session by value, those before are `deleted`.
+        """Remove messages for good: what stays alive goes to a session by value, those before it are `deleted`.
 
-        Once more if somebody else has gone on at the same moment, and has taken along what is removed.
+        1. The removal is an ordinary change. A process that continues the conversation closes its session and reads it
+           to its end, so from here on it takes nothing along of what is removed.
+        2. The heads are closed, read to their end once lists show all of them, and copied.
+        3. The sessions before are deleted, the oldest first, once the directory finds the copy. What another process
+           has opened by then may refer to them: all of that is in the copy too.
+        4. What is left is found once more. A session that no process has opened is deleted: its creator may have read
+           what is removed before step 1. If one was opened by such a process, all is done again.
         """
         draft = Draft(removed=removed)
-        aware: set[str] = set()
-        for attempt in range(ATTEMPTS):
+        fold = self._present()
+        self._refuse_if_newer(fold)
+        self._refuse_if_not_continued(fold)
+        self.append(lambda _: draft, fresh=True, ended=True)
+        for _ in range(ATTEMPTS):
             fold = self._present()
             self._refuse_other_keys(fold)
-            if not attempt:  # later ones are of others who redact
-                self._sweep({*fold.heads, *fold.covers()})
-            if not self._continue(fold, lambda _: draft, Passage(ended="keep", whole=True)):
-                continue
-            copy, before = self.fold, {*fold.heads, *fold.covers()}
-            aware |= _aware(fold.read, removed, aware)
-            self._delete(self._ours(fold, before), deleted)
-            if copy is not None and self._is_clean(copy, removed, aware):
-                with contextlib.suppress(BedrockSessionsError):  # it is done, and the next who writes goes on
-                    self._continue(copy, nothing, KEPT)
-                return
-            self.drop()
-        raise UnavailableError("Others go on in new sessions all the time, which may hold copies; call again.")
+            if self._copy(fold, lambda _: draft):
+                (copy,) = self.known().heads
+                self._wait_until_found(copy)
+                self._delete(self._ours(fold, {*fold.heads, *fold.covers()}), deleted)
+                left = self._unaware(copy, removed)
+                if not left:
+                    return
+        raise UnavailableError(
+            f"The sessions {left} may hold copies, since they were opened at the same moment; call again."
+        )
 
     def _present(self) -> Fold:
         """Return the fold of a conversation that is there. Raises UnavailableError: its sessions are not found."""
         fold = self.refresh(force=True)
         if not fold.heads:
-            # Deleted meanwhile; or another has moved it to a session that is listed late.
+            # Deleted by another process, or moved to a session that is listed late.
             raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
         return fold
 
-    def _found(self) -> dict[str, int]:
-        """Return the sessions of the key that are there, and when they were created (ms)."""
-        named = [summary.session for summary in self._directory.find(self.key)]
-        owned = self.sessions.pool.map(lambda session: self._directory.owned(session, self.key), named)
-        return {info.session: info.created for info in owned if info}
+    def _wait_until_found(self, session: str) -> None:
+        """Return once all processes know a session and its opening, and the directory finds it."""
+        for _ in range(ATTEMPTS):
+            self.sessions.wait_until_listed()
+            if session in self._found():
+                return
+        raise UnavailableError(f"Session {session} was created and is not listed; call again.")
 
-    def _sweep(self, but: Iterable[str]) -> None:
-        """Delete what crashes have left, or somebody is about to open: he takes another."""
-        for session in {s for _ in range(LOOKS) for s in self._found()}.difference(but):
-            self._delete_unopened(session)
+    def _unaware(self, copy: str, removed: frozenset[MessageId]) -> list[str]:
+        """Delete what no process has opened; return the sessions opened by one that had not read a removal."""
+        self.sessions.wait_until_listed()
+        aware, unaware = {copy}, []
+        for session in sorted(self._found().keys() - aware, key=lambda session: (self._created_at(session), session)):
+            openings = self._openings(session)
+            # A process that continued nothing had read nothing, and one that had read an aware opening is aware.
+            if openings and all(
+                not step.newer
+                and step.opening
+                and (
+                    not step.opening.parents
+                    or not aware.isdisjoint(step.opening.parents)
+                    or removed <= step.opening.removed.union(*(c.removed for _, c in step.contents[:1] if c))
+                )
+                for step in openings
+            ):
+                aware.add(session)
+            elif openings or not self._delete_unopened(session):
+                unaware.append(session)
+        if len(aware) > 1:
+            self._close_others()
+        return unaware
 
-    def _is_clean(self, copy: Fold, removed: frozenset[MessageId], aware: Collection[str]) -> bool:
-        """Close a copy that was made; return whether nobody has taken along what is `removed`, there or elsewhere.
-
-        What was read from is deleted. Who read it, too, looks for it just before he opens a session. So he has opened
-        it already; or he finds that it is swept; or he is about to open the copy, which is why that is closed. `aware`
-        are openings of sessions that are deleted by now, whose writers had read the removal.
-        """
-        (head,) = copy.heads
-        self._sweep(copy.heads)
-        self._close(copy)
-        self._finish(head)
-        openings: dict[str, Step] = {}
-        for session in (s for _ in range(LOOKS) for s in {head, *self._found()}):
-            steps = self._list_or_nothing(session)
-            homes = [listed.home for listed in steps if is_opening(listed.home.step)]
-            if steps and not homes:
-                return False  # it could not be deleted
-            for home in homes:
-                if home.step not in openings and (step := self._read_one(home)):
-                    openings[home.step] = step
-            if session == head:
-                copy.saw_list(head, steps)
-        try:
-            self._read(copy)
-        except Gone:
-            return False  # another has gone on from it, who redacts, too
-        # One who continues nothing has read nothing; what a newer release says is told by the next look.
-        taking = {i for i, step in openings.items() if step.newer or (step.opening and step.opening.parents)}
-        return taking <= _aware(openings, removed, aware) and not copy.strays(head)
+    def _openings(self, session: str) -> list[Step]:
+        listed = (s.home for s in self._list_or_nothing(session) if is_opening(s.home.step))
+        return [step for home in listed if (step := self._read_one(home))]
 
     def erase(self, deleted: dict[str, None]) -> None:
         """Delete every session of the key, oldest first, until none is listed; those that it tried go to `deleted`."""
         fold = self.refresh()
         if fold.alive() and not self._must_continue(fold):
-            # Whoever continues the head meanwhile inherits an empty conversation.
+            # A process that continues the head inherits an empty conversation.
             with contextlib.suppress(Gone, Refused):
                 self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
         self._delete({*fold.heads, *fold.covers()}, deleted, others=True)
@@ -286,6 +288,7 @@ class Lifecycle(Chain):
         The `others` of the key too, and what continues them.
         """
         first = stored = self._media()
+        looked = False
         for attempt in range(ATTEMPTS):
             stored = self._media() if attempt else first
             found = self._found()
@@ -293,84 +296,61 @@ class Lifecycle(Chain):
                 doomed |= {s for s in found if s not in doomed and (attempt == 0 or self._continues(s, doomed))}
             # A session may be listed late: what is known of it is that it has not been deleted.
             left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owned(s, self.key))]
-            if not left:
-                if others and not found:
-                    self._delete_media(stored, ())  # all of it is of those deleted
-                elif first:
-                    # It goes on, even if that is listed late; or it has begun anew.
-                    fold = self.refresh(force=True) if others else self._present()
-                    self._delete_media(first, fold.alive())
-                return
-            for session in sorted(left, key=lambda s: (found.get(s, self._created.get(s, 0)), s)):
+            for session in sorted(left, key=lambda session: (self._created_at(session), session)):
                 deleted[session] = None
                 self._delete_session(session)
+            if left:
+                looked = False
+            elif looked or not others or not self.sessions.settle:
+                # Where nothing is left, all that is stored is of those deleted.
+                self._delete_media(first if found else stored, others=others)
+                return
+            else:
+                self.sessions.wait_until_listed()
+                looked = True
         raise UnavailableError("Sessions of this conversation are still listed; call again to delete them.")
+
+    def _created_at(self, session: str) -> int:
+        return self._created.get(session) or self._directory.info(session).created
 
     def _continues(self, session: str, doomed: set[str]) -> bool:
         """Whether a session that was not there when the deletion began continues one that was, or is not open yet."""
-        steps = self._list_or_nothing(session)
-        openings = [step for s in steps if is_opening(s.home.step) and (step := self._read_one(s.home))]
-        covered = {s for step in openings if step.opening for s in step.opening.covers}
-        return not openings or not covered.isdisjoint(doomed)
+        openings = [step.opening for step in self._openings(session) if step.opening]
+        return not openings or any(not doomed.isdisjoint(opening.covers) for opening in openings)
 
     def _delete_session(self, session: str) -> None:
         try:
-            self._seal(session, "deleted")
-            with self._effect():
-                self.sessions.delete(session)
-            self._directory.remove(session, self.key)
+            try:
+                self._delete_closed(session)
+            except Refused:  # it is ACTIVE
+                self._seal(session, "deleted")
+                self._delete_closed(session)
         except Gone:
-            # By another, who may have died before he said so.
-            self._directory.remove(session, self.key)
+            pass  # deleted by another process, which may have died before it removed the entry
         except Refused:
-            # Somebody wrote in between, or it is listed as it was; the next look shows it.
+            # A process wrote in between; the next look shows it.
             logger.info("conversation %s: session %s is not deleted yet", self.name, session)
             return
+        self._directory.remove(session, self.key)
         logger.info("conversation %s: session %s is deleted", self.name, session)
+
+    def _delete_closed(self, session: str) -> None:
+        with self._effect():
+            self.sessions.delete(session)
 
     def _media(self) -> Iterable[str]:
         return self.settings.media.listed() if self.settings.media else ()
 
-    def _delete_media(self, stored: Iterable[str], alive: Iterable[Message]) -> None:
-        """Delete objects of the conversation, but not those that messages refer to."""
+    def _delete_media(self, stored: Iterable[str], *, others: bool) -> None:
+        """Delete objects of the conversation that were `stored`, but not those that messages refer to."""
         if not (self.settings.media and stored):
             return
+        self.drop()  # what others have opened has to be known too
+        # After a copy it continues, even if that is listed late; after a deletion it may have begun again.
+        alive = (self.refresh(force=True) if others else self._present()).alive()
         used = {sha256 for message in alive for sha256 in blocks.objects(message.record)}
         self.effects += 1  # of several objects, some may be deleted when this fails
         self.settings.media.delete(sha256 for sha256 in stored if sha256 not in used)
-
-
-def _withdrawal(fold: Fold, mine: set[str], names: Iterable[str]) -> Draft | None:
-    """Return what takes changes back, as if they had never been: None if nothing of them is left."""
-    alive = {message.id[0] for message in fold.alive()}
-    void = mine | {c.id for c in fold.changes() if c.origin and c.count and c.id not in alive}
-    left = [c.state for c in fold.changes() if c.id not in void and void.isdisjoint(m[0] for m in c.removed)]
-    state = {name: next((each[name] for each in reversed(left) if name in each), []) for name in names}
-    removed = frozenset(message.id for message in fold.alive() if message.id[0] in mine)
-    now = {name: value for name, value in fold.state().items() if name in state}
-    if not removed and now == {name: value[0] for name, value in state.items() if value}:
-        return None
-    return Draft(removed=removed, state=state)
-
-
-def _same(draft: Draft, _: Fold) -> Draft:
-    return draft
-
-
-def _aware(steps: Mapping[str, Step], removed: frozenset[MessageId], aware: Collection[str]) -> set[str]:
-    """Return those of some openings whose writers had read that something was removed, and so do not take it along.
-
-    Or had read an opening of such a writer: `aware` are more of them.
-    """
-    found: set[str] = set()
-    for step_id, step in sorted(steps.items()):  # the id of an opening is greater than what its writer had read
-        opening, own = step.opening, step.contents[0][1]
-        if opening and (
-            removed <= opening.removed | (own.removed if own else frozenset())
-            or any(not seen.isdisjoint(found) or not seen.isdisjoint(aware) for seen in opening.parents.values())
-        ):
-            found.add(step_id)
-    return found
 
 
 def _number(several: Iterable[Draft], ms: int) -> None:

@@ -642,7 +642,7 @@ def _names_in_context(context: Context, kind: str, default: str | None = None) -
 
 def _keep_turn(conversation: Conversation, name: str, messages: Sequence[ChatMessage]) -> None:
     """Keep what an agent has done in a turn, if that is not kept already. Pictures take a while: not for the loop."""
-    encoded = blocks.encode(messages, max_images=0)
+    encoded = blocks.encode(messages, natives=False)
     records = [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
     turn: dict[str, JSON] = {"after": conversation.last_id(fresh=False), "messages": records}
     if turn != conversation._named(fresh=False).get(name):  # noqa: SLF001 - names of the memory

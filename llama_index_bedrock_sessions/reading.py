@@ -65,11 +65,15 @@ class Settings:
 
 
 class Likeness(NamedTuple):
-    """What a session is made like: the heads of a conversation, and the metadata and tags that were added to them."""
+    """What a session is made like: the heads of a conversation, and the metadata and tags that were added to them.
+
+    `origin` is the key of that conversation, if the session begins a fork of it.
+    """
 
     heads: Sequence[str] = ()
     metadata: Mapping[str, str] = {}
     tags: Mapping[str, str] = {}
+    origin: str | None = None
 
 
 class Reader:
@@ -91,16 +95,14 @@ class Reader:
         self._tags: dict[str, dict[str, str]] = {}
         self._invocations: set[Place] = set()
         """Invocations of the application's own that have been made."""
-        self._like = Likeness()
-        """What the first session shall be made like, if it begins as a copy."""
-        self._missed: set[str] = set()
-        """Sessions that were not there when something of them was read, though retention cannot have taken them."""
-        self._missing: set[str] = set()
-        """Those of them that are no news: somebody else has deleted them, or they have never been."""
+        self._is_incomplete = False
+        """Whether something that was to be read was not there, though retention cannot have taken it."""
         self._unlisted = 0
         self._unopened = False
         """Whether the last look found sessions of the key that nobody has opened."""
         self._validated = 0.0
+        self._looked = 0
+        """When the directory was last asked for the sessions of the key, in ms."""
 
     # What it takes to be up to date
 
@@ -122,8 +124,9 @@ class Reader:
         is_recent = time.monotonic() - self._validated < self.settings.refresh_interval
         if not force and is_recent and self.fold is not None:
             return self.known(whole=whole)
+        passed_over: set[str] = set()
         for _ in range(ATTEMPTS):
-            self._missed.clear()
+            self._is_incomplete = False
             try:
                 if self.fold is None or not self.fold.heads or not self._is_current(self.fold):
                     self._find(whole=whole)
@@ -132,20 +135,18 @@ class Reader:
             except Gone:
                 self.drop()
                 continue
-            if self._missed <= self._missing:
+            if not self._is_incomplete:
                 break
-            self._missing |= self._missed
-            if not self._has_gone_on(self.known(whole=False)):
+            # A process that deletes what others continue puts it into another session first.
+            others = {s.session for s in self._others(self.known(whole=False))}
+            if others <= passed_over:
                 break
+            passed_over |= others
             self.drop()
         else:
             raise UnavailableError("The sessions of this conversation keep changing; try again.")
         self._validated, self._unlisted = time.monotonic(), 0
         return self.known(whole=False)
-
-    def _has_gone_on(self, fold: Fold) -> bool:
-        """Whether there are other sessions than were read: who deletes what they carry deletes that first."""
-        return any(True for _ in self._others(fold))
 
     def _others(self, fold: Fold) -> Iterator[Summary]:
         """Return the sessions listed under the key that the fold says nothing of, if new enough to matter."""
@@ -153,22 +154,42 @@ class Reader:
         return (s for s in self._directory.find(self.key, lambda: self._since(fold)) if s.session not in ours)
 
     def _is_current(self, fold: Fold) -> bool:
-        """List the heads; return whether nobody can have continued them."""
+        """List the heads; return whether no process can have continued them, or opened another beside them."""
         asked = self._old(fold.heads)
+        # What was written to a parent before it was closed may not have been listed when it was read to its end.
+        parents = list(fold.parents()) if any(self._unsettled(fold)) else []
         jobs: list[Callable[[], Any]] = [functools.partial(self._list, head) for head in fold.heads]
+        jobs += [functools.partial(self._list_or_nothing, parent) for parent in parents]
         jobs += [functools.partial(self._is_active, head) for head in asked]
         results = self.sessions.pool.map(lambda job: job(), jobs)
         fold.horizon = self._horizon()
-        for head, steps in zip(fold.heads, results, strict=False):
-            fold.saw_list(head, steps)
+        listed = [*fold.heads, *parents]
+        for session, steps in zip(listed, results, strict=False):
+            fold.saw_list(session, steps)
         self._read(fold, whole=False)
         if not self._directory.continues:
             return True
         full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
-        if full or fold.closings or not all(results[len(fold.heads) :]):
+        is_closed = fold.closings or fold.ended() or not self._closed.isdisjoint(fold.heads)
+        if full or is_closed or not all(results[len(listed) :]):
+            return False
+        if any(settled <= self.sessions.clock.now() for settled in self._unsettled(fold)):
             return False
         # The replies may have told that it is later than it seemed.
         return all(self._is_active(head) for head in self._old(fold.heads) if head not in asked)
+
+    def _unsettled(self, fold: Fold) -> Iterator[int]:
+        """Yield for each opening that was not looked beyond yet the time in ms from which lists show all beside it.
+
+        That is what other processes wrote while the head was opened, three settling times after it. Of two processes
+        that open a session each, because neither sees the other's, one opens its own at most a settling time after its
+        last look (see `Chain._open_next`). The other may miss it for two: for the session, and for its opening.
+        """
+        for step in fold.opening_ids() if self.sessions.settle else ():
+            parsed = parse_id(step)
+            settled = (parsed.ms if parsed else 0) + 3 * int(self.sessions.settle * 1000)
+            if self._looked < settled:
+                yield settled
 
     def _old(self, heads: Iterable[str]) -> list[str]:
         """Return the sessions that may have expired: those that were created more than 50 minutes ago."""
@@ -212,6 +233,7 @@ class Reader:
         folds: dict[str, Fold] = {}
         covered: set[str] = set()
         self._unopened = False
+        self._looked = self.sessions.clock.now()
 
         def still_wanted() -> int:
             # Once an open session is found, what was created long before it needs no look any more.
@@ -311,7 +333,7 @@ class Reader:
         """Take note of sessions that are not there, other than those which retention has taken."""
         if gone := set(sessions):
             oldest, created = self.sessions.clock.now() - RETENTION, fold.covers() | self._created
-            self._missed |= {session for session in gone if created.get(session, oldest) >= oldest}
+            self._is_incomplete |= any(created.get(session, oldest) >= oldest for session in gone)
 
     def _list_or_nothing(self, session: str) -> list[Listed]:
         try:

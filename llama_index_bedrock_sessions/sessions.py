@@ -52,6 +52,8 @@ P = ParamSpec("P")
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
+SETTLE = 2.0
+"""Seconds in which the service has to list what was written, where something is deleted that no list has shown."""
 PAGE = 1000
 """Entries asked of a list: `maxResults` is 1..1000 (service model)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -243,13 +245,20 @@ def timestamp(value: Any) -> datetime:
 class Sessions:
     """The session operations of one client, in our words. The client is made when it is first needed."""
 
-    def __init__(self, make_client: Callable[[], Client], pool: Pool) -> None:
+    def __init__(self, make_client: Callable[[], Client], pool: Pool, settle: float = SETTLE) -> None:
         self._make_client = make_client
         self._client: Client | None = None
         self._lock = threading.Lock()
         self.pool = pool
         self.clock = Clock()
+        self.settle = settle
+        self.sleep: Callable[[float], object] = time.sleep
         after_fork(self)
+
+    def wait_until_listed(self) -> None:
+        """Return once lists show all that was written before, if the service needs no longer than `settle` for it."""
+        if self.settle:
+            self.sleep(self.settle)
 
     def forget(self) -> None:
         """Drop the client: its connections belong to the process that opened them."""
@@ -318,7 +327,9 @@ class Sessions:
 
     # Sessions
 
-    def create(self, metadata: Mapping[str, str], tags: Mapping[str, str], encryption_key_arn: str | None) -> Summary:
+    def create(
+        self, metadata: Mapping[str, str], tags: Mapping[str, str], encryption_key_arn: str | None
+    ) -> SessionInfo:
         """Create a session. A lost reply leaves a session nobody opens; it is adopted by the next who looks."""
         arguments: dict[str, Any] = {"sessionMetadata": dict(metadata)}
         if tags:
@@ -329,12 +340,9 @@ class Sessions:
             reply = self._call("create_session", "sessionId", writes=True, **arguments)
         except (Refused, Gone) as refusal:
             raise RequestRefusedError(f"Bedrock refused to create a session: {refusal}") from refusal
-        return Summary(
-            reply["sessionId"],
-            reply.get("sessionStatus", "ACTIVE"),
-            self._ms(reply, "createdAt"),
-            reply.get("sessionArn"),
-        )
+        status, created = reply.get("sessionStatus", "ACTIVE"), self._ms(reply, "createdAt")
+        arn = reply.get("sessionArn")
+        return SessionInfo(reply["sessionId"], status, created, created, metadata, encryption_key_arn, arn)
 
     def get(self, session: str) -> SessionInfo:
         """Return what the service says of a session. Raises Gone."""
@@ -402,8 +410,13 @@ class Sessions:
     # Invocations and steps
 
     def create_invocation(self, session: str, invocation: str, description: str | None = None) -> bool:
-        """Create an invocation; return whether this call has, and not one before it. Raises Gone, Refused."""
-        arguments: dict[str, Any] = {"description": description} if description else {}
+        """Create an invocation; return whether this call has, and not one before it. Raises Gone, Refused.
+
+        A description may hold lone surrogates, which no request can: the service gets a question mark for each.
+        """
+        arguments: dict[str, Any] = (
+            {"description": description.encode(errors="replace").decode()} if description else {}
+        )
         try:
             self._call("create_invocation", sessionIdentifier=session, invocationId=invocation, **arguments)
         except Refused as refusal:

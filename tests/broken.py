@@ -8,17 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions import (
-    chain,
-    conversation,
-    directory,
-    fold,
-    lifecycle,
-    limits,
-    media,
-    reading,
-    sessions,
-)
+from llama_index_bedrock_sessions import chain, conversation, directory, fold, lifecycle, media, reading, sessions
 from llama_index_bedrock_sessions.errors import ServiceError
 
 
@@ -41,13 +31,14 @@ def archived_messages_are_handed_down_bare(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fold.Fold, "_handed_down", lambda _, change: dataclasses.replace(change, **bare))
 
 
-def hidings_are_not_carried(patch: pytest.MonkeyPatch) -> None:
+def marks_are_not_carried(patch: pytest.MonkeyPatch) -> None:
     reduced = fold.Fold._reduced
-    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), hide=None))
+    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), marks={}))
+    patch.setattr(fold.Fold, "_is_marking", lambda *_: False)
 
 
-def who_continues_reopens(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(conversation, "KEPT", conversation.REOPENED)
+def ending_leaves_sessions_open(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(chain.Chain, "_finish", lambda *_: None)
 
 
 def redacting_copies_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -99,7 +90,8 @@ def attachments_of_state_are_not_copied(patch: pytest.MonkeyPatch) -> None:
 
 
 def forks_do_not_copy_what_is_archived(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(conversation, "Copy", lambda encoded, _: limits.Copy(encoded, False))
+    copy = conversation.Copy
+    patch.setattr(conversation, "Copy", lambda encoded, _: copy(encoded, False))
 
 
 def forks_do_not_copy_state(patch: pytest.MonkeyPatch) -> None:
@@ -112,7 +104,15 @@ def forks_do_not_copy_state(patch: pytest.MonkeyPatch) -> None:
 
 
 def forks_do_not_look_for_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lifecycle.Lifecycle, "_is_alone", lambda _: True)
+    patch.setattr(lifecycle.Lifecycle, "_is_alone", lambda *_: True)
+
+
+def copies_are_opened_by_others(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(chain, "COPY", "llama-index-nothing")
+
+
+def others_beside_a_copy_are_not_closed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(chain.Chain, "_close_others", lambda _: None)
 
 
 def forks_do_not_copy_media(patch: pytest.MonkeyPatch) -> None:
@@ -120,12 +120,15 @@ def forks_do_not_copy_media(patch: pytest.MonkeyPatch) -> None:
 
 
 def referenced_media_are_deleted(patch: pytest.MonkeyPatch) -> None:
-    delete = lifecycle.Lifecycle._delete_media
-    patch.setattr(lifecycle.Lifecycle, "_delete_media", lambda self, stored, _: delete(self, stored, ()))
+    def delete(self: Any, stored: Any, **_: Any) -> None:
+        if self.settings.media:
+            self.settings.media.delete(stored)
+
+    patch.setattr(lifecycle.Lifecycle, "_delete_media", delete)
 
 
 def media_stay_in_s3(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lifecycle.Lifecycle, "_delete_media", lambda *_: None)
+    patch.setattr(lifecycle.Lifecycle, "_delete_media", lambda *_, **__: None)
 
 
 def state_is_not_carried(patch: pytest.MonkeyPatch) -> None:
@@ -134,7 +137,38 @@ def state_is_not_carried(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_reader_of_a_deleted_session_does_not_list_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reading.Reader, "_has_gone_on", lambda *_: False)
+    patch.setattr(reading.Reader, "_miss", lambda *_: None)
+
+
+def redacting_does_not_remove_first(patch: pytest.MonkeyPatch) -> None:
+    append = chain.Chain.append
+
+    def unless_it_removes(self: Any, resolve: Any, **more: Any) -> None:
+        if not (more == {"fresh": True, "ended": True} and resolve(None).removed):
+            append(self, resolve, **more)
+
+    patch.setattr(lifecycle.Lifecycle, "append", unless_it_removes)
+
+
+def redacting_does_not_look_for_what_is_left(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lifecycle.Lifecycle, "_unaware", lambda *_: [])
+
+
+def redacting_does_not_wait_for_its_copy(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lifecycle.Lifecycle, "_wait_until_found", lambda *_: None)
+
+
+def sessions_are_deleted_newest_first(patch: pytest.MonkeyPatch) -> None:
+    created_at = lifecycle.Lifecycle._created_at
+    patch.setattr(lifecycle.Lifecycle, "_created_at", lambda self, session: -created_at(self, session))
+
+
+def nothing_waits_for_lists(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(sessions.Sessions, "wait_until_listed", lambda _: None)
+
+
+def nothing_is_looked_for_once_lists_have_settled(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reading.Reader, "_unsettled", lambda *_: iter(()))
 
 
 def a_writer_does_not_list_after_creating_a_session(patch: pytest.MonkeyPatch) -> None:
@@ -162,8 +196,8 @@ BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         sessions_are_not_closed,
         removals_are_not_carried,
         archived_messages_are_handed_down_bare,
-        hidings_are_not_carried,
-        who_continues_reopens,
+        marks_are_not_carried,
+        ending_leaves_sessions_open,
         redacting_copies_nothing,
         all_that_is_inherited_is_at_rest,
         local_clocks,
@@ -180,5 +214,13 @@ BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         state_is_not_carried,
         a_reader_of_a_deleted_session_does_not_list_again,
         a_writer_does_not_list_after_creating_a_session,
+        copies_are_opened_by_others,
+        others_beside_a_copy_are_not_closed,
+        redacting_does_not_remove_first,
+        redacting_does_not_look_for_what_is_left,
+        redacting_does_not_wait_for_its_copy,
+        sessions_are_deleted_newest_first,
+        nothing_waits_for_lists,
+        nothing_is_looked_for_once_lists_have_settled,
     )
 }

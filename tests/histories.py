@@ -395,7 +395,7 @@ class History:
         for number in range(len(self.processes)):
             self.crash(number) if self.processes[number].op else None
         self.late.clear()
-        self.advance(self.lateness)  # everything is listed now, and from here on at once
+        self.emulator.clock.advance(self.lateness)  # everything is listed now, and from here on at once
         self.emulator.behaviour = dataclasses.replace(
             self.emulator.behaviour, steps_listed_after_seconds=0, sessions_listed_after_seconds=0
         )

@@ -67,6 +67,7 @@ class Service:
 
     def store(self, **arguments: Any) -> BedrockSessionsChatStore:
         store = BedrockSessionsChatStore(client=self.client(), **arguments)
+        store._sessions.sleep = self.later
         self._stores.append(store)
         return store
 

@@ -47,7 +47,6 @@ from llama_index_bedrock_sessions.errors import InvalidMessageError
 from tests.strategies import (
     BLOCKS,
     FORMATS,
-    image_blocks,
     json_objects,
     json_values,
     messages,
@@ -278,18 +277,6 @@ class TestImages:
         block = ImageBlock(image=picture(name), image_mimetype="made/up")
         image = {"format": name.lower(), "source": {"bytes": picture(name)}}
         assert encode([user(block)]).blocks == [{"image": image}]
-
-    @given(st.lists(image_blocks | st.just(ImageBlock(image=PNG)), max_size=6), st.integers(0, 3))
-    def test_no_more_images_are_native_than_a_step_takes(self, images: list[ImageBlock], allowed: int) -> None:
-        """Images beyond `max_images`, counted over all messages, are kept in the records."""
-        group = [user(image) for image in images]
-        encoded = encode(group, max_images=allowed)
-        assert len(encoded.blocks) == min(allowed, len(encode(group).blocks))
-        assert shape([decode(record, by_index(encoded)) for record in encoded.records]) == shape(group)
-
-    def test_twenty_images_are_native_by_default(self) -> None:
-        """The default limit is Bedrock's: 20 images in a step."""
-        assert len(encode([user(*[ImageBlock(image=PNG) for _ in range(21)])]).blocks) == 20
 
     def test_bytes_behind_the_constructors_back_become_base64(self) -> None:
         """Raw bytes and sloppy base64 in a constructed block become what the constructor makes of them."""

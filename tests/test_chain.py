@@ -170,10 +170,7 @@ def test_a_conversation_ended_by_another_process_is_not_continued() -> None:
     service = Service()
     warm = service.store()
     warm.add_message(KEY, user("one"))
-    (session,) = service.sessions()
-    now = int(service.clock.now().timestamp() * 1000)
-    put(service, session["sessionId"], new_id(now, Kind.CLOSING), [envelope({"closing": {"reason": "ended"}}, {})])
-    service.boto3.end_session(sessionIdentifier=session["sessionId"])
+    assert service.store().conversation(KEY).end()
     for store in (warm, service.store()):
         with pytest.raises(ConversationEnded):
             store.add_message(KEY, user("two"))

@@ -375,7 +375,7 @@ EXPECTED: list[tuple[Callable[[Service], Any], dict[str, dict[Any, Any]]]] = [
         sessions_listed_after_seconds,
         {"sessions_listed_after_seconds": {0.0: [1] * 5, 1: [0, 1, 1, 1, 1], 2.5: [0, 0, 0, 1, 1], 1e300: [0] * 5}},
     ),
-    (late_lists, {"late_lists": {"exactly": [0, 0, 0, 12, 12], "up to": [0, 3, 8, 12, 12]}}),
+    (late_lists, {"late_lists": {"exactly": [0, 0, 0, 12, 12], "up to": [0, 5, 6, 12, 12]}}),
     (
         step_quota_error,
         {"step_quota_error": {e: [OK, OK, e] for e in (QUOTA, VALIDATION, "409")}},

@@ -239,7 +239,7 @@ def view(store: BedrockSessionsChatStore) -> View:
     active = chat.messages()
     fold = chat._chain.known()
     archived = chat.messages(status=ARCHIVED, fresh=False)
-    return View(active, archived, _without_times(fold.named("")), chat._chain.ended(fold) is not None)
+    return View(active, archived, _without_times(fold.named("")), fold.ended() is not None)
 
 
 def _without_times(state: dict[str, Any]) -> dict[str, Any]:

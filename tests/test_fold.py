@@ -16,10 +16,13 @@ from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.fold import COVERED_AGE, OVERHEAD, SAFE_AGE, Composed, Draft, Fold, Listed, Placed
 from llama_index_bedrock_sessions.journal import (
     BUDGET,
+    ENDED,
+    HIDDEN,
     MARK,
     Home,
     Inherited,
     Kind,
+    Mark,
     MessageId,
     Opening,
     Step,
@@ -167,7 +170,7 @@ def knows(fold: Fold) -> Any:
     """All that a reader can be asked."""
     archived = [fold.is_archived(m) for m in ids_of(fold)]
     there = list(zip(ids_of(fold), shown(fold), archived, strict=True))
-    return there, [message.id for message in fold.visible()], fold.state(), fold.hidden()
+    return there, [message.id for message in fold.visible()], fold.state(), fold.hidden(), fold.ended()
 
 
 def active(fold: Fold) -> Any:
@@ -202,7 +205,7 @@ class Conversations(RuleBasedStateMachine):
         self.removed: set[MessageId] = set()
         self.archived: set[MessageId] = set()
         self.state: dict[str, tuple[tuple[int, str], list[Any]]] = {}
-        self.hide: tuple[tuple[int, str], bool] = (-1, ""), False
+        self.marks = {name: ((-1, ""), Mark(on=False)) for name in (HIDDEN, ENDED)}
         self.count = 0
 
     @initialize(skews=st.lists(st.integers(-900, 900), min_size=3, max_size=3))
@@ -229,8 +232,8 @@ class Conversations(RuleBasedStateMachine):
         self.archived |= draft.archived
         for name, value in draft.state.items():
             self.state[name] = max(self.state.get(name, ((-1, ""), [])), (key, value), key=lambda x: x[0])
-        if draft.hide is not None:
-            self.hide = max(self.hide, (key, draft.hide))
+        for name, mark in draft.marks.items():
+            self.marks[name] = max(self.marks[name], (key, mark), key=lambda each: each[0])
         self.now += 7
 
     def texts(self, sizes: Sequence[int]) -> list[str]:
@@ -268,9 +271,9 @@ class Conversations(RuleBasedStateMachine):
     def keep_state(self, writer: int, name: str, value: list[int]) -> None:
         self.write(writer, Draft(state={name: value}))
 
-    @rule(writer=writers_of, hide=st.booleans())
-    def hide_or_restore(self, writer: int, hide: bool) -> None:
-        self.write(writer, Draft(hide=hide))
+    @rule(writer=writers_of, name=st.sampled_from([HIDDEN, ENDED]), on=st.booleans())
+    def mark(self, writer: int, name: str, on: bool) -> None:
+        self.write(writer, Draft(marks={name: Mark(on, {"by": f"writer {writer}"})}))
 
     @rule(time=st.integers(-2000, 2000), number=st.uuids(version=4).map(str))
     def another_tool(self, time: int, number: str) -> None:
@@ -333,9 +336,11 @@ class Conversations(RuleBasedStateMachine):
             for position, content in enumerate(said.contents)
             if (change, position) not in self.removed
         ]
-        until = self.hide[0] if self.hide[1] else (-1, "")
+        (hidden_at, hiding), (ended_at, ending) = self.marks[HIDDEN], self.marks[ENDED]
+        until = hidden_at if hiding.on else (-1, "")
         state = {name: value[0] for name, (key, value) in sorted(self.state.items()) if value and key > until}
-        return alive, [m for m, _, _ in alive if self.changes[m[0]].key > until], state, self.hide[1]
+        ended = (ended_at[0], ending.said) if ending.on else None
+        return alive, [m for m, _, _ in alive if self.changes[m[0]].key > until], state, hiding.on, ended
 
     @invariant()
     def a_cold_reader_knows_all(self) -> None:
@@ -638,7 +643,7 @@ def test_what_is_alive_is_inherited_and_nothing_else() -> None:
     service = Service()
     fold = service.started("a", "b" * 30_000, "c", "d" * 40_000)
     service.append(fold, Draft(archived=frozenset(ids_of(fold)[1:3]), state={"x": [1], "y": [2]}))
-    service.append(fold, Draft(removed=frozenset({ids_of(fold)[3]}), state={"y": []}, hide=True))
+    service.append(fold, Draft(removed=frozenset({ids_of(fold)[3]}), state={"y": []}, marks={HIDDEN: Mark(on=True)}))
     service.append(fold, Draft(invocations={A: "night"}, origin={"from": "x"}))
     before = knows(fold)
     for generation, (head, following) in enumerate([(A, B), (B, C), (C, D)]):
@@ -998,7 +1003,9 @@ def test_a_change_of_which_a_message_is_active_is_read() -> None:
     assert [message for message, _, _ in active(service.window(B))[0]] == ids_of(fold)[1:]
 
 
-@pytest.mark.parametrize("facts", [{"state": {"name": ["value"]}}, {"state": {"name": []}}, {"hide": True}])
+@pytest.mark.parametrize(
+    "facts", [{"state": {"name": ["value"]}}, {"state": {"name": []}}, {"marks": {ENDED: Mark(on=True)}}]
+)
 def test_what_says_more_than_archived_messages_is_read(facts: dict[str, Any]) -> None:
     """Named state, its deletion and a hiding count, whatever becomes of the messages beside them."""
     service = Service()

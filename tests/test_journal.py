@@ -21,12 +21,15 @@ from llama_index_bedrock_sessions import blocks, journal
 from llama_index_bedrock_sessions.errors import NewerFormatError
 from llama_index_bedrock_sessions.fold import Composed, Draft, Fold, Listed, Placed
 from llama_index_bedrock_sessions.journal import (
+    ENDED,
+    HIDDEN,
     MARK,
     YEAR_2100,
     Change,
     Home,
     Inherited,
     Kind,
+    Mark,
     Message,
     Opening,
     Step,
@@ -59,6 +62,7 @@ ids = st.uuids(version=4).map(str)
 integers = st.integers(0, 1000)
 message_ids = st.frozensets(st.tuples(ids, integers), max_size=4)
 json_values = plain_values.map(to_json)
+said = st.dictionaries(st.sampled_from(["summary", "kind", "by", "reason"]), unicode_texts, max_size=2)
 drafts = st.builds(
     Draft,
     messages=st.lists(any_messages, max_size=3).map(blocks.encode),
@@ -66,9 +70,10 @@ drafts = st.builds(
     archived=message_ids,
     is_set=st.booleans(),
     state=st.dictionaries(unicode_texts, st.lists(json_values, max_size=1), max_size=3),
-    hide=st.none() | st.booleans(),
+    marks=st.dictionaries(st.sampled_from([HIDDEN, ENDED]), st.builds(Mark, st.booleans(), said), max_size=2),
     invocations=st.dictionaries(ids, unicode_texts, max_size=2),
     origin=json_values.filter(bool) | st.none(),
+    rewind=json_values.filter(bool) | st.none(),
     by=st.none() | unicode_texts,
 )
 
@@ -200,7 +205,9 @@ def test_what_is_written_is_read(draft: Draft, moved: bool) -> None:
     fold.saw_list(SESSION, [Listed(step.home, 0)])
     fold.absorb(step)
     assert fold.state() == {name: value[0] for name, value in draft.state.items() if value}
-    assert fold.hidden() is bool(draft.hide)
+    assert fold.hidden() is (HIDDEN in draft.marks and draft.marks[HIDDEN].on)
+    ended = ENDED in draft.marks and draft.marks[ENDED].on
+    assert fold.ended() == ((change.time, draft.marks[ENDED].said) if ended else None)
 
 
 @settings(max_examples=40)
@@ -295,11 +302,10 @@ def test_what_an_opening_says_is_read(opening: Opening, named: list[Home], taken
     assert step_with({}, packed).opening is None
 
 
-@pytest.mark.parametrize("reason", ["continued", "ended", "deleted"])
-def test_what_a_closing_says_is_read(reason: str) -> None:
-    """A closing step says why the session takes no more, and changes nothing."""
-    step = step_with({"closing": {"reason": reason, "summary": "done"}}, kind=Kind.CLOSING)
-    assert step.closing == {"reason": reason, "summary": "done"}
+@pytest.mark.parametrize("said", [{"reason": "continued"}, {"reason": "deleted"}, []])
+def test_a_closing_step_changes_nothing(said: Any) -> None:
+    """It is known by its id; what it contains is for people who look at the session."""
+    step = step_with({"closing": said}, kind=Kind.CLOSING)
     assert step.contents == ((step.home.step, None),)
 
 
@@ -343,7 +349,8 @@ def test_a_pair_of_copies_of_a_change_is_their_union() -> None:
         "id": CHANGE,
         "add": [{"r": "user", "b": ["a"]}, {"r": "user", "b": ["b"]}],
         "at": [0, 3],
-        "hide": True,
+        "marks": {"hidden": [True], "ended": [False, {"by": "me"}]},
+        "rewind": {"before": CHANGE},
         "origin": 1,
         "by": "me",
     }
@@ -351,7 +358,9 @@ def test_a_pair_of_copies_of_a_change_is_their_union() -> None:
     assert one.merged(other) == dataclasses.replace(other.merged(one), written=one.written)
     both = one.merged(other)
     assert [*both.messages] == [0, 3]
-    assert (both.state, both.hide, both.origin, both.by, both.is_set) == ({"x": [1]}, True, 1, "me", True)
+    assert (both.state, both.origin, both.by, both.is_set) == ({"x": [1]}, 1, "me", True)
+    assert both.marks == {HIDDEN: Mark(on=True), ENDED: Mark(on=False, said={"by": "me"})}
+    assert both.rewind == {"before": CHANGE}
     assert (both.removed, both.archived) == (frozenset({(CHANGE, 0)}), frozenset({(CHANGE, 1)}))
 
 
@@ -519,7 +528,11 @@ DAMAGED: dict[str, str] = {
     "nesting that Python cannot parse": ':1,"change":' + "[" * 100_000,
     "nesting that Python can parse": ':1,"change":{"state":{"a":[' + "[" * 600 + "]" * 600 + "]}}}",
     "change": ':1,"change":[]}',
-    "closing": ':1,"closing":[]}',
+    "marks": ':1,"change":{"marks":[]}}',
+    "a mark": ':1,"change":{"marks":{"ended":true}}}',
+    "a mark that is neither on nor off": ':1,"change":{"marks":{"ended":[1]}}}',
+    "a mark that says too much": ':1,"change":{"marks":{"ended":[true,{},{}]}}}',
+    "what a mark says": ':1,"change":{"marks":{"ended":[true,{"by":1}]}}}',
     "add": ':1,"change":{"add":{}}}',
     "at": ':1,"change":{"add":[{}],"at":[]}}',
     "at that is negative": ':1,"change":{"add":[{}],"at":[-1]}}',
@@ -685,8 +698,8 @@ def copied(fold: Fold) -> None:
 
 MEMBERS = re.findall(
     r"\w+",
-    "n h b r k id add at homes in step time remove archive set state was hide invocations origin by home dead archived "
-    "own rest generation covers parents removed segments last_set reason 0 1",
+    "n h b r k id add at homes in step time remove archive set state was marks rewind invocations origin by "
+    "home dead archived own rest generation covers parents removed segments last_set reason 0 1",
 )
 anything = st.recursive(
     st.none()
@@ -710,8 +723,7 @@ anything = st.recursive(
 packed_bodies = st.fixed_dictionaries(
     {},
     optional={
-        name: anything | st.lists(anything, max_size=3)
-        for name in ("carried", "places", "named", "left", "taken", "opening")
+        name: anything | st.lists(anything, max_size=3) for name in ("carried", "places", "named", "taken", "opening")
     },
 )
 
@@ -744,7 +756,7 @@ def real_steps() -> list[Composed]:
     for n, draft in enumerate(
         [
             Draft(blocks.encode([image, ChatMessage("hello", additional_kwargs={"a": [1, {"b": None}]})])),
-            Draft(state={"x": [1.5]}, removed=frozenset({(CHANGE, 0)}), by="me", hide=True),
+            Draft(state={"x": [1.5]}, removed=frozenset({(CHANGE, 0)}), by="me", marks={HIDDEN: Mark(on=True)}),
             Draft(blocks.encode([ChatMessage("x" * 1000)]), is_set=True, invocations={CHANGE: "d"}, origin={"a": 1}),
         ]
     ):
@@ -795,7 +807,12 @@ def test_nothing_of_a_damaged_step_is_logged(caplog: pytest.LogCaptureFixture) -
     """Logs are kept longer than conversations: they name steps, never what is in them."""
     caplog.set_level(logging.DEBUG)
     secret = "a secret of the user"
-    for body in ({"change": {"add": secret}}, {"change": {"by": {"x": secret}}}, {"closing": secret}, {"zip": secret}):
+    for body in (
+        {"change": {"add": secret}},
+        {"change": {"by": {"x": secret}}},
+        {"change": {"marks": {"ended": [secret]}}},
+        {"zip": secret},
+    ):
         read_step(home(), [{"text": secret}, {"text": dump({MARK: 1, **body})}], 0)
     assert len(caplog.records) == 4
     assert secret not in caplog.text

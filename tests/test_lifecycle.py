@@ -26,6 +26,7 @@ from llama_index_bedrock_sessions import (
     InvalidStateError,
     SessionClosed,
     StepTooLargeError,
+    UnavailableError,
 )
 from llama_index_bedrock_sessions.cli import main
 from llama_index_bedrock_sessions.emulator import Behaviour
@@ -254,7 +255,7 @@ def test_what_is_redacted_is_gone_from_the_service(service: Service, pause: floa
     chat.redact(doomed)
     assert SECRET not in stored(service.boto3)
     assert repr(png(seed=9)) not in stored(service.boto3)
-    assert len(service.sessions()) == 2  # the copy, and what goes on after it
+    assert len(service.sessions()) == 1
     expected = [picture(1), *users("old", "turn 0", "turn 1", "turn 2", "turn 3")]
     for store in (warm, service.store()):
         assert store.get_messages(KEY) == chat.messages() == expected
@@ -274,24 +275,43 @@ def test_redacting_a_long_conversation(service: Service) -> None:
     chat.redact(chat.history()[30].added[0])
     assert service.store().get_messages(KEY) == [m for m in before if m.content != SECRET]
     assert SECRET not in stored(service.boto3)
-    assert len(service.sessions()) == 2  # the copy, and what goes on after it
+    assert len(service.sessions()) == 1
 
 
-@pytest.mark.parametrize("late", range(1, 5))
-def test_what_was_listed_late_is_not_redacted_with_the_rest(late: int) -> None:
-    """A step that the first looks do not show is carried like the others before its session is deleted."""
+@pytest.mark.parametrize("late", [0.5, 1, 2, 3, 12])
+def test_what_was_listed_late_is_not_redacted_with_the_rest(late: float) -> None:
+    """A step that the first list does not show is carried like the others before its session is deleted."""
     service = Service(behaviour=Behaviour(steps_listed_after_seconds=late))
-    service.seconds_per_call = 1
-    chat = service.store().conversation(KEY)
+    chat = service.store(settling_time=late).conversation(KEY)
     chat.add(users(SECRET))
     service.later(late)
     chat.messages()
     doomed = chat.history()[0].added[0]
-    service.store().add_message(KEY, picture(late))
+    service.store().add_message(KEY, picture(1))
     chat.redact(doomed)
     assert SECRET not in stored(service.boto3)
     service.emulator.behaviour = Behaviour()
-    assert service.store().get_messages(KEY) == [picture(late)]
+    assert service.store().get_messages(KEY) == [picture(1)]
+
+
+@pytest.mark.parametrize("late", [1, 15, 17, 60])
+def test_redacting_deletes_nothing_before_its_copy_is_found(late: float) -> None:
+    """A session that is listed later than eight settling times is no copy to rely on: all stays, and it says so."""
+    service = Service(behaviour=Behaviour(sessions_listed_after_seconds=late))
+    chat = service.store().conversation(KEY)
+    chat.add(users("one", SECRET))
+    service.later(late)
+    doomed = str(chat.last_id())
+    if late > 16:
+        with pytest.raises(UnavailableError, match="is not listed"):
+            chat.redact(doomed)
+        assert SECRET in stored(service.boto3)
+    else:
+        chat.redact(doomed)
+        service.later(late)
+        assert SECRET not in stored(service.boto3)
+    service.later(late)
+    assert service.store().get_messages(KEY) == users("one")
 
 
 def test_what_others_have_begun_to_copy_is_redacted_too() -> None:
@@ -517,7 +537,7 @@ def test_more_metadata_than_a_session_takes_keeps_nobody_from_writing(
     second.conversation(KEY, session_metadata={"severity": "high"}).add(users("two"))
     assert texts(service.store()) == ["one", "two"]
     names = {name for name in service.sessions()[-1]["sessionMetadata"] if not name.startswith("llama-index-")}
-    assert names == {"severity", *(f"first-{n:02}" for n in range(40)), *(f"second-{n:02}" for n in range(6))}
+    assert names == {"severity", *(f"first-{n:02}" for n in range(40)), *(f"second-{n:02}" for n in range(3))}
     assert "second-39" in caplog.text
 
 

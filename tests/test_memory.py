@@ -1258,7 +1258,7 @@ def test_autosave_keeps_pictures_of_tools(service: Service) -> None:
 async def _records(messages: list[ChatMessage]) -> list[Any]:
     from llama_index_bedrock_sessions import blocks
 
-    encoded = blocks.encode(messages, max_images=0)
+    encoded = blocks.encode(messages, natives=False)
     return [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
 
 

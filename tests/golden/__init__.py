@@ -71,7 +71,6 @@ def described(step: Step, natives: Mapping[Home, Sequence[Any]]) -> Any:
         "named": [list(home) for home in step.named],
         "taken": sorted(step.taken),
         "opening": opening_json(step.opening) if step.opening else None,
-        "closing": step.closing,
     }
 
 
@@ -100,5 +99,5 @@ def _shown(message: Message, natives: Mapping[Home, Sequence[Any]]) -> Any:
         n, h = (item, 0) if isinstance(item, int) else (item["n"], item.get("h", 0))
         return natives[message.homes[h]][n]
 
-    shown = blocks.encode([blocks.decode(message.record, resolve)], max_images=0)
+    shown = blocks.encode([blocks.decode(message.record, resolve)], natives=False)
     return [shown.records[0], shown.blocks]

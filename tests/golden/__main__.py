@@ -23,7 +23,18 @@ from llama_index.core.base.llms.types import (
 
 from llama_index_bedrock_sessions import blocks
 from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
-from llama_index_bedrock_sessions.journal import MARK, Home, Kind, dump, envelope, new_id, read_step
+from llama_index_bedrock_sessions.journal import (
+    ENDED,
+    HIDDEN,
+    MARK,
+    Home,
+    Kind,
+    Mark,
+    dump,
+    envelope,
+    new_id,
+    read_step,
+)
 
 from . import FOLDER, FUTURE, described, text
 
@@ -90,6 +101,15 @@ def over_archived(w: Writer, created: dict[str, int]) -> None:
     w.freeze("opening_over_archived", composed.step.home, composed.payload)
 
 
+def marks(w: Writer) -> None:
+    """Freeze what hides, restores, ends and reopens a conversation."""
+    w.put("hide", Draft(marks={HIDDEN: Mark(on=True, said={"reason": "retention", "by": "privacy office"})}))
+    w.put("restore", Draft(marks={HIDDEN: Mark(on=False)}))
+    said = {"summary": "an index was missing", "kind": "fix", "by": "Ada"}
+    w.put("end", Draft(marks={ENDED: Mark(on=True, said=said)}))
+    w.put("reopen", Draft(marks={ENDED: Mark(on=False, said={"reason": "it is back"})}))
+
+
 def main() -> None:
     """Write what is missing."""
     w = Writer()
@@ -120,9 +140,11 @@ def main() -> None:
     first = w.fold.alive()[0].id
     w.put("remove_and_archive", Draft(removed=frozenset({first}), archived=frozenset({w.fold.alive()[1].id})))
     w.put("state", Draft(state={"hypotheses": [["dns", {"p": 0.5}]], "old": []}, by="engineer"))
-    w.put("hide", Draft(hide=True))
-    w.put("restore", Draft(hide=False))
+    marks(w)
     w.put("invocation_and_origin", Draft(invocations={NEXT[1]: "night shift"}, origin={"session": NEXT[0]}))
+    last = w.fold.alive()[-1].id
+    w.put("rewind", Draft(removed=frozenset({last}), state={"old": []}, rewind={"before": last[0]}))
+    w.put("labels", Draft(invocations={NEXT[1]: "half of an emoji: \ud83d"}, by="Ad\udc00a"))
     everything = frozenset(m.id for m in w.fold.alive())
     w.put("set", Draft(blocks.encode([ChatMessage("all anew")]), removed=everything, is_set=True))
     w.put("moved", Draft(blocks.encode([ChatMessage("sent twice")]), id=new_id(w.now - 60_000, Kind.CHANGE)))
