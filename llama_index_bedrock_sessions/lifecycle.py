@@ -264,7 +264,7 @@ class Lifecycle(Chain):
                 aware.add(session)
             elif openings or not self._delete_unopened(session):
                 unaware.append(session)
-        if len(aware) > 1:
+        if unaware or len(aware) > 1:
             self._close_others()
         return unaware
 
