@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore, chain
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore, chain, sessions
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import BedrockSessionsError
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
@@ -41,11 +42,15 @@ TOOL = "tool"
 NAMES = ("cart", "mood")
 """The names of named state, and of saved contexts."""
 NAMED = {"name", "save", "load", "load_again"}
-READS = dict.fromkeys(("read", "named"), {"ACTIVE", "EXPIRED", "ENDED"})
+_ANY = {"ACTIVE", "EXPIRED", "ENDED"}
+READS = {"read": _ANY, "named": _ANY}
 """The statuses of a session in which these operations work; others need an ACTIVE one."""
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 SETTLE = 2.0
 """Seconds that the library waits for late lists before it deletes."""
+
+WAITS = "settle" in inspect.getsource(sessions)
+"""Whether the library waits `SETTLE` seconds before it deletes, or only lists several times."""
 
 
 class Crash(BaseException):
@@ -145,14 +150,14 @@ class Process:
         self.name = f"P{number}-{history.born}"
         where: Any = "metadata" if history.kv is None else GatedKVStore(self, history.kv)
         bucket = history.s3
-        media = S3MediaStore(bucket.bucket, threshold=THRESHOLD, client=GatedS3(self, bucket.client)) if bucket else None
-        self.store = BedrockSessionsChatStore(
-            client=GatedClient(self), max_concurrency=1, directory=where, media=media
+        media = (
+            S3MediaStore(bucket.bucket, threshold=THRESHOLD, client=GatedS3(self, bucket.client)) if bucket else None
         )
-        sessions: Any = self.store._sessions
-        sessions.clock = Clock(lambda: history.now() + skew)
-        sessions.pool.map = lambda function, items: [function(item) for item in items]
-        sessions.settle, sessions.sleep = SETTLE, self.sleep
+        self.store = BedrockSessionsChatStore(client=GatedClient(self), max_concurrency=1, directory=where, media=media)
+        service: Any = self.store._sessions
+        service.clock = Clock(lambda: history.now() + skew)
+        service.pool.map = lambda function, items: [function(item) for item in items]
+        service.settle, service.sleep = SETTLE, self.sleep
         self.gate: Gate | None = None
         self.op: Op | None = None
         self.done = False
@@ -239,7 +244,9 @@ class History:
 
     # Operations
 
-    def start(self, number: int, kind: str, argument: int = 0, key: str = KEY, name: str = "", source: str = KEY) -> bool:
+    def start(  # noqa: PLR0917
+        self, number: int, kind: str, argument: int = 0, key: str = KEY, name: str = "", source: str = KEY
+    ) -> bool:
         """Begin an operation; `name` is that of a context or of state, or what another `redact` has chosen."""
         process = self.processes[number]
         if process.op is not None:
@@ -287,7 +294,7 @@ class History:
         """Append a message to the session that another tool has made, as it does."""
         self.tokens += 1
         op = Op("tool", "add", self.session, self.now(), [f"m{self.tokens - 1}"])
-        payload = [{"text": op.tokens[0]}]
+        payload: Any = [{"text": op.tokens[0]}]
         time = self.emulator.clock.now()
         try:
             reply = self.client.put_invocation_step(
@@ -331,6 +338,7 @@ class History:
     def _left(self, process: Process, key: str) -> list[str]:
         """Return the texts whose content is in S3, for one key."""
         assert self.s3
+        assert process.store._bucket
         folder = process.store._bucket.objects(process.store.namespace, key).folder
         stored = {self.s3.content(name) for name in self.s3.names() if name.startswith(folder)}
         return sorted(token for op in self.ops for token in op.tokens if content(token) in stored)
@@ -371,11 +379,11 @@ class History:
                 self.late.pop(0)()
 
     def end_one(self) -> None:
-        sessions = [
+        active = [
             s["sessionId"] for s in self.client.list_sessions()["sessionSummaries"] if s["sessionStatus"] == "ACTIVE"
         ]
-        if sessions:
-            self.client.end_session(sessionIdentifier=self.random.choice(sorted(sessions)))
+        if active:
+            self.client.end_session(sessionIdentifier=self.random.choice(sorted(active)))
             self.note("a tool ends a session")
 
     def note(self, line: str) -> None:
@@ -408,8 +416,7 @@ class History:
         last = {key: self._at_rest(key, range(living if is_aware else 0)) for key in dict.fromkeys(self.keys)}
         for pause in days:
             self.advance(pause)
-            for key in last:
-                last[key] = self._after_days(key, pause, last[key])
+            last = {key: self._after_days(key, pause, read) for key, read in last.items()}
         for key in last:
             self._need(self.cold("all", 0, key))
         self.anomalies += judge(self.ops, late=self.lateness)

@@ -16,9 +16,9 @@ after a if a was acknowledged before b began by more than the clocks of the writ
 Late lists
     `late` is the greater of the two times after which the service lists a step and a session. "After" above then means
     more than `late` seconds after. The two times do not add up: a step is never older than its session, so `late`
-    seconds after the step was acknowledged a list shows both, and the closing step of each session before it, too. They
-    add up over two hops: a `set` removes what was acknowledged `late` seconds before it began, and that is gone for
-    reads that begin `late` seconds after it ended. An unknown outcome (a crash, a lost reply) excuses nothing more: from
+    seconds after the step was acknowledged a list shows both, and the closing step of each session before it, too.
+    Two hops add up: a `set` removes what was acknowledged `late` seconds before it began, and that is gone for reads
+    that begin `late` seconds after it ended. An unknown outcome (a crash, a lost reply) excuses nothing more: from
     `late` seconds after one reader has shown a message, all readers show it.
 
 Forks
@@ -351,8 +351,10 @@ class _Key:
         won = [op for op in forks if op.outcome == "ok" and op.strict] if not self.late else []
         for one, other in itertools.combinations(won, 2):
             undone = any(
-                op.kind not in {"read", "named", "add", "fork", "name"} and op.may_count
-                and op.end > one.begin and op.begin < other.end
+                op.kind not in {"read", "named", "add", "fork", "name"}
+                and op.may_count
+                and op.end > one.begin
+                and op.begin < other.end
                 for op in self.ops
             )
             if other.begin < one.end and not undone:
@@ -390,7 +392,9 @@ class _Key:
     def _is_within(self, change: Said, position: int, point: Point, *, added: bool = False) -> bool:
         """Whether a change (a message that it adds, if `added`) stands up to a point."""
         if change.change != point.change:
-            of_point = next((c for (name, _), m in self.by_id.items() if name == point.change for c in m.ids.values()), None)
+            of_point = next(
+                (c for (name, _), m in self.by_id.items() if name == point.change for c in m.ids.values()), None
+            )
             return of_point is not None and change.order < of_point.order
         if not added:
             return point.position > 0 or point.included

@@ -67,8 +67,8 @@ def judge_state(ops: Iterable[Op], hidings: Hidings, bad: Report) -> None:
             found = {name: value[0] for change in op.said for name, value in change.state.items() if value}
         else:
             continue
-        for name, value in found.items():
-            writes[name].append(_Write(op, value)) if op.may_count else failed.add((name, value))
+        for name, brought in found.items():
+            writes[name].append(_Write(op, brought)) if op.may_count else failed.add((name, brought))
     erases = [op for op in ops if op.kind == "erase" and op.may_count]
     reads = [op for op in ops if op.kind == "named" and op.outcome == "ok" and op.strict]
     for name in {*writes, *(name for read in reads for name in read.result), *(name for name, _ in failed)}:

@@ -104,7 +104,7 @@ def fork(source: Conversation, op: Op, argument: int) -> None:
         return
     op.point = point_of(known[argument * 7 % len(known)], included=argument % 3 > 0)
     at = f"{op.point.change}/{op.point.position}"
-    source.fork(op.key, **({"at": at} if op.point.included else {"before": at}))  # type: ignore[arg-type]
+    source.fork(op.key, **({"at": at} if op.point.included else {"before": at}))
 
 
 def point_of(record: Record, *, included: bool) -> Point:

@@ -131,7 +131,9 @@ class Op:
 
     def __str__(self) -> str:
         about = "".join(f" {word}" for word in (self.name, *self.tokens, *(["of", self.source] * bool(self.source))))
-        return f"{self.process} {self.kind}{about} [{self.begin:.3f} {self.end:.3f}] {self.outcome} {self.error}".strip()
+        return (
+            f"{self.process} {self.kind}{about} [{self.begin:.3f} {self.end:.3f}] {self.outcome} {self.error}".strip()
+        )
 
 
 def said(home: Home, payload: Sequence[Any], at: float, wrong: float, time: int = 0) -> Said | None:

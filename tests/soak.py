@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -25,7 +27,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from http.client import HTTPException
@@ -35,27 +37,49 @@ from typing import Any
 import botocore.session
 import pytest
 from botocore.config import Config
-from llama_index.core.llms import ChatMessage
 from llama_index.core.storage.chat_store.base_db import MessageStatus
+from moto.server import ThreadedMotoServer
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation
-from llama_index_bedrock_sessions.emulator import Emulator
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore
+from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import (
+    AlreadyResumed,
     BedrockSessionsError,
     ConversationEnded,
+    ConversationExists,
+    InvalidContextError,
     InvalidMessageError,
+    InvalidPointError,
     ServiceError,
+    SessionClosed,
 )
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock
 from tests import broken
-from tests.histories import DAY, HOUR, MINUTE, short_sessions
+from tests.histories import DAY, HOUR, MINUTE, NAMES, WAITS, short_sessions
 from tests.judge import agree, judge, redacted
-from tests.operations import contents
-from tests.ops import CLOCK, NEVER, Anomaly, Op, Said, said
+from tests.operations import (
+    CONTENT,
+    THRESHOLD,
+    Order,
+    content,
+    contents,
+    context,
+    is_incomplete,
+    loaded,
+    message,
+    point_of,
+    token_of,
+)
+from tests.ops import CLOCK, NEVER, Anomaly, Op, Point, Said, said
 from tests.service import stored
 
 KEYS = 4
+FORKS = 3
+"""Keys that forks are made under."""
+BUCKET = "soak"
+SETTLE, LATE = 0.1, 0.05 if WAITS else 0.0
+"""Seconds: what the library waits for late lists before it deletes, and how late they are at most."""
 ROUND = 5000
 """Operations of a round."""
 SESSION = 40
@@ -78,9 +102,17 @@ MIX = {
     "restore": 2,
     "end": 0.3,
     "reopen": 2,
+    "fork": 2,
+    "save": 2,
+    "load": 2.5,
+    "load_again": 0.5,
+    "attached": 4,
 }
-EXPLAINED = (ServiceError, ConversationEnded, InvalidMessageError)
-"""Errors that happen: a fault, somebody has ended the conversation, or redacted the same message."""
+EXPLAINED = (
+    *(ServiceError, ConversationEnded, InvalidMessageError, SessionClosed),
+    *(ConversationExists, InvalidPointError, AlreadyResumed, InvalidContextError),
+)
+"""Errors that happen: a fault, or another process was faster. What of them needs a reason, the judge looks for."""
 FAULTS = ("throttle", "internal", "unavailable", "lost_reply", "torn_body", "refused", "reset")
 EVERY = {"fault": 12, "kill": 130, "freeze": 90, "end": 500, "hours": 200, "days": 1500}
 """Operations between two of each, on average."""
@@ -96,20 +128,30 @@ _botocore = botocore.session.Session()
 class World:
     """What the processes share: where the service is, how far its clock was moved, and what they are to do now."""
 
-    def __init__(self, url: str, folder: Path, processes: int, sabotage: str | None) -> None:
-        self.url, self.folder, self.sabotage = url, folder, sabotage
+    def __init__(self, url: str, s3: str, folder: Path, processes: int, sabotage: str | None) -> None:
+        self.url, self.s3, self.folder, self.sabotage = url, s3, folder, sabotage
         self.phase = _fork.RawValue("i", RUN)
         self.moved = _fork.RawValue("d", 0.0)
         self.done = _fork.RawArray("l", processes)
         self.resting = _fork.RawArray("i", [-1] * processes)
         """The phase that each process has ended."""
         self.keys: list[str] = []
+        self.session = ""
+        """A session that another tool has made."""
 
 
 def client_of(url: str, attempts: int) -> Any:
     config = Config(retries={"total_max_attempts": attempts, "mode": "standard"}, max_pool_connections=4)
+    return _client("bedrock-agent-runtime", url, config)
+
+
+def s3_client_of(url: str) -> Any:
+    return _client("s3", url, Config(max_pool_connections=4, s3={"addressing_style": "path"}))
+
+
+def _client(service: str, url: str, config: Config) -> Any:
     return _botocore.create_client(
-        "bedrock-agent-runtime",
+        service,
         endpoint_url=url,
         region_name="us-east-1",
         aws_access_key_id="a",
@@ -133,17 +175,24 @@ class Teller:
         events.register("provide-client-params.bedrock-agent-runtime", self._begin_call)
         events.register("provide-client-params.bedrock-agent-runtime.PutInvocationStep", self._say)
         events.register("after-call.bedrock-agent-runtime", self._end_call)
+        self.s3 = s3_client_of(world.s3)
         self.shortest_call = DAY
         self.file = os.open(world.folder / f"{name}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self.store = self.new_store()
         self.asking = self.store
         self.lists: dict[str, list[str]] = {}
         self.operations = 0
+        self.missing: list[str] = []
 
     def new_store(self) -> BedrockSessionsChatStore:
-        store = BedrockSessionsChatStore(client=self.client, max_concurrency=4)
-        store._sessions.clock = Clock(self.local)
+        media = S3MediaStore(BUCKET, threshold=THRESHOLD, client=self.s3)
+        store = BedrockSessionsChatStore(client=self.client, max_concurrency=4, media=media)
+        sessions: Any = store._sessions
+        sessions.clock, sessions.settle = Clock(self.local), SETTLE
         return store
+
+    def chat(self, key: str) -> Conversation:
+        return self.asking.attach(key) if key == self.world.session else self.asking.conversation(key)
 
     def local(self) -> float:
         return time.time() + float(self.world.moved.value) + self.skew
@@ -168,12 +217,14 @@ class Teller:
             line = dataclasses.asdict(change) if change else None
             if line is not None:
                 line |= {name: sorted(line[name]) for name in ("removed", "archived")}
+                line["state"] = dict(line["state"])
             opening = parsed is not None and parsed.kind is Kind.OPENING
             self.tell(say=self.operations, change=line, opening=opening, session=home.session)
 
     def perform(self, kind: str, key: str, action: Callable[[], Any], **about: Any) -> Any:
         """Do something and tell of it, before and after; return its result, None if it failed."""
         self.operations += 1
+        self.missing = []
         self.tell(begin=self.operations, kind=kind, key=key, at=time.monotonic(), **about)
         end: dict[str, Any] = {"outcome": "ok", "result": None}
         try:
@@ -181,22 +232,38 @@ class Teller:
         except BedrockSessionsError as error:
             sure = not error.may_have_happened
             end |= {"outcome": "failed" if sure else "unknown", "allowed": isinstance(error, EXPLAINED)}
-            end |= {"error": repr(error), "ended": isinstance(error, ConversationEnded)}
+            end |= {"error": type(error).__name__, "text": repr(error)}
         except Exception as error:  # noqa: BLE001 - told, and judged
-            end |= {"outcome": "unknown", "error": repr(error), "allowed": False}
-        fold = self.asking.conversation(key)._chain.fold
-        self.tell(end=self.operations, at=time.monotonic(), heads=fold.heads if fold else [], **end)
+            end |= {"outcome": "unknown", "error": type(error).__name__, "text": repr(error), "allowed": False}
+        known = self.asking._kept._alive.get((key, key != self.world.session))
+        heads = known._chain.fold.heads if known and known._chain.fold else []
+        at, left = time.monotonic(), self._left(kind, key, end["result"])
+        self.tell(end=self.operations, at=at, heads=heads, missing=self.missing, left=left, **end)
         return end["result"]
+
+    def _left(self, kind: str, key: str, result: Any) -> list[str]:
+        """Return the texts that were deleted whose content is still in S3."""
+        tokens = [token for token in result or () if token.endswith(CONTENT)] if kind in {"erase", "redact"} else []
+        if not tokens or not self.store._bucket:
+            return []
+        there = self.store._bucket.objects(self.store.namespace, key).listed()
+        return [token for token in tokens if hashlib.sha256(content(token)).hexdigest() in there]
 
     # What it does
 
     def read(self, key: str, store: BedrockSessionsChatStore | None = None, *, everything: bool = False) -> Any:
         status = None if everything else MessageStatus.ACTIVE
         self.asking = store or self.store
+
+        def messages() -> list[str]:
+            found = self.chat(key).messages(status=status)
+            self.missing = [token_of(one) for one in found if is_incomplete(one)]
+            return contents(found)
+
         found = self.perform(
             "read",
             key,
-            lambda: [m.content for m in self.asking.conversation(key).messages(status=status)],
+            messages,
             view="all" if everything else "active",
             cold=store is not None,
         )
@@ -207,24 +274,27 @@ class Teller:
 
     def named(self, key: str, store: BedrockSessionsChatStore | None = None) -> None:
         self.asking = store or self.store
-        self.perform("named", key, self.asking.conversation(key).state.copy, cold=store is not None)
+        self.perform("named", key, lambda: dict(self.chat(key).state), cold=store is not None)
         self.asking = self.store
 
     def add(self, key: str, count: int = 1) -> Any:
-        tokens = self.new(count)
+        tokens = self.new(count, CONTENT if self.random.random() < 0.06 else "")
 
         def add() -> int:
-            self.store.conversation(key).add(messages(tokens))
+            self.chat(key).add([message(token) for token in tokens])
             return count
 
         return self.perform("add", key, add, tokens=tokens)
 
-    def new(self, count: int) -> list[str]:
-        return [f"{self.name}.{self.operations + 1}.{n}" for n in range(count)]
+    def new(self, count: int, ending: str = "") -> list[str]:
+        return [f"{self.name}.{self.operations + 1}.{n}{ending}" for n in range(count)]
 
     def anything(self) -> None:
         choose = self.random
         kind = choose.choices(list(MIX), list(MIX.values()))[0]
+        if kind == "attached":
+            self.attached()
+            return
         key = choose.choice(self.world.keys)
         chat = self.store.conversation(key)
         if kind == "add":
@@ -237,14 +307,19 @@ class Teller:
             name, value = choose.choice(("cart", "mood")), self.new(1)[0]
             self.perform(kind, key, lambda: chat.state.update({name: value}), tokens=[value], name=name)
         elif kind == "set":
-            known = dict.fromkeys(self.lists.get(key, []))  # what was hidden, written anew and restored is there twice
-            kept = [token for token in known if choose.random() < 0.6]
-            if choose.random() < 0.2:
-                choose.shuffle(kept)
-            tokens = [*kept, *self.new(choose.randrange(3))]
-            self.perform(kind, key, lambda: chat.set(messages(tokens)), tokens=tokens)
+            self.set(key)
         elif kind == "erase":
             self.perform(kind, key, lambda: contents(self.store.delete_messages(key)))
+        elif kind == "fork":
+            key = choose.choice(self.world.keys[KEYS:])
+            source = choose.choice([source for source in self.world.keys if source != key])
+            self.perform(kind, key, lambda: self.fork(source, key), source=source)
+        elif kind == "save":
+            token, name = self.new(1)[0], choose.choice(NAMES)
+            saved = context(token, large=choose.random() < 0.3)
+            self.perform(kind, key, lambda: chat.save_context(saved, name) and None, tokens=[token], name=name)
+        elif kind in {"load", "load_again"}:
+            self.load(kind, key, choose.choice(NAMES))
         elif kind == "clear":
             self.perform(kind, key, lambda: contents(chat.clear()))
         elif kind == "redact":
@@ -263,30 +338,77 @@ class Teller:
             index = choose.randrange(-2, 4)
             self.perform(kind, key, lambda: contents([chat.remove(index)]))
 
+    def set(self, key: str) -> None:
+        choose = self.random
+        known = dict.fromkeys(self.lists.get(key, []))  # what was hidden, written again and restored is there twice
+        kept = [token for token in known if choose.random() < 0.6]
+        if choose.random() < 0.2:
+            choose.shuffle(kept)
+        tokens = [*kept, *self.new(choose.randrange(3))]
+        chat = self.chat(key)
+        self.perform("set", key, lambda: chat.set([message(token) for token in tokens]), tokens=tokens)
+
     def redact(self, chat: Conversation) -> list[Any]:
         there = chat.records(status=None)
         if not there:
             return []
         chosen = self.random.choice(there)
         chat.redact(chosen.id)
-        return [chosen.message.content]
+        return [token_of(chosen.message)]
+
+    def fork(self, source: str, key: str) -> None:
+        chat = self.store.conversation(source)
+        known = chat.records(status=None) if self.random.random() < 0.5 else []
+        if not known:
+            chat.fork(key)
+            return
+        point = point_of(self.random.choice(known), included=self.random.random() < 0.6)
+        self.tell(point=point)
+        at = f"{point.change}/{point.position}"
+        chat.fork(key, **({"at": at} if point.included else {"before": at}))
+
+    def load(self, kind: str, key: str, name: str, store: BedrockSessionsChatStore | None = None) -> None:
+        """Load a saved context."""
+        self.asking = store or self.store
+
+        def load() -> str:
+            again = kind == "load_again"
+            return loaded(self.chat(key).load_context(Order(timeout=None), name, by=self.name, again=again))
+
+        self.perform(kind, key, load, name=name, cold=store is not None)
+        self.asking = self.store
+
+    def attached(self) -> None:
+        """Do something with the session that another tool has made."""
+        choose, key = self.random, self.world.session
+        kind = choose.choice(("add", "add", "add", "read", "read", "cold read", "name", "named", "remove"))
+        if kind == "add":
+            self.add(key)
+        elif kind in {"read", "cold read"}:
+            self.read(key, self.new_store() if kind == "cold read" else None)
+        elif kind == "named":
+            self.named(key)
+        elif kind == "name":
+            name, value = choose.choice(NAMES), self.new(1)[0]
+            self.perform(kind, key, lambda: self.chat(key).state.update({name: value}), tokens=[value], name=name)
+        else:
+            index = choose.randrange(-2, 4)
+            self.perform(kind, key, lambda: contents([self.chat(key).remove(index)]))
 
     def visit(self, *, add: bool) -> None:
         """Read everything as one who remembers nothing, and perhaps write."""
-        for key in self.world.keys:
+        for key in (*self.world.keys, self.world.session):
             store = self.new_store()
             self.read(key, store)
             self.read(key, store, everything=True)
             self.named(key, store)
-            if add:
+            for name in NAMES if add and key in self.world.keys else ():
+                self.load("load_again", key, name, store)
+            if add and key in self.world.keys:
                 for _ in range(20):
                     if self.add(key):
                         break
                     self.perform("reopen", key, self.store.conversation(key).reopen)
-
-
-def messages(tokens: Iterable[str]) -> list[ChatMessage]:
-    return [ChatMessage(content=token) for token in tokens]
 
 
 def work(world: World, slot: int, name: str, seed: object) -> None:
@@ -301,8 +423,9 @@ def work(world: World, slot: int, name: str, seed: object) -> None:
         world.resting[slot] = REST
         while world.phase.value == REST:
             time.sleep(0.01)
-        for key in world.keys if world.phase.value == COMPARE else ():
-            if teller.store.conversation(key)._chain.fold is not None:
+        for key in (*world.keys, world.session) if world.phase.value == COMPARE else ():
+            known = teller.store._kept._alive.get((key, key != world.session))
+            if known is not None and known._chain.fold is not None:
                 teller.read(key)
                 teller.read(key, everything=True)
                 teller.named(key)
@@ -329,6 +452,8 @@ class Soak:
         self.workers: list[Any] = []
         self.started = 0
         self.happened: Counter[str] = Counter()
+        self.summary = Counter(dict.fromkeys(("forks", "contexts", "state", "media", "attached"), 0))
+        """How often something succeeded, with each of these."""
         self.anomalies: list[Anomaly] = []
         self.unaware: list[tuple[float, float]] = []
         """When another tool had ended a session, until so much later that everybody asks."""
@@ -357,7 +482,8 @@ class Soak:
     def round(self, number: int, operations: int) -> None:
         """Let everything happen at once for some operations, let it come to rest, and judge."""
         world = self.world
-        world.keys = [f"{self.seed}-{number}-{n}" for n in range(KEYS)]
+        world.keys = [f"{self.seed}-{number}-{n}" for n in range(KEYS + FORKS)]
+        world.session = str(client_of(world.url, 4).create_session()["sessionId"])
         before = {path.name for path in world.folder.iterdir()}
         self.unaware = []
         world.phase.value = RUN
@@ -459,6 +585,7 @@ class Soak:
         self.control("DELETE", "/calls")
         if self.ended_at is not None:
             self._pass(51 * MINUTE)
+        time.sleep(LATE)
         began = time.monotonic()
         self._visit(add=False)
         world.phase.value = COMPARE
@@ -480,12 +607,17 @@ class Soak:
         for path in sorted(files):
             ops += self._told(path, found)
         self.happened["operations"] += len(ops)
-        found += [*judge(ops), *redacted(ops, self.stored)]
+        found += [*judge(ops, late=LATE, dated=False), *redacted(ops, self.stored)]
         began, compared = self.rest
         half_erased = {op.key for op in ops if op.kind == "erase" and op.outcome != "ok"}
         at_rest = [op for op in ops if op.begin > began]
         found += agree(o for o in at_rest if o.end < compared and o.outcome == "ok" and o.key not in half_erased)
-        found += [Anomaly("does not work at rest", str(op)) for op in at_rest if op.outcome != "ok" and not op.ended]
+        allowed = {"ConversationEnded", "SessionClosed", "InvalidContextError"}
+        found += [
+            Anomaly("does not work at rest", str(op))
+            for op in at_rest
+            if op.outcome != "ok" and op.error not in allowed
+        ]
         return found
 
     def _told(self, path: Path, found: list[Anomaly]) -> Iterator[Op]:
@@ -496,7 +628,7 @@ class Soak:
             line = json.loads(text)
             if "begin" in line:
                 cold = line.get("cold", False)
-                about = {name: line[name] for name in ("tokens", "view", "name") if name in line}
+                about = {name: line[name] for name in ("tokens", "view", "name", "source") if name in line}
                 # What a store of the moment has read, the one that writes has not.
                 reader = f"{path.stem}, cold" if cold else path.stem
                 op = Op(reader, line["kind"], line["key"], line["at"], **about)
@@ -506,13 +638,25 @@ class Soak:
             if "say" in line:
                 self.happened["openings"] += line["opening"]
                 op.say(_said(line["change"]) if line["change"] else None)
+            elif "point" in line:
+                op.point = Point(*line["point"])
             elif "end" in line:
                 op.end, op.outcome, op.result = line["at"], line["outcome"], line["result"]
-                op.ended = line.get("ended", False)
+                op.error, op.missing, op.left = line.get("error", ""), line["missing"], line["left"]
                 self.happened[f"{op.kind}: {op.outcome}"] += 1
-                if "error" in line and not line["allowed"]:
-                    found.append(Anomaly("an error that nothing explains", f"{op}: {line['error']}"))
+                self._count(op)
+                if op.error and not line["allowed"]:
+                    found.append(Anomaly("an error that nothing explains", f"{op}: {line['text']}"))
             op.strict = cold or not any(begin < op.end and op.begin < end for begin, end in self.unaware)
+
+    def _count(self, op: Op) -> None:
+        """Count what the summary shows."""
+        if op.outcome == "ok":
+            self.summary["forks"] += op.kind == "fork"
+            self.summary["contexts"] += op.kind in {"save", "load", "load_again"}
+            self.summary["state"] += op.kind in {"name", "named"}
+            self.summary["media"] += op.kind == "add" and any(token.endswith(CONTENT) for token in op.tokens)
+            self.summary["attached"] += op.key == self.world.session
 
 
 def _said(line: dict[str, Any]) -> Said:
@@ -524,22 +668,36 @@ def _said(line: dict[str, Any]) -> Said:
 
 
 @contextmanager
-def served(database: Path) -> Iterator[str]:
-    """Serve an emulator from a process of its own; give its URL."""
+def served(run: Callable[[Any], None]) -> Iterator[str]:
+    """Serve something from a process of its own; give its URL."""
     ours, theirs = _fork.Pipe()
-
-    def serve() -> None:
-        with Emulator(database) as emulator, emulator.serve(control=True) as server:
-            theirs.send(server.url)
-            theirs.recv()
-
-    process = _fork.Process(target=serve, daemon=True)
+    process = _fork.Process(target=run, args=(theirs,), daemon=True)
     process.start()
     try:
         yield ours.recv()
     finally:
         ours.send("stop")
         process.join()
+
+
+def bedrock(database: Path, pipe: Any) -> None:
+    """Serve an emulator, until told to stop."""
+    late = Behaviour(steps_listed_after_seconds=LATE, sessions_listed_after_seconds=LATE, late_lists="up to")
+    with Emulator(database, behaviour=late) as emulator, emulator.serve(control=True) as server:
+        pipe.send(server.url)
+        pipe.recv()
+
+
+def s3(pipe: Any) -> None:
+    """Serve S3, until told to stop."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    s3_client_of(url).create_bucket(Bucket=BUCKET)
+    pipe.send(url)
+    pipe.recv()
+    server.stop()
 
 
 def soak(
@@ -558,8 +716,10 @@ def soak(
     logs = folder / "told"
     logs.mkdir()
     began = time.monotonic()
-    with served(folder / "service.db") as url:
-        run = Soak(World(url, logs, processes, sabotage), processes, seed)
+    s3_client_of("http://127.0.0.1:1")
+    context("", large=False)  # a workflow runs to its question once, for all processes
+    with served(functools.partial(bedrock, folder / "service.db")) as url, served(s3) as s3_url:
+        run = Soak(World(url, s3_url, logs, processes, sabotage), processes, seed)
         number = 0
         while (left := operations - sum(run.world.done)) > 0 and time.monotonic() - began < seconds:
             number += 1
@@ -599,7 +759,12 @@ def main() -> int:
             seconds=arguments.seconds,
             progress=functools.partial(print, file=sys.stderr, flush=True),
         )
-    found = {"seed": arguments.seed, "happened": dict(sorted(run.happened.items())), "anomalies": run.anomalies[:100]}
+    found = {
+        "seed": arguments.seed,
+        **run.summary,
+        "happened": dict(sorted(run.happened.items())),
+        "anomalies": run.anomalies[:100],
+    }
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return 1 if run.anomalies else 0
 

@@ -66,7 +66,9 @@ def test_a_history_that_keeps_the_promises() -> None:
     assert judge(kept().read("d").ops) == []
     hidden = Story().add("p", "a").op("h", "hide").add("p", "b").read("b").op("h", "restore").read("a b")
     assert judge(hidden.ops) == []
-    ended = Story().op("e", "end", result=True).add("p", "", outcome="failed", error="ConversationEnded").op("e", "reopen")
+    ended = (
+        Story().op("e", "end", result=True).add("p", "", outcome="failed", error="ConversationEnded").op("e", "reopen")
+    )
     assert judge(ended.add("p", "a").read("a").ops) == []
     for outcome in ("a", ""):
         assert judge(Story().add("p", "a", outcome="unknown").read(outcome).ops) == []
