@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions import chain, conversation, directory, fold, lifecycle, media, reading, sessions
+from llama_index_bedrock_sessions import (
+    chain,
+    conversation,
+    directory,
+    fold,
+    lifecycle,
+    limits,
+    media,
+    reading,
+    sessions,
+)
 from llama_index_bedrock_sessions.errors import ServiceError
 
 
@@ -90,8 +100,7 @@ def attachments_of_state_are_not_copied(patch: pytest.MonkeyPatch) -> None:
 
 
 def forks_do_not_copy_what_is_archived(patch: pytest.MonkeyPatch) -> None:
-    copy = conversation.Copy
-    patch.setattr(conversation, "Copy", lambda encoded, _: copy(encoded, False))
+    patch.setattr(conversation, "Copy", lambda encoded, _: limits.Copy(encoded, False))
 
 
 def forks_do_not_copy_state(patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import inspect
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore, chain, sessions
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore, chain
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import BedrockSessionsError
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
@@ -48,9 +47,6 @@ READS = {"read": _ANY, "named": _ANY}
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 SETTLE = 2.0
 """Seconds that the library waits for late lists before it deletes."""
-
-WAITS = "settle" in inspect.getsource(sessions)
-"""Whether the library waits `SETTLE` seconds before it deletes, or only lists several times."""
 
 
 class Crash(BaseException):

@@ -56,7 +56,7 @@ from llama_index_bedrock_sessions.errors import (
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock
 from tests import broken
-from tests.histories import DAY, HOUR, MINUTE, NAMES, WAITS, short_sessions
+from tests.histories import DAY, HOUR, MINUTE, NAMES, short_sessions
 from tests.judge import agree, judge, redacted
 from tests.operations import (
     CONTENT,
@@ -78,7 +78,7 @@ KEYS = 4
 FORKS = 3
 """Keys that forks are made under."""
 BUCKET = "soak"
-SETTLE, LATE = 0.1, 0.05 if WAITS else 0.0
+SETTLE, LATE = 0.1, 0.05
 """Seconds: what the library waits for late lists before it deletes, and how late they are at most."""
 ROUND = 5000
 """Operations of a round."""
@@ -92,7 +92,7 @@ MIX = {
     "remove last": 3,
     "set": 6,
     "clear": 2,
-    "erase": 1,
+    "erase": 2,
     "archive": 4,
     "name": 6,
     "named": 5,
@@ -274,8 +274,11 @@ class Teller:
 
     def named(self, key: str, store: BedrockSessionsChatStore | None = None) -> None:
         self.asking = store or self.store
-        self.perform("named", key, lambda: dict(self.chat(key).state), cold=store is not None)
+        self.perform("named", key, lambda: self._state(key), cold=store is not None)
         self.asking = self.store
+
+    def _state(self, key: str) -> dict[str, Any]:
+        return self.chat(key).state.copy()
 
     def add(self, key: str, count: int = 1) -> Any:
         tokens = self.new(count, CONTENT if self.random.random() < 0.06 else "")
@@ -295,7 +298,8 @@ class Teller:
         if kind == "attached":
             self.attached()
             return
-        key = choose.choice(self.world.keys)
+        # Of other operations the keys of forks get few, so that forks often find nothing there.
+        key = choose.choice(self.world.keys if choose.random() < 0.15 else self.world.keys[:KEYS])
         chat = self.store.conversation(key)
         if kind == "add":
             self.add(key, choose.choice((1, 1, 1, 3)))
@@ -309,6 +313,7 @@ class Teller:
         elif kind == "set":
             self.set(key)
         elif kind == "erase":
+            key = choose.choice([key, *self.world.keys[KEYS:]])
             self.perform(kind, key, lambda: contents(self.store.delete_messages(key)))
         elif kind == "fork":
             key = choose.choice(self.world.keys[KEYS:])

@@ -10,7 +10,7 @@ import pytest
 
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
-from tests.histories import DAY, FORKS, HOUR, KEY, MINUTE, TOOL, WAITS, History, Process, random_history
+from tests.histories import DAY, FORKS, HOUR, KEY, MINUTE, TOOL, History, Process, random_history
 
 pytestmark = pytest.mark.once
 
@@ -224,22 +224,11 @@ SUITES: dict[str, dict[str, Any]] = {
         "actions": 200,
         "faults": 0.02,
     },
-    "somebody ends sessions": {"kinds": ALL, "times": (MINUTE, 61 * MINUTE), "users": True},
+    "a tool ends sessions": {"kinds": ALL, "times": (MINUTE, 61 * MINUTE), "users": True},
 }
 
 
-UNRELIABLE = {
-    "sessions listed late": pytest.mark.xfail(
-        strict=False, reason="who began at the same moment is not found: test_sessions_begun_at_once_are_found"
-    ),
-    "redacting, listed late": pytest.mark.xfail(
-        not WAITS, strict=False, reason="a new session is taken for missing while it is not listed"
-    ),
-}
-"""Suites in which the library breaks a promise now and then."""
-
-
-@pytest.mark.parametrize("suite", [pytest.param(name, marks=UNRELIABLE.get(name, ())) for name in SUITES])
+@pytest.mark.parametrize("suite", SUITES)
 def test_no_history_breaks_a_promise(suite: str) -> None:
     """Nothing acknowledged is lost or doubled, nothing removed is back, order holds, and all readers agree."""
     operations = 0
@@ -300,7 +289,6 @@ def go(history: History, number: int, kind: str = "", until: str = "") -> None:
         history.step(number)
 
 
-@pytest.mark.xfail(reason="a process that knows a session looks for no other one for 50 minutes")
 def test_sessions_begun_at_once_are_found() -> None:
     """Two begin a conversation at the same moment, and sessions are listed late: a minute later each finds both."""
     history = History(0, processes=2, behaviour=Behaviour(sessions_listed_after_seconds=2.0))

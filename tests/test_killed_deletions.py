@@ -9,7 +9,7 @@ import pytest
 
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
-from tests.histories import FORKS, KEY, WAITS, History
+from tests.histories import FORKS, KEY, History
 from tests.ops import Op
 from tests.service import stored
 
@@ -19,17 +19,6 @@ AT_ONCE = Behaviour()
 LATE = Behaviour(sessions_listed_after_seconds=1.5)
 """Sessions are listed later than they are written, and earlier than the library waits before it deletes."""
 LISTS = pytest.mark.parametrize("behaviour", [AT_ONCE, LATE], ids=["immediate lists", "sessions listed late"])
-LISTS_IN_TIME = pytest.mark.parametrize(
-    "behaviour",
-    [
-        pytest.param(AT_ONCE, id="immediate lists"),
-        pytest.param(
-            LATE,
-            id="sessions listed late",
-            marks=pytest.mark.xfail(not WAITS, reason="a new session is taken for missing while it is not listed"),
-        ),
-    ],
-)
 
 
 def do(history: History, number: int, kind: str, key: str = KEY, name: str = "") -> Op:
@@ -69,7 +58,7 @@ def killed(behaviour: Behaviour, kind: str, *keys: str) -> Iterator[tuple[Histor
     assert calls > 15
 
 
-@LISTS_IN_TIME
+@LISTS
 def test_redact_killed_before_any_call(behaviour: Behaviour) -> None:
     """Whenever it dies, all else is there for readers and writers, and a second redact() ends it."""
     for history, op in killed(behaviour, "redact"):
@@ -99,7 +88,7 @@ def test_delete_killed_before_any_call(behaviour: Behaviour) -> None:
         assert not history.conclude(), "\n".join(history.log)
 
 
-@LISTS_IN_TIME
+@LISTS
 def test_fork_killed_before_any_call(behaviour: Behaviour) -> None:
     """Whenever it dies, the new key holds all of it or nothing, and a second fork() is refused only in that case."""
     for history, _ in killed(behaviour, "fork", FORKS[0]):
