@@ -90,7 +90,7 @@ def attachments_of_state_are_not_copied(patch: pytest.MonkeyPatch) -> None:
 
 
 def forks_do_not_copy_what_is_archived(patch: pytest.MonkeyPatch) -> None:
-    copy = conversation.Copy
+    copy: Any = getattr(conversation, "Copy")  # noqa: B009
     patch.setattr(conversation, "Copy", lambda encoded, _: copy(encoded, False))
 
 

@@ -274,7 +274,7 @@ class Teller:
 
     def named(self, key: str, store: BedrockSessionsChatStore | None = None) -> None:
         self.asking = store or self.store
-        self.perform("named", key, lambda: dict(self.chat(key).state), cold=store is not None)
+        self.perform("named", key, self.chat(key).state.copy, cold=store is not None)
         self.asking = self.store
 
     def add(self, key: str, count: int = 1) -> Any:
