@@ -888,7 +888,8 @@ class Conversation:
                 except StoredDataError:
                     if found.content == missing:
                         raise
-                    missing = found.content  # one who redacts has moved it, maybe
+                    missing = found.content
+                    self._chain.drop()  # another process that redacts may have moved it to a session not known here
         context = found.restored(texts, workflow, serializer)
         with self._changing():
             draft = Draft(state=found.claim(by, iso(self.sessions.clock.now())), by=by)
