@@ -234,10 +234,16 @@ class Service:
         ]
         return Conversation(
             messages,
-            {name: value(stored[0]) for name, (at, stored) in state.items() if stored and at >= from_here},
+            {name: self._value(stored[0]) for name, (at, stored) in state.items() if stored and at >= from_here},
             {name: (at[0], on, *(said or [{}])) for name, (at, (on, *said)) in marks.items()},
             [step for head in heads for step in self._by_hints(listed[head])],
         )
+
+    def _value(self, stored: Any) -> Any:
+        """Section "Named state": a value, or the text of native blocks."""
+        if isinstance(stored, dict) and list(stored) == ["~parts"]:
+            return "".join(self.steps[tuple(part[:3])][1][part[3]]["text"] for part in stored["~parts"])
+        return value(stored)
 
     def _get(self, home: Home) -> Step:
         return decode(home, *self.steps[home])
@@ -267,13 +273,38 @@ class Service:
         if isinstance(item, str):
             return item
         if "block_type" in item:
-            return {name: value(stored) for name, stored in item.items()}
+            return {name: _field(stored) for name, stored in item.items()}
         block = self.steps[homes[item.get("h", 0)]][1][item["n"]]
         if "text" in block:
             return block["text"]
         image = block["image"]
         mimetype = item.get("image_mimetype", f"image/{image['format']}")
-        return {"block_type": "image", "image": image["source"]["bytes"], "image_mimetype": mimetype}
+        shown = {"block_type": "image", **({"image_mimetype": mimetype} if mimetype else {})}
+        if "o" in item:
+            return {**shown, "image": {"sha256": item["o"]}}
+        raw = image["source"]["bytes"]
+        if "data_url" in item:
+            return {**shown, "url": item["data_url"] + base64.b64encode(raw).decode()}
+        return {**shown, "image": raw}
+
+
+def _field(stored: Any) -> Any:
+    """A field of a block; the content of an object in S3 is shown as its SHA-256."""
+    if isinstance(stored, dict) and list(stored) == ["~o"]:
+        return {"sha256": stored["~o"]}
+    return value(stored)
+
+
+def object_key(prefix: str, namespace: str, key: str, sha256: str) -> str:
+    """Section "Contents in S3"."""
+    return f"{prefix}/{hashlib.sha256(json.dumps([namespace, key]).encode()).hexdigest()}/{sha256}"
+
+
+def claim(session: str, of: str) -> Home:
+    """Section "Claims"."""
+    random = int.from_bytes(hashlib.sha256(f"{of} {session}".encode()).digest()[:8], "big") >> 2
+    step = uuid.UUID(int=_ms(of) << 80 | 8 << 76 | 2 << 62 | random)
+    return session, str(uuid.uuid5(uuid.UUID(session), of)), str(step)
 
 
 def _has_content(step: str) -> bool:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
+import random
 import re
 import uuid
 import zlib
@@ -19,18 +21,30 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
+from llama_index.core.async_utils import asyncio_run
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock, VideoBlock
+from llama_index.core.storage.chat_store.base_db import MessageStatus
+from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, step
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, blocks, directory, journal
+from llama_index_bedrock_sessions import (
+    BedrockSessionsChatStore,
+    Conversation,
+    S3MediaStore,
+    blocks,
+    directory,
+    journal,
+)
 from llama_index_bedrock_sessions.emulator import Emulator
 from llama_index_bedrock_sessions.emulator import store as emulator_store
 from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
 from llama_index_bedrock_sessions.journal import ENDED, MARK, Change, Home, Inherited, Kind, Mark, Message, Opening
 from llama_index_bedrock_sessions.sessions import default_invocation
 from llama_index_bedrock_sessions.state import RESERVED
+from llama_index_bedrock_sessions.values import is_unicode
 
 from . import golden
-from .format_decoder import Service, decode
+from .format_decoder import Service, claim, decode, object_key
+from .s3 import S3
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,6 +178,150 @@ def test_the_page_is_enough_to_refuse_a_newer_version() -> None:
         decode(stored.home, stored.time, stored.content)
 
 
+KEY = "a life"
+
+
+class Flow(Workflow):
+    """A workflow whose context is saved."""
+
+    @step
+    async def only(self, event: StartEvent) -> StopEvent:
+        """End at once."""
+        return StopEvent(event)
+
+
+def life(store: BedrockSessionsChatStore, emulator: Emulator) -> Iterator[str]:
+    """A conversation in which everything happens; yields after each operation what it was."""
+    chat, clock, raw = store.conversation(KEY), emulator.clock, base64.b64decode(PNG)
+    chat.add([ChatMessage("one"), ChatMessage("two \ud83d"), ChatMessage(role="assistant", content="")])
+    yield "add"
+    images = [ImageBlock(image=raw), ImageBlock(url=f"data:image/x;a=b;base64,{PNG}"), VideoBlock(video=b"\xff" * 3000)]
+    call = ToolCallBlock(tool_call_id="c", tool_name="t", tool_kwargs={"half": "\ud83d", "~": 1})
+    chat.add([ChatMessage(role="user", blocks=images), ChatMessage(role="assistant", blocks=[call])], state={"a": 1})
+    yield "add images and a tool call"
+    chat.add([ChatMessage("x" * 9000, additional_kwargs={"big": -(2**80), "bytes": b"b", "~d": float("inf")})])
+    yield "add a long message"
+    chat.add([ChatMessage("put away")], status=MessageStatus.ARCHIVED, state={"b": {"~s": 1}})
+    yield "add an archived one"
+    put_foreign(emulator, chat)
+    yield "a step of another tool, and a checkpoint of LangGraph"
+    chat.messages()
+    chat.remove(0)
+    yield "remove"
+    chat.archive_oldest(2)
+    yield "archive"
+    clock.advance(2 * 3600)
+    chat.add([ChatMessage("later")], forget=["a"])
+    yield "add in a second session"
+    clock.advance(10 * 86_400)
+    chat.add([ChatMessage("much later")])
+    yield "add in a third session, which copies what is old"
+    chat.set([*chat.messages()[-2:], ChatMessage("set")])
+    yield "set some"
+    chat.set([ChatMessage("all"), ChatMessage("anew")])
+    yield "set all"
+    chat.hide(reason="asked", approver="Ada")
+    yield "hide"
+    chat.add([ChatMessage("after hiding")])
+    yield "add after hiding"
+    chat.restore()
+    yield "restore"
+    chat.end("done", kind="fix", by="Ada")
+    yield "end"
+    chat.reopen(reason="not done")
+    yield "reopen"
+    chat.redact(chat.last_id() or "")
+    yield "redact"
+    chat.fork("fork")
+    store.conversation("fork").add([ChatMessage("in the fork")])
+    yield "fork"
+
+
+def put_foreign(emulator: Emulator, chat: Conversation) -> None:
+    """Write as other tools do into the session of a conversation."""
+    client, session = emulator.client(), chat.describe()["sessions"][-1]["session"]
+    name = "CHECKPOINTS#space"
+    checkpoint = json.dumps({"checkpoint_ns": "space", "checkpoint_id": "1"})
+    saver = str(uuid.UUID(hashlib.md5(name.encode()).hexdigest()))
+    client.create_invocation(sessionIdentifier=session, invocationId=saver)
+    for invocation, text in ((default_invocation(session), "a note"), (saver, checkpoint)):
+        client.put_invocation_step(
+            sessionIdentifier=session,
+            invocationIdentifier=invocation,
+            invocationStepTime=emulator.clock.now(),
+            payload={"contentBlocks": [{"text": text}]},
+        )
+
+
+def test_the_page_is_enough_to_decode_a_whole_life() -> None:
+    """After every operation a reader of the page and the package find the same in the service."""
+    bucket = S3()
+    media = S3MediaStore(bucket.bucket, prefix="media", client=bucket.client, threshold=1000)
+    with Emulator() as emulator:
+        emulator.clock.stop(moment(START))
+        store = BedrockSessionsChatStore(client=emulator.client(), settling_time=0, media=media)
+        for done in life(store, emulator):
+            emulator.clock.advance(1)
+            if done == "add images and a tool call":
+                video = object_key("media", "default", KEY, hashlib.sha256(b"\xff" * 3000).hexdigest())
+                head = bucket.client.head_object(Bucket=bucket.bucket, Key=video)
+                assert head["ContentLength"] == 3000
+            for key in (KEY, "fork") if done == "fork" else (KEY,):
+                assert_alike(Service(*everything(emulator)).read(key, "default"), store.conversation(key), done)
+
+
+def assert_alike(read: Any, chat: Conversation, done: str) -> None:
+    """Whether the decoder and the package read the same."""
+    records = [
+        (r.id, r.status.value, r.message.role.value, [*map(plain, r.message.blocks)], r.message.additional_kwargs)
+        for r in chat.records(status=None)
+    ]
+    assert read.messages == records, done
+    assert {n: v for n, v in read.state.items() if not n.startswith(tuple(RESERVED))} == chat.state.copy(), done
+    described = chat.describe()
+    assert described["hidden"] == read.marks.get("hidden", (0, False))[1], done
+    at, is_on, said = read.marks.get("ended", (0, False, {}))
+    assert described["ended"] == ({**said, "at": iso(at)} if is_on else None), done
+
+
+def test_the_page_is_enough_to_decode_a_saved_context() -> None:
+    """The content of a saved context is put together, and the claim of it found where the page says."""
+    with Emulator() as emulator:
+        chat = BedrockSessionsChatStore(client=emulator.client(), settling_time=0).conversation(KEY)
+        flow = Flow()
+        context: Context[Any] = Context(flow)
+        secret = random.Random(1).randbytes(40_000).hex()
+        asyncio_run(context.store.set("secret", secret))
+        chat.save_context(context, "later")
+        chat.load_context(flow, "later", by="Ada")
+        sessions, steps = everything(emulator)
+        (session,) = sessions
+        state = Service(sessions, steps).read(KEY, "default").state
+    content = zlib.decompress(base64.b64decode(state["context/content/later"]))
+    assert secret in content.decode()
+    saved, taken = state["context/saved/later"], state["context/taken/later"]
+    assert (saved["size"], taken["of"], taken["by"]) == (len(content), saved["id"], "Ada")
+    assert claim(session, saved["id"]) in steps
+
+
+def everything(emulator: Emulator) -> tuple[dict[str, Any], dict[Any, Any]]:
+    """All metadata and all steps of the service."""
+    client = emulator.client()
+    sessions: dict[str, Any] = {}
+    found: dict[Any, Any] = {}
+    for summary in (s for p in client.get_paginator("list_sessions").paginate() for s in p["sessionSummaries"]):
+        session = summary["sessionId"]
+        sessions[session] = client.get_session(sessionIdentifier=session).get("sessionMetadata", {})
+        pages = client.get_paginator("list_invocation_steps").paginate(sessionIdentifier=session)
+        for listed in (s for page in pages for s in page["invocationStepSummaries"]):
+            home = session, listed["invocationId"], listed["invocationStepId"]
+            one = client.get_invocation_step(
+                sessionIdentifier=session, invocationIdentifier=home[1], invocationStepId=home[2]
+            )["invocationStep"]
+            found[home] = round(one["invocationStepTime"].timestamp() * 1000), one["payload"]["contentBlocks"]
+    return sessions, found
+
+
 def targets(record: dict[str, Any], homes: list[Any]) -> list[Any]:
     """The blocks of other steps that a record refers to."""
     references = (item for item in record["b"] if isinstance(item, dict) and "block_type" not in item)
@@ -185,11 +343,13 @@ def by_package(home: Home, time: int, content: list[Any]) -> Any:
 def plain(block: Any) -> Any:
     """A block of LlamaIndex as the decoder shows it."""
     if isinstance(block, TextBlock):
-        return block.text
-    assert isinstance(block, ImageBlock)
-    assert isinstance(block.image, bytes)
-    raw = base64.b64decode(block.image)
-    return {"block_type": "image", "image": raw, "image_mimetype": block.image_mimetype}
+        return block.text if is_unicode(block.text) else {"block_type": "text", "text": block.text}
+    fields = {name: value for name, value in vars(block).items() if value is not None}
+    for name in ("image", "video"):
+        if name in fields:
+            raw = base64.b64decode(fields[name])
+            fields[name] = raw if len(raw) < 1000 else {"sha256": hashlib.sha256(raw).hexdigest()}
+    return {name: str(value) if name == "url" else value for name, value in fields.items()}
 
 
 def iso(ms: int) -> str:
@@ -344,13 +504,13 @@ class Writer:
         return composed.step
 
 
-def opened(step: journal.Step, now: int, *others: journal.Step) -> Fold:
+def opened(opening: journal.Step, now: int, *others: journal.Step) -> Fold:
     """The fold of a session that was just opened, after `others` of the sessions before."""
-    fold = Fold([step.home.session])
-    for parent in step.opening.parents if step.opening else ():
+    fold = Fold([opening.home.session])
+    for parent in opening.opening.parents if opening.opening else ():
         fold.saw_list(parent, ())
-    fold.saw_list(step.home.session, [Listed(step.home, now)])
-    fold.absorb(step)
+    fold.saw_list(opening.home.session, [Listed(opening.home, now)])
+    fold.absorb(opening)
     for homes in fold.rounds():
         for other in others:
             if other.home in homes:
