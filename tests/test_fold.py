@@ -175,10 +175,10 @@ def knows(fold: Fold) -> Any:
 
 def active(fold: Fold) -> Any:
     """All that somebody can be asked who has read the active messages."""
-    there, visible, state, hidden = knows(fold)
+    there, visible, *rest = knows(fold)
     archived = {message for message, _, is_archived in there if is_archived}
     seen = [message for message in visible if message not in archived]
-    return [each for each in there if each[0] not in archived], seen, state, hidden
+    return [each for each in there if each[0] not in archived], seen, *rest
 
 
 # Against a plain list
