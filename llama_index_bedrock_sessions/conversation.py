@@ -1027,7 +1027,7 @@ def _unless_taken(fold: Fold, saved: workflows.Found, draft: Draft) -> Draft:
 
 def _resolve(message: Message, natives: _Natives, item: Any) -> ContentBlock | None:
     """Return the native block that an item of a message's record stands for, None if there is none."""
-    h = item.get("h", 0) if isinstance(item, dict) else 0
+    h = item.get("h", 0) if isinstance(item, dict) else None
     if not isinstance(h, int) or not 0 <= h < len(message.homes):
         return None
     return _native(natives.get(message.homes[h], ()), item)

@@ -510,7 +510,7 @@ def _step(home: Home, parsed: StepId | None, payload: Sequence[ContentBlock], ti
         return Step(home, ((home.step, _foreign(home, payload, time)),))
     try:
         body = _object(_loads(text))
-        version = _integer(body.get(MARK))
+        version = _integer(body.get(MARK) or None)  # there is no version 0
         if version > VERSION:
             return _newer(home, parsed.ms, body, version, skip_newer=skip_newer)
         return _read(home, parsed, body, payload)
