@@ -75,7 +75,7 @@ from tests.ops import CLOCK, NEVER, Anomaly, Op, Point, Said, said
 from tests.service import stored
 
 KEYS = 4
-FORKS = 3
+FORKS = 2
 """Keys that forks are made under."""
 BUCKET = "soak"
 SETTLE, LATE = 0.1, 0.05
@@ -281,7 +281,7 @@ class Teller:
         return self.chat(key).state.copy()
 
     def add(self, key: str, count: int = 1) -> Any:
-        tokens = self.new(count, CONTENT if self.random.random() < 0.06 else "")
+        tokens = self.new(count, CONTENT if self.random.random() < 0.03 else "")
 
         def add() -> int:
             self.chat(key).add([message(token) for token in tokens])
@@ -407,7 +407,7 @@ class Teller:
             self.read(key, store)
             self.read(key, store, everything=True)
             self.named(key, store)
-            for name in NAMES if add and key in self.world.keys else ():
+            for name in NAMES if add and key in self.world.keys[:KEYS] else ():
                 self.load("load_again", key, name, store)
             if add and key in self.world.keys:
                 for _ in range(20):
