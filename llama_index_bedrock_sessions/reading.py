@@ -5,7 +5,6 @@ What a step says is in `journal.py`, what the steps add up to in `fold.py`, how 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
