@@ -27,19 +27,9 @@ What a message loses on the way, and all that it loses (`normal` does it, and lo
 
 NaN, infinities, integers of any size, bytes and lone surrogates are all kept exactly.
 
-The record of a message is `{"r": role, "b": [item, ...], "k": additional_kwargs}`, `k` left out when empty. An item is
-
-    n                          native block n: a text, or an image that has nothing else to say
-    "text"                     a text in place: what is empty or blank, and every text once carried
-    {"n": n, ...}              native image n and its other fields; `data_url` is the prefix of the data URL it came in
-    {"block_type": t, ...}     a block that Bedrock has no form for; fields that are None are left out
-
-Of a store with `media=`, contents from a threshold on are in objects named by their SHA-256 (64 hexadecimal digits),
-among those of their conversation: `{"n": n, "o": sha256, ...}` is an image whose native block says where it is by
-`s3Location` (which is for others: here only `o` counts), `{"~o": sha256}` stands for the bytes of any other block. A
-URL that such a store has given out stands for the object again.
-
-What JSON has no form for (bytes, NaN, lone surrogates) is written as `values.py` says.
+`docs/format.md`, section "Records", specifies the form of a record, of its items and of contents in S3. A store with
+`media=` keeps contents of a threshold or more in objects. Such a store gives out URLs of objects; a block that holds
+one stands for the object again.
 """
 
 from __future__ import annotations

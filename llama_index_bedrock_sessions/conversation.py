@@ -888,7 +888,8 @@ class Conversation:
                 except StoredDataError:
                     if found.content == missing:
                         raise
-                    missing = found.content  # one who redacts has moved it, maybe
+                    missing = found.content
+                    self._chain.drop()  # another process that redacts may have moved it to a session not known here
         context = found.restored(texts, workflow, serializer)
         with self._changing():
             draft = Draft(state=found.claim(by, iso(self.sessions.clock.now())), by=by)
@@ -1026,7 +1027,7 @@ def _unless_taken(fold: Fold, saved: workflows.Found, draft: Draft) -> Draft:
 
 def _resolve(message: Message, natives: _Natives, item: Any) -> ContentBlock | None:
     """Return the native block that an item of a message's record stands for, None if there is none."""
-    h = item.get("h", 0) if isinstance(item, dict) else 0
+    h = item.get("h", 0) if isinstance(item, dict) else None
     if not isinstance(h, int) or not 0 <= h < len(message.homes):
         return None
     return _native(natives.get(message.homes[h], ()), item)

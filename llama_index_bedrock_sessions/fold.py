@@ -266,7 +266,7 @@ class Fold:
         return list(dict.fromkeys(plan))
 
     def _at_rest(self) -> frozenset[str]:
-        """Return the steps that need not be read to know what is active: see `journal.py`, openings."""
+        """Return the steps that need not be read to know what is active: see "Openings" in `docs/format.md`."""
         if len(self._opened) != 1 or any(self._stragglers()):
             return frozenset()
         ((opening_id, opening),) = self._opened.items()

@@ -1,91 +1,11 @@
-"""What one invocation step means: the format, version 1. Pure: no I/O, no clock; the clock's reading is an argument.
+"""Encode and decode one invocation step. Pure: no I/O and no clock; the time is an argument.
 
-Rule 1: every rule about what a stored step says lives in this file.
-Rule 2: whatever is stored, it reads as changes, as one visible placeholder, or is refused by name.
+Rule 1: every rule about the content of a stored step is in this module.
+Rule 2: whatever is stored reads as changes, as one visible placeholder, or is refused by its version.
 
-A *conversation* is a set of *changes*, each with a permanent id; its state is their fold. The fold is a union: a
-message is there if some copy of it was read and no change that was read removes it. So writers need no locks.
-
-Step ids
-    A UUIDv8, chosen by the client: 48 bits hybrid logical clock in ms (the service's time, or one more than the
-    greatest id of ours seen in the conversation), version, 2 bits kind (0 change, 1 opening, 2 closing,
-    3 attachment), 10 bits *hint*, variant, 62 random bits. Compared as text they are the order of the conversation.
-    The hint says how many of the session's change and opening ids directly before it the step carries again. An id
-    of another form, or later than the year 2100, is not ours: such a step is *foreign* and ordered by its
-    `invocationStepTime`.
-
-Payload
-    The native `text` and `image` blocks of the new messages, in order; last, one `text` block: the *envelope*, a
-    JSON object that begins with the member `llama_index_bedrock_sessions` (the version, 1). It counts only as last
-    text block of a step whose id is ours. A later version adds `release`, the first release that reads it.
-
-        change    what the step says (below); left out if it says nothing
-        closing   {"reason": "continued" | "ended" | "deleted", ...}; "kept": true where an opening says it again of a
-                  conversation that had ended before: it does not count beside an opening of the session without one
-        zip       base64(zlib(JSON)) of {"carried", "places", "named", "taken", "opening"}, none if empty
-
-A change
-        id           its id, where that is not the step's (it was first sent to another session)
-        time         ms, only for a change read from a foreign step
-        in           (carried) where it was written: the position in `places`, [session, invocation]
-        add          its messages, records of `blocks.py`; message ids are (change id, position)
-        at           the positions of those in `add`, where some are left out
-        of           (carried) how many it had, where some are left out
-        homes        where the native blocks are that records refer to: [[session, invocation, step], ...];
-                     a record's member `h` is the position here (0 if left out), null is the step itself
-        remove       {change id: [positions]}: these messages are gone
-        archive      the same: these messages are archived
-        set          true: of several such changes the greatest id counts, what the smaller ones added is gone
-        state        {name: [value]}, or {name: []} if it was deleted: the greatest change id counts; a value
-                     {"~parts": [[session, invocation, step, position], ...]} is the text of these native blocks
-        was          (carried) the names of the state it set, of those that are left out
-        hide         true hides the conversation, false restores it: the greatest change id counts
-        invocations  {invocation id: description}: no operation of the service returns descriptions
-        origin       what a fork was made from
-        by           who, as the application calls them
-
-Carried changes
-    `ListInvocationSteps` shows no payloads, so a plain log would cost one call a message. A *segment* is a step with
-    what it carries. A new step carries again, smallest first, every segment about as large as what it carries already,
-    up to 512 KB, but none over half of that; `named` are the steps of the segments it leaves, [session, invocation,
-    step], but for those of earlier sessions, which its opening names, so that no step grows with the length of the
-    conversation. For one writer this is a binary counter. A carried change has the members above and `step`, the step
-    it was written in, where that is not its id. Texts are inline; images stay where they are, as references. Removed
-    messages and replaced state are left out; *what a change removes never is*: a straggler may still bring it.
-    `taken`: steps of earlier sessions whose segments are carried here: those an opening names and no step has taken
-    are still to be read.
-
-Openings
-    A session is *open* when it has an opening. Besides what every step has, it says
-        generation   0 for the first session of a conversation
-        covers       {session: createdAt in ms}: all sessions before it, of the last 31 days
-        parents      {session: [step ids]}: the steps it has seen of each session it continues
-        removed      {change id: [positions]}: what the changes written in its parents removed
-        segments     [{"home": [session, invocation, step], "dead": {position: [positions]},
-                       "archived": {...}, "own": true, "rest": true}]: what earlier sessions hold that is alive; `dead`
-                     and `archived` by the position of the change in that step (its own is 0, the first carried one 1);
-                     `own`: only the step's own change counts; `rest`: all that counts of it is archived messages. A
-                     segment may be an attachment of this session, which carries changes, or has one of its own that
-                     is too large for the opening (of a fork).
-        last_set     the greatest id of a `set`
-    and of a session before it a reader takes the own changes of steps the opening has not seen, nothing else.
-    Who wants the active messages and the named state only, and continues nothing, need not read a segment at `rest`.
-    It is the only one to say which of its messages are archived; so it has to be read where anything else may tell of
-    them, which is if the open sessions have another opening, or a step that the opening has not seen is there in a
-    session before, or a change in the open one is older than its opening and was first sent to another session.
-
-Damage
-    A step whose own change cannot be read is one placeholder. One of which only `zip` cannot be read keeps its own
-    change: what it carries is in the steps it came in. Where it is not, because an earlier session is read by what an
-    opening names, the step's change has a placeholder after its own messages. Neither is carried on.
-
-Steps of other tools
-    One user message, of the text and image blocks they hold. Checkpoints of LangGraph's `BedrockSessionSaver` are no
-    messages: such a change says nothing. They are known by their invocation, whose id is the MD5 of what each block,
-    a JSON object, says of itself: `CHECKPOINTS#{checkpoint_ns}` or `WRITES#{checkpoint_ns}#{checkpoint_id}`
-    (langgraph-checkpoint-aws 1.2.6, `checkpoint/bedrock_sessions/utils.py`; in JavaScript `CHECKPOINT#`, and members in
-    camel case: langgraphjs, `libs/checkpoint-bedrock/src/utils.ts`). So a JSON text that a person wrote, even a copy
-    of a checkpoint, is a message.
+`docs/format.md` specifies the format. This module has its types (`Change`, `Opening`, `Step`), the ids of steps, one
+function for each part of a step that is written, and `read_step`, which reads any step. It does not decide which steps
+to read or what they add up to: see `fold.py`.
 """
 
 from __future__ import annotations
@@ -329,7 +249,7 @@ class Inherited(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Opening:
-    """What an opening step says besides its change: see the module's docstring."""
+    """What an opening records besides its change: see "Openings" in `docs/format.md`."""
 
     generation: int
     covers: Mapping[str, int]
@@ -590,7 +510,7 @@ def _step(home: Home, parsed: StepId | None, payload: Sequence[ContentBlock], ti
         return Step(home, ((home.step, _foreign(home, payload, time)),))
     try:
         body = _object(_loads(text))
-        version = _integer(body.get(MARK))
+        version = _integer(body.get(MARK) or None)  # there is no version 0
         if version > VERSION:
             return _newer(home, parsed.ms, body, version, skip_newer=skip_newer)
         return _read(home, parsed, body, payload)

@@ -6,9 +6,8 @@ bytes, NaN, infinities, lone surrogates, and integers of every size:
 
     from_json(to_json(plain)) == plain        through json.dumps(allow_nan=False) as well, escaped or as UTF-8
 
-Such values are objects of one key: `~b` bytes (base64), `~s` text with lone surrogates (base64 of UTF-8 that lets them
-pass), `~i` an integer of 64 bits or more (hexadecimal), `~f` nan, inf or -inf, and `~d` an object, as pairs, that looks
-like one of these or has a key with lone surrogates. `from_json` takes any JSON value and never raises.
+Such values are objects of one key that begins with `~`: see `docs/format.md`, section "Values". `from_json` takes any
+JSON value and never raises.
 """
 
 from __future__ import annotations

@@ -1,15 +1,11 @@
 """Paused workflows: what is stored of a `Context`, and what is checked before somebody goes on with it. Pure.
 
-A saved context is named state of its conversation, under names that begin with `PREFIX`:
+A saved context is named state of its conversation, under names that begin with `PREFIX`: see `docs/format.md`, section
+"Named state". Content of up to `INLINE` bytes is a value itself, which is carried from session to session. Larger
+content is in attachments, which are copied once in nine days. `Chain.claim` lets one process take a context.
 
-    context/saved/NAME     {"id": an id of ours, "time", "workflow": its class, "agents": [names], "steps": [names],
-                           "serializer": the class that was given, or null, "size": bytes of JSON}
-    context/content/NAME   base64(zlib(JSON)) of `Context.to_dict()`: up to `INLINE` bytes the value itself, which is
-                           carried from session to session; else in attachments, which are copied once in nine days
-    context/taken/NAME     {"of": the id of what was loaded, "by": who or null, "time"}
-
-It is taken once: see `Chain.claim`. JSON is all that is read or written unless a serializer is given: unpickling what
-is stored would let everybody who can write to the session run code in the process that loads it.
+Without a serializer, only JSON is read and written. Unpickling would let anyone who can write to the session run code
+in the process that loads it.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ from llama_index_bedrock_sessions.errors import (
     InvalidPointError,
     ServiceError,
     SessionClosed,
+    StoredDataError,
 )
 from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
 from llama_index_bedrock_sessions.sessions import Clock
@@ -110,7 +111,7 @@ MIX = {
 }
 EXPLAINED = (
     *(ServiceError, ConversationEnded, InvalidMessageError, SessionClosed),
-    *(ConversationExists, InvalidPointError, AlreadyResumed, InvalidContextError),
+    *(ConversationExists, InvalidPointError, AlreadyResumed, InvalidContextError, StoredDataError),
 )
 """Errors that happen: a fault, or another process was faster. What of them needs a reason, the judge looks for."""
 FAULTS = ("throttle", "internal", "unavailable", "lost_reply", "torn_body", "refused", "reset")

@@ -102,3 +102,27 @@ def test_an_opened_session_is_never_deleted_by_a_fork() -> None:
             assert copied is (forked.outcome == "ok"), "\n".join(history.log)
     assert outcomes["ok"] > 0
     assert outcomes["failed"] > 0
+
+
+def test_what_is_beside_a_copy_reads_from_the_copy() -> None:
+    """A process continues the conversation just before it is copied: what it refers to is deleted, and in the copy."""
+    history = History(0, processes=2)
+    go(history, 0, "add")
+    history.start(0, "save", 0, name="cart")  # large: its content is an attachment
+    while history.step(0):
+        pass
+    go(history, 1, "read")
+    history.start(0, "redact")
+    for nth in range(3):
+        while history.processes[0].gate and history.processes[0].gate.waiting_for != "settle":
+            history.step(0)
+        if nth == 0:
+            go(history, 1, "add")  # in a session of its own, which refers to the one that is closed
+        if nth < 2:
+            history.step(0)
+    history.start(1, "load", name="cart")
+    while history.step(1):
+        pass
+    assert history.ops[-1].outcome == "ok", "\n".join(history.log)
+    go(history, 0)
+    assert not history.conclude(), "\n".join(history.log)

@@ -527,6 +527,7 @@ DAMAGED: dict[str, str] = {
     "an integer of 5,000 digits": ':1,"change":{"state":{"a":[' + "9" * 5000 + "]}}}",
     "nesting that Python cannot parse": ':1,"change":' + "[" * 100_000,
     "nesting that Python can parse": ':1,"change":{"state":{"a":[' + "[" * 600 + "]" * 600 + "]}}}",
+    "version 0": ':0,"change":{}}',
     "change": ':1,"change":[]}',
     "marks": ':1,"change":{"marks":[]}}',
     "a mark": ':1,"change":{"marks":{"ended":true}}}',
