@@ -5,7 +5,6 @@ What a step says is in `journal.py`, what the steps add up to in `fold.py`, how 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
@@ -409,14 +408,23 @@ class Reader:
         Reads each of them in full, in parallel: a list, and about as many gets as a cold read of what it holds.
         """
         fold = self.refresh()
-        alone = self.sessions.pool.map(self._alone, [*fold.covers(), *fold.heads])
-        return Past(told for each in (fold, *alone) for told in each.told())
+        created = {**fold.covers(), **{head: self._created[head] for head in fold.heads}}
+        sessions = sorted(created, key=lambda session: (created[session], session))
+        alone = {each.heads[0]: each for each in self.sessions.pool.map(self._alone, sessions) if each.read}
+        # Sessions are deleted oldest first. One that was read, although a later one is gone, was deleted as well: what
+        # the later one removed is not known. It counts if it is still there: another tool deleted the later one.
+        last_gone = max((n for n, session in enumerate(sessions) if session not in alone), default=0)
+        before = [session for session in sessions[:last_gone] if session in alone]
+        for session, steps in zip(before, self.sessions.pool.map(self._list_or_nothing, before), strict=True):
+            if not steps:
+                del alone[session]
+        return Past(told for each in (fold, *alone.values()) for told in each.told())
 
     def _alone(self, session: str) -> Fold:
-        """Read one session by itself, whatever those after it say of it."""
+        """Read one session by itself, whatever those after it say of it; nothing is read of one that is gone."""
         now = self.known()
         fold = self._new_fold([session])
-        with contextlib.suppress(Gone):  # deleted meanwhile
+        try:
             if session in now.heads:
                 fold.saw_list(session, now.listed[session].values())
             elif self._is_ours(now, session):
@@ -426,6 +434,8 @@ class Reader:
                     if home.session != session:
                         fold.lost(home)
                 self._get(fold, [home for home in homes if home.session == session], [])
+        except Gone:  # deleted while it was read
+            return self._new_fold([session])
         return fold
 
     def view(self, past: Past, cut: Cut) -> tuple[View, dict[Home, list[ContentBlock]]]:

@@ -117,7 +117,8 @@ def forks_do_not_look_for_others(patch: pytest.MonkeyPatch) -> None:
 
 
 def copies_are_opened_by_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chain, "COPY", "llama-index-nothing")
+    create = chain.Chain._create
+    patch.setattr(lifecycle.Lifecycle, "_create", lambda self, *arguments, **_: create(self, *arguments))
 
 
 def others_beside_a_copy_are_not_closed(patch: pytest.MonkeyPatch) -> None:

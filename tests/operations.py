@@ -66,6 +66,8 @@ def perform(store: BedrockSessionsChatStore, chat: Conversation, op: Op, argumen
         return chat.save_context(context(op.tokens[0], large=argument % 2 == 0), op.name) and None
     if op.kind in {"load", "load_again"}:
         return loaded(chat.load_context(Order(timeout=None), op.name, by=op.process, again=op.kind == "load_again"))
+    if op.kind == "at":
+        return contents(chat.messages(at=op.name))
     if op.kind == "fork":
         return fork(store.conversation(op.source), op, argument)
     return read(chat, op)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import count
 
 import pytest
 
+from llama_index_bedrock_sessions.directory import KEY
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
+from tests.histories import KEY as CHAT
 from tests.histories import MINUTE, History
-from tests.service import stored
+from tests.service import sessions, steps, stored
 from tests.test_histories import go
 
 pytestmark = pytest.mark.once
@@ -58,7 +61,7 @@ def redact_around(history: History) -> None:
     go(history, 0)
 
 
-def test_a_session_opened_by_one_that_had_not_read_the_removal_is_copied_again() -> None:
+def test_a_session_opened_without_the_removal_is_copied_again() -> None:
     """Neither process sees the other's new session: the look after the deletion finds what holds the text."""
     history = stopped_before_its_opening()
     redact_around(history)
@@ -68,22 +71,14 @@ def test_a_session_opened_by_one_that_had_not_read_the_removal_is_copied_again()
     assert not history.conclude(), "\n".join(history.log)
 
 
-def test_without_that_look_the_text_stays_in_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above can fail."""
-    BROKEN["redacting_does_not_look_for_what_is_left"](monkeypatch)
-    history = stopped_before_its_opening()
-    redact_around(history)
-    assert [anomaly.what for anomaly in history.conclude()] == ["redacted, and still in the service"]
-
-
 def test_an_opened_session_is_never_deleted_by_a_fork() -> None:
     """Another process writes a first message, stopped before any call of the fork: both stay, for all readers."""
     outcomes: Counter[str] = Counter()
-    for steps in count():
+    for stopped in count():
         history = History(0, processes=3)
         go(history, 0, "add")
         history.start(0, "fork", key="fork")
-        if not all(history.step(0) for _ in range(steps)) or history.processes[0].op is None:
+        if not all(history.step(0) for _ in range(stopped)) or history.processes[0].op is None:
             break
         history.start(1, "add", key="fork")
         while history.step(1):
@@ -112,6 +107,7 @@ def test_what_is_beside_a_copy_reads_from_the_copy() -> None:
     while history.step(0):
         pass
     go(history, 1, "read")
+    before = calls(history, "P0", "create_session")
     history.start(0, "redact")
     for nth in range(3):
         while history.processes[0].gate and history.processes[0].gate.waiting_for != "settle":
@@ -125,4 +121,67 @@ def test_what_is_beside_a_copy_reads_from_the_copy() -> None:
         pass
     assert history.ops[-1].outcome == "ok", "\n".join(history.log)
     go(history, 0)
+    assert calls(history, "P0", "create_session") == before + 1  # it had read the removal, which is written first
     assert not history.conclude(), "\n".join(history.log)
+
+
+def test_what_a_killed_fork_left_is_opened_by_no_process() -> None:
+    """It may hold copies of messages: other processes pass over it, and the next that copies deletes it."""
+    history = History(0, processes=2)
+    go(history, 0, "add")
+    history.start(0, "fork", key="fork")
+    while history.processes[0].gate and history.processes[0].gate.waiting_for != "create_invocation":
+        history.step(0)
+    history.crash(0)
+    (left,) = [s["sessionId"] for s in sessions(history.client) if s["sessionMetadata"][KEY] == "fork"]
+    for kind in ("add", "read", "redact"):
+        assert steps(history.client, left) == []
+        history.start(1, kind, key="fork")
+        while history.step(1):
+            pass
+        assert history.ops[-1].outcome == "ok"
+    assert left not in {s["sessionId"] for s in sessions(history.client)}
+
+
+def test_a_history_that_is_deleted_while_it_is_read_brings_nothing_back() -> None:
+    """Another process redacts between any two calls: what a session removed is not shown because that one is gone."""
+    shown: Counter[int] = Counter()
+    for stopped in count():
+        history = History(0, processes=2)
+        for kind in ("add", "add", "renew", "clear", "add", "renew"):
+            go(history, 0, kind)
+        go(history, 1, "read")
+        before, process = history.ops[-1].result, history.processes[1]
+        point = process.store.conversation(CHAT).records()[-1].id
+        history.start(1, "at", name=point)
+        if not all(history.step(1) for _ in range(stopped)) or process.op is None:
+            break
+        go(history, 0, "redact")
+        while history.step(1):
+            pass
+        seen = history.ops[-1 if history.ops[-1].kind == "at" else -2]
+        assert seen.outcome != "unknown", "\n".join(history.log)
+        if seen.outcome == "ok":
+            assert set(seen.result) <= {*before, "[unreadable message: its text is no longer in the service]"}
+            shown[len(seen.result)] += 1
+    assert stopped > 6
+    assert shown[len(before)] > 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "test"),
+    [
+        (
+            "redacting_does_not_look_for_what_is_left",
+            test_a_session_opened_without_the_removal_is_copied_again,
+        ),
+        ("redacting_does_not_remove_first", test_what_is_beside_a_copy_reads_from_the_copy),
+        ("others_beside_a_copy_are_not_closed", test_an_opened_session_is_never_deleted_by_a_fork),
+        ("copies_are_opened_by_others", test_what_a_killed_fork_left_is_opened_by_no_process),
+    ],
+)
+def test_these_tests_can_fail(broken: str, test: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one of the protections, one of the tests above notices."""
+    BROKEN[broken](monkeypatch)
+    with pytest.raises(AssertionError):
+        test()

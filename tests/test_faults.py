@@ -222,6 +222,7 @@ class World:
         """Return a store as another process has one; its calls come one after the other unless it has a `client`."""
         store = BedrockSessionsChatStore(client=client or Client(self))
         store._sessions.clock = Clock(lambda: self.now.time)
+        store._sessions.sleep = self.advance
         if client is None:
             store._sessions.pool.map = lambda function, items: [function(item) for item in items]  # type: ignore[method-assign]
         return store
@@ -434,6 +435,7 @@ class Job:
 def indexed(store: BedrockSessionsChatStore) -> BedrockSessionsChatStore:
     """Return a store with the same client that has its directory in a key-value store, which is empty."""
     other = BedrockSessionsChatStore(client=store.client, directory=SimpleKVStore())
+    other._sessions.sleep = store._sessions.sleep
     other._sessions.clock, other._sessions.pool.map = store._sessions.clock, store._sessions.pool.map  # type: ignore[method-assign]
     return other
 
@@ -517,8 +519,8 @@ def first_message(store: BedrockSessionsChatStore) -> str:
 
 def redacted(client: Any, again: bool) -> None:
     assert "zero" not in stored(client)
-    # The copy, and what goes on after it: what fails there is left to the next who writes.
-    assert len(sessions(client)) in ([2] if again else [1, 2])
+    # The copy; what fails after it was opened leaves a session to be deleted, or one that goes on after the copy.
+    assert len(sessions(client)) in ([1] if again else [1, 2])
 
 
 def of_another_tool(store: BedrockSessionsChatStore) -> str:

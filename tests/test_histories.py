@@ -292,6 +292,8 @@ def test_no_history_breaks_a_promise(suite: str) -> None:
         ("marks_are_not_carried", "hiding and restoring"),
         ("marks_are_not_carried", "ending and reopening"),
         ("ending_leaves_sessions_open", "ending and reopening"),
+        ("nothing_waits_for_lists", "redacting, listed late"),
+        ("nothing_is_looked_for_once_lists_have_settled", "sessions listed late"),
         ("redacting_copies_nothing", "redacting and renewing"),
         ("contexts_are_loaded_without_a_claim", "contexts loaded at the same moment"),
         ("attachments_of_state_are_not_copied", "contexts while redacting"),

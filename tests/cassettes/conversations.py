@@ -46,6 +46,7 @@ def store(world: World) -> BedrockSessionsChatStore:
     """Return a store as a new process would have it, with the clock of the tape."""
     made = BedrockSessionsChatStore(client=world.client, namespace="cassettes", max_concurrency=1)
     made._sessions.clock = Clock(world.seconds)
+    made._sessions.sleep = world.later
     made._sessions.pool = _InOrder(1)
     return made
 
