@@ -10,8 +10,8 @@ acknowledged, or after another read has missed it. `set` and `clear` remove all 
 `erase` may remove what was begun before it ended. Of several sets the greatest id counts. What was there before `hide`
 must not be there after it, until a process begins to restore it; what may be hidden need not be there.
 No process writes after `end`, until one begins to reopen the conversation. A refused write has an `end` as the reason.
-Order is that of the ids, and the ids keep what is promised: the order of one process, b after a if b's writer had read a,
-and b after a if a was acknowledged before b began by more than the clocks of the writers may be wrong.
+Order is that of the ids, and the ids keep what is promised: the order of one process, b after a if b's writer had
+read a, and b after a if a was acknowledged before b began by more than the clocks of the writers may be wrong.
 
 Late lists
     `late` is the greater of the two times after which the service lists a step and a session. "After" above then means
