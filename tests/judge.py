@@ -8,10 +8,10 @@ A message *must be there* for a read that begins after its append was acknowledg
 and ends before a change that removes it was sent. It *must not be there* for one that begins after its removal was
 acknowledged, or after another read has missed it. `set` and `clear` remove all that had to be there when they began;
 `erase` may remove what was begun before it ended. Of several sets the greatest id counts. What was there before `hide`
-must not be there after it, until somebody begins to restore it; what may be hidden need not be there. Nobody writes
-after `end`, until somebody begins to reopen the conversation, and who is refused has an `end` as the reason. Order is
-that of the ids, and the ids keep what is promised: the order of one process, b after a if b's writer had read a, and b
-after a if a was acknowledged before b began by more than the clocks of the writers may be wrong.
+must not be there after it, until a process begins to restore it; what may be hidden need not be there.
+No process writes after `end`, until one begins to reopen the conversation. A refused write has an `end` as the reason.
+Order is that of the ids, and the ids keep what is promised: the order of one process, b after a if b's writer had
+read a, and b after a if a was acknowledged before b began by more than the clocks of the writers may be wrong.
 
 Late lists
     `late` is the greater of the two times after which the service lists a step and a session. "After" above then means
@@ -255,7 +255,7 @@ class _Key:
             of_text = self.by_text.get(token, [])
             possible = [m for m in of_text if self._may_be_shown(m, read)]
             if not of_text:
-                self.bad("nobody wrote it", f"{token} in {read}")
+                self.bad("no process wrote it", f"{token} in {read}")
             elif not possible:
                 failed = any(not m.op.may_count and m.sent < read.end for m in of_text)
                 what = "an error said that it did not happen" if failed else "what was removed is back"

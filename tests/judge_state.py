@@ -84,7 +84,7 @@ def judge_state(ops: Iterable[Op], hidings: Hidings, bad: Report) -> None:
             if write is not None:
                 value.judge("state", write, read, bad)
             elif not _is_being_taken_back(name, found_value, read, ops):
-                bad("nobody wrote this state", f"{found_value} in {read}")
+                bad("no process wrote this state", f"{found_value} in {read}")
 
 
 def _is_being_taken_back(name: str, value: str, read: Op, ops: Iterable[Op]) -> bool:
@@ -113,14 +113,14 @@ def _judge_loads(value: _Value, loads: Sequence[Op], hidings: Hidings, bad: Repo
         if load.outcome == "ok":
             save = by_token.get(load.result)
             if save is None:
-                bad("nobody saved this context", f"{load.result} in {load}")
+                bad("no process saved this context", f"{load.result} in {load}")
             else:
                 value.judge("context", save, load, bad)
         elif load.error in _NOT_THERE and not hidings.may_hide(load):
             if lost := value.must_be_there(load):
                 bad("a saved context is lost", f"{lost} in {load}")
         elif load.error == "AlreadyResumed" and not any(_may_have_taken(o, load, value) for o in loads):
-            bad("refused though nobody has loaded it", load)
+            bad("refused though no process has loaded it", load)
 
 
 def _may_have_taken(other: Op, load: Op, value: _Value) -> bool:

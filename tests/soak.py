@@ -539,7 +539,7 @@ class Soak:
             active = [s["sessionId"] for s in listed if s["sessionStatus"] == "ACTIVE"]
             if active:
                 self.ask("PATCH", f"/sessions/{self.random.choice(active)}")
-        except (OSError, HTTPException, ValueError):  # a fault, or somebody was faster
+        except (OSError, HTTPException, ValueError):  # a fault, or another was faster
             self.happened["end"] -= 1
 
     def _hours(self) -> None:

@@ -18,6 +18,8 @@ HISTORIES = int(os.environ.get("HISTORIES", "3"))
 """Histories of each suite; set the variable for a longer search."""
 
 ALL = "add add add add read read remove set clear"
+LATE = Behaviour(steps_listed_after_seconds=1.0, sessions_listed_after_seconds=1.5, late_lists="up to")
+"""Lists are later than many calls take, and earlier than the library waits before it deletes."""
 SUITES: dict[str, dict[str, Any]] = {
     "every kind of operation": {"kinds": ALL, "times": (MINUTE, 30 * MINUTE, 61 * MINUTE)},
     "appends across idle hours": {"kinds": "add add add add read", "times": (61 * MINUTE,), "processes": 4},
@@ -193,6 +195,30 @@ SUITES: dict[str, dict[str, Any]] = {
         "actions": 150,
         "crashes": 0.01,
     },
+    "contexts, listed late": {
+        "kinds": "add read save load load load_again renew redact",
+        "times": (1.0, MINUTE, 61 * MINUTE),
+        "begin": "add save",
+        "actions": 200,
+        "faults": 0.02,
+        "behaviour": LATE,
+    },
+    "forks, listed late": {
+        "kinds": "add add read all name named fork fork fork remove archive redact",
+        "times": (1.0, MINUTE, 61 * MINUTE),
+        "keys": (*3 * [KEY], *FORKS),
+        "begin": "add name add archive",
+        "actions": 150,
+        "faults": 0.02,
+        "behaviour": LATE,
+    },
+    "deletion of everything, listed late": {
+        "kinds": f"{ALL} erase name named archive",
+        "times": (1.0, MINUTE, 61 * MINUTE),
+        "actions": 150,
+        "faults": 0.02,
+        "behaviour": LATE,
+    },
     "a session of another tool": {
         "kinds": "add add tool tool read read remove set clear archive name named",
         "times": (MINUTE, MINUTE, 20 * MINUTE, 50 * MINUTE),
@@ -228,7 +254,20 @@ SUITES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("suite", SUITES)
+KNOWN = {
+    "contexts, listed late": "test_contexts_saved_beside_any_call_of_redact_stay",
+    "forks, listed late": "test_sessions_begun_at_once_are_found",
+}
+"""Suites in which the library breaks a promise now and then, each with the test that shows it."""
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=False, reason=KNOWN[name]) if name in KNOWN else ())
+        for name in SUITES
+    ],
+)
 def test_no_history_breaks_a_promise(suite: str) -> None:
     """Nothing acknowledged is lost or doubled, nothing removed is back, order holds, and all readers agree."""
     operations = 0
@@ -291,8 +330,18 @@ def go(history: History, number: int, kind: str = "", until: str = "") -> None:
         history.step(number)
 
 
-def test_sessions_begun_at_once_are_found() -> None:
-    """Two begin a conversation at the same moment, and sessions are listed late: a minute later each finds both."""
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(
+            2.1,
+            marks=pytest.mark.xfail(reason="a process looks beside its own session only after three settling times"),
+        ),
+        MINUTE,
+    ],
+)
+def test_sessions_begun_at_once_are_found(seconds: float) -> None:
+    """Two begin at the same moment, and sessions are listed late: once lists show both, each process finds both."""
     history = History(0, processes=2, behaviour=Behaviour(sessions_listed_after_seconds=2.0))
     for process in (0, 1):
         go(history, process, "add", until="create_session")
@@ -300,7 +349,7 @@ def test_sessions_begun_at_once_are_found() -> None:
         history.step(process)
     for process in (0, 1):
         go(history, process)
-    history.advance(MINUTE)
+    history.advance(seconds)
     go(history, 0, "read")
     assert not history.conclude(), "\n".join(history.log)
 
