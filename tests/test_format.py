@@ -284,6 +284,61 @@ def assert_alike(read: Any, chat: Conversation, done: str) -> None:
     assert described["ended"] == ({**said, "at": iso(at)} if is_on else None), done
 
 
+def test_the_page_is_enough_where_no_golden_file_is() -> None:
+    """`taken`, `own`, `dead`, `at`, `of`, `step`, `h`, an own `id` and a late step, with what each of them leaves out.
+
+    Of the other members without a golden file, the whole life has `~d` and `data_url`, the saved context `~parts` and
+    a claim.
+    """
+    parent, head = (FIRST, default_invocation(FIRST)), (NEXT, default_invocation(NEXT))
+    opened, inherited, carried, late = (step_id(n, kind) for n, kind in enumerate((1, 0, 0, 0)))
+    second, last, sent, retried = step_id(10, 1), step_id(20), step_id(4), step_id(5)
+    homes = [[*parent, inherited], [*parent, carried]]
+    segments = [{"home": homes[0], "own": True, "dead": {"0": [0]}, "archived": {"0": [2]}}, {"home": homes[1]}]
+    opening = {"covers": {FIRST: START}, "parents": {FIRST: [opened, inherited, carried]}, "segments": segments}
+    first = {"id": opened, "add": [{"r": "user", "b": ["not of the segment"]}]}
+    again = {"id": sent, "step": carried, "at": [1], "of": 2, "homes": homes}
+    again["add"] = [{"r": "user", "b": ["carried", {"n": 1, "h": 1}]}]
+    steps = {
+        Home(*parent, opened): stored({}, ["not of the segment"], {"opening": {"covers": {}}}),
+        Home(*parent, inherited): stored({}, ["dead", "active", "archived"], {"carried": [first]}),
+        Home(*parent, carried): stored({"id": sent}, ["left out", b"picture"], {}),
+        Home(*parent, late): stored({"id": retried}, ["late"], {}),
+        Home(*head, second): stored({}, ["opening"], {"opening": opening}),
+        Home(*head, last): stored({}, ["last"], {"carried": [again], "taken": [carried]}),
+    }
+    timed = {home: (START + n, content) for n, (home, content) in enumerate(steps.items())}
+    found = {session["session"]: session for session in sessions()}
+    metadata = {session: each["sessionMetadata"] for session, each in found.items()}
+    read = Service(metadata, {(*home,): step for home, step in timed.items()}).read("order 4711", "default")
+    shown = [(name, status, shown[0]) for name, status, _, shown, _ in read.messages]
+    assert shown == [
+        (f"{inherited}/1", "active", "active"),
+        (f"{inherited}/2", "archived", "archived"),
+        (f"{sent}/1", "active", "carried"),
+        (f"{retried}/0", "active", "late"),
+        (f"{second}/0", "active", "opening"),
+        (f"{last}/0", "active", "last"),
+    ]
+    with serving(found, timed) as emulator:
+        store = BedrockSessionsChatStore(client=emulator.client(), settling_time=0)
+        assert_alike(read, store.conversation("order 4711"), "by hand")
+
+
+def step_id(ms: int, kind: int = 0) -> str:
+    """An id of the library's form."""
+    return str(uuid.UUID(int=START + ms << 80 | 8 << 76 | kind << 74 | 2 << 62 | ms))
+
+
+def stored(change: dict[str, Any], added: list[str | bytes], packed: dict[str, Any]) -> list[ContentBlock]:
+    """The content of a step that adds native blocks, each in a message of its own."""
+    picture = {"image": {"format": "png", "source": {"bytes": base64.b64decode(PNG)}}}
+    change = {**change, "add": [{"r": "user", "b": [n]} for n in range(len(added))]}
+    content = [{"text": each} if isinstance(each, str) else picture for each in added]
+    packs = base64.b64encode(zlib.compress(json.dumps(packed).encode())).decode()
+    return [*content, {"text": json.dumps({MARK: 1, "change": change, "zip": packs}, separators=(",", ":"))}]
+
+
 def test_the_page_is_enough_to_decode_a_saved_context() -> None:
     """The content of a saved context is put together, and the claim of it found where the page says."""
     with Emulator() as emulator:
