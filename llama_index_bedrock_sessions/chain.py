@@ -400,25 +400,22 @@ class Chain(Reader):
             mine = None
         return False
 
-    def _close_others(self) -> None:
-        """Close what other processes have opened at the same time: all that know one of the heads look for the others.
+    def _close_others(self) -> bool:
+        """Close what other processes have opened at the same time; return whether there was any.
 
-        A process that opens a copy looks afterwards, and one that has passed over the copy does too: one of them finds
-        both open. So does one that opened a session much later than it had looked for others.
+        All that know one of the heads look for the others then. A process that opens a copy looks afterwards, and one
+        that has passed over the copy does too: one of them finds both open. So does one that opened a session much
+        later than it had looked for others.
         """
-        try:
-            fold = self.known()
-            others = self._found(fold).keys() - {*fold.heads, *fold.covers()}
-            heads = [session for session in others if self._has_opening(session)]
-            for head in heads:
-                with contextlib.suppress(Gone):
-                    self._seal(head, "continued")
-            if heads:
-                self.drop()
-        except BedrockSessionsError as error:
-            # What was to be written is stored: the next read looks for the others.
-            logger.info("conversation %s: cannot look for other sessions (%s)", self.name, type(error).__name__)
+        fold = self.known()
+        others = self._found(fold).keys() - {*fold.heads, *fold.covers()}
+        heads = [session for session in others if any(is_opening(s.home.step) for s in self._list_or_nothing(session))]
+        for head in heads:
+            with contextlib.suppress(Gone):
+                self._seal(head, "continued")
+        if heads:
             self.drop()
+        return bool(heads)
 
     def _found(self, fold: Fold | None = None) -> dict[str, SessionInfo]:
         """Return the sessions of the key that are there, the newest first; those of long before a fold may lack."""
@@ -461,8 +458,9 @@ class Chain(Reader):
             before = self._directory.info(head)
             had.update(directory.own_metadata(before))
             had_tags.update(self._tags_of(before))
-            key_arn = key_arn or before.encryption_key_arn
             origin = origin or before.metadata.get(ORIGIN)
+        for head in fold.heads or like.heads:
+            key_arn = key_arn or self._directory.info(head).encryption_key_arn
         said = {**like.metadata, **settings.own_metadata, **fold.named(METADATA)}
         said_tags = {**like.tags, **settings.own_tags, **fold.named(TAGS)}
         own = self._fitting(directory.MOST_METADATA, settings.session_metadata, had, said)

@@ -49,6 +49,10 @@ CHANGE_HELD, MESSAGE_HELD, LISTED_HELD = 1300, 500, 600
 """Bytes of memory that a change, a message of it and a listed step take besides their texts: about, as measured."""
 SAFE_AGE = 9 * 24 * 3600 * 1000
 """ms after which a session's content is carried into the next one, so that all that is alive has 20 days to live."""
+LATE_AGE = 60 * 1000
+"""ms for which the sessions that a head continues stay parents of what continues it: their lists may lack steps."""
+STALE_AGE = 2 * 3600 * 1000
+"""ms for which openings say again what was removed: longer than a session lives that no process has opened."""
 COVERED_AGE = 31 * 24 * 3600 * 1000
 """ms a session is remembered for after its creation, even where it is not listed: longer than the service keeps it."""
 
@@ -722,11 +726,21 @@ class Fold:
         """
         still = {*self.heads, *present}
         covers = {**self.covers(), **{head: created[head] for head in self.heads}}
-        removed = (m for c in self._local for m in self.known[c].removed)
+        ages = {opening_id: now - parsed.ms for opening_id in self._opened if (parsed := parse_id(opening_id))}
+        removed = {m for c in self._local for m in self.known[c].removed}
+        recent: set[str] = set()
+        for opening_id, age in ages.items():
+            # A copy that a process was about to open when the messages were removed may hold them.
+            removed |= self._opened[opening_id].removed if age < STALE_AGE else frozenset()
+            recent.update(self._opened[opening_id].parents if age < LATE_AGE else ())
+        seen = {session: self._seen.get(session, set()) for session in {*self.heads, *recent}}
         return Opening(
             generation=self.generation() + 1,
             covers={s: ms for s, ms in covers.items() if s in still or now - ms <= COVERED_AGE},
-            parents={head: frozenset(i for i in self.listed[head] if i in self._covered) for head in self.heads},
+            parents={
+                session: frozenset(steps).union(i for i in self.listed.get(session, ()) if i in self._covered)
+                for session, steps in seen.items()
+            },
             removed=frozenset(removed),
             segments=(),
             last_set=self._last_set[1] or None,

@@ -54,7 +54,8 @@ class Lifecycle(Chain):
         def unless_taken(fold: Fold) -> Draft:
             if fold.ended():
                 raise self._conversation_ended()
-            if fold.alive() or fold.state():
+            self._refuse_other_keys(fold)
+            if not fold.is_empty():
                 raise ConversationExists(f"There is a conversation {self.key!r} already. Take another key.")
             _number(wanted, max(self.sessions.clock.now(), fold.clock + 1))
             return draft
@@ -80,7 +81,7 @@ class Lifecycle(Chain):
             draft = resolve(fold)
             mine = self._create(fold, like, copy=True)
             found = self._found(fold)
-            is_alone = like is None or self._is_alone(fold, mine, found.values())
+            is_alone = self._is_alone(fold, mine, found.values(), beside=like is None)
             if is_alone and self._open(fold, mine, draft, present=found, whole=True):
                 if like:
                     self._close_others()
@@ -92,10 +93,11 @@ class Lifecycle(Chain):
         self.drop()
         return False
 
-    def _is_alone(self, fold: Fold, mine: SessionInfo, found: Iterable[SessionInfo]) -> bool:
+    def _is_alone(self, fold: Fold, mine: SessionInfo, found: Iterable[SessionInfo], *, beside: bool) -> bool:
         """Whether a copy may be opened; False: another process has opened a session, which is to be read.
 
-        Of copies that are not open the newest counts: those before it are deleted.
+        Where it may stand `beside` other sessions that is a copy alone, which may lack what this one removes. Else of
+        copies that are not open the newest counts: those before it are deleted.
 
         Raises:
             ConversationExists: another process begins a copy that is newer.
@@ -103,9 +105,11 @@ class Lifecycle(Chain):
         """
         void = {mine.session, *fold.heads, *fold.covers()}
         others = [info for info in found if info.session not in void]
-        if any(self._has_opening(info.session) for info in others):
-            return False
         copies = [info for info in others if COPY in info.metadata]
+        if any(self._has_opening(info.session) for info in (copies if beside else others)):
+            return False
+        if beside:
+            return True
         if any((info.created, info.session) > (mine.created, mine.session) for info in copies):
             self._delete_unopened(mine.session)
             raise self._begun_by_another()
@@ -144,6 +148,7 @@ class Lifecycle(Chain):
             age = self.sessions.clock.now() - max((self._created[head] for head in fold.heads), default=0)
             if fold.is_empty() or age < older_than:
                 return False
+            self._refuse_other_keys(fold)
             if self._continue(fold, nothing, ended=True):
                 return True
         raise UnavailableError("The conversation could not be continued in another session; try again.")
@@ -226,7 +231,8 @@ class Lifecycle(Chain):
                 if not left:
                     return
         raise UnavailableError(
-            f"The sessions {left} may hold copies, since they were opened at the same moment; call again."
+            "Other processes open sessions at the same time, which may hold copies"
+            f"{' ({})'.format(', '.join(left)) if left else ''}; call again."
         )
 
     def _present(self) -> Fold:
@@ -248,25 +254,29 @@ class Lifecycle(Chain):
     def _unaware(self, copy: str, removed: frozenset[MessageId]) -> list[str]:
         """Delete what no process has opened; return the sessions opened by one that had not read a removal."""
         self.sessions.wait_until_listed()
+        if self._close_others():
+            self.sessions.wait_until_listed()  # so that all that was opened by then is seen
         aware, unaware = {copy}, []
         for session in sorted(self._found().keys() - aware, key=lambda session: (self._created_at(session), session)):
             openings = self._openings(session)
             # A process that continued nothing had read nothing, and one that had read an aware opening is aware.
-            if openings and all(
-                not step.newer
-                and step.opening
-                and (
-                    not step.opening.parents
-                    or not aware.isdisjoint(step.opening.parents)
-                    or removed <= step.opening.removed.union(*(c.removed for _, c in step.contents[:1] if c))
+            if (
+                openings
+                and all(
+                    not step.newer
+                    and step.opening
+                    and (
+                        not step.opening.parents
+                        or not aware.isdisjoint(step.opening.parents)
+                        or removed <= step.opening.removed.union(*(c.removed for _, c in step.contents[:1] if c))
+                    )
+                    for step in openings
                 )
-                for step in openings
+                and not self._alone(session).strays(session)
             ):
                 aware.add(session)
             elif openings or not self._delete_unopened(session):
                 unaware.append(session)
-        if unaware or len(aware) > 1:
-            self._close_others()
         return unaware
 
     def _openings(self, session: str) -> list[Step]:

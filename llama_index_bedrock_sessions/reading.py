@@ -157,6 +157,7 @@ class Reader:
         asked = self._old(fold.heads)
         # What was written to a parent before it was closed may not have been listed when it was read to its end.
         parents = list(fold.parents()) if any(self._unsettled(fold)) else []
+        begun = self.sessions.clock.now()
         jobs: list[Callable[[], Any]] = [functools.partial(self._list, head) for head in fold.heads]
         jobs += [functools.partial(self._list_or_nothing, parent) for parent in parents]
         jobs += [functools.partial(self._is_active, head) for head in asked]
@@ -165,6 +166,7 @@ class Reader:
         listed = [*fold.heads, *parents]
         for session, steps in zip(listed, results, strict=False):
             fold.saw_list(session, steps)
+        self._miss(fold, (p for p, steps in zip(parents, results[len(fold.heads) :], strict=False) if not steps))
         self._read(fold, whole=False)
         if not self._directory.continues:
             return True
@@ -172,7 +174,7 @@ class Reader:
         is_closed = fold.closings or fold.ended() or not self._closed.isdisjoint(fold.heads)
         if full or is_closed or not all(results[len(listed) :]):
             return False
-        if any(settled <= self.sessions.clock.now() for settled in self._unsettled(fold)):
+        if any(settled <= begun for settled in self._unsettled(fold)):
             return False
         # The replies may have told that it is later than it seemed.
         return all(self._is_active(head) for head in self._old(fold.heads) if head not in asked)
