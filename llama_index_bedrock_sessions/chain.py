@@ -600,7 +600,8 @@ class Chain(Reader):
             self.sessions.put(composed.step.home, fold.clock, composed.payload)
             self._keep_natives(composed.step.home, composed.payload)
             copies.append(inherited)
-        opening = dataclasses.replace(fold.opening(created, now, present), segments=tuple(copies))
+        late = 30 * int(self.sessions.settle * 1000)  # a minute on AWS: ten times what lists need at most
+        opening = dataclasses.replace(fold.opening(created, now, present, late), segments=tuple(copies))
         copied = [segment for group in groups for segment in group]
         return fold.compose(place, draft, placed, now, opening=opening, forced=last, copied=copied)
 

@@ -49,8 +49,6 @@ CHANGE_HELD, MESSAGE_HELD, LISTED_HELD = 1300, 500, 600
 """Bytes of memory that a change, a message of it and a listed step take besides their texts: about, as measured."""
 SAFE_AGE = 9 * 24 * 3600 * 1000
 """ms after which a session's content is carried into the next one, so that all that is alive has 20 days to live."""
-LATE_AGE = 60 * 1000
-"""ms for which the sessions that a head continues stay parents of what continues it: their lists may lack steps."""
 STALE_AGE = 2 * 3600 * 1000
 """ms for which openings say again what was removed: longer than a session lives that no process has opened."""
 COVERED_AGE = 31 * 24 * 3600 * 1000
@@ -719,10 +717,11 @@ class Fold:
 
     # What an opening says
 
-    def opening(self, created: Mapping[str, int], now: int, present: Iterable[str] = ()) -> Opening:
+    def opening(self, created: Mapping[str, int], now: int, present: Iterable[str] = (), late: int = 0) -> Opening:
         """Return the opening of the session that continues the heads; `created` are their creation times in ms.
 
         It covers the heads, and what they cover for as long as that may still be found: it is `present`, or young.
+        What a head continued less than `late` ms ago stays a parent: its list may lack steps.
         """
         still = {*self.heads, *present}
         covers = {**self.covers(), **{head: created[head] for head in self.heads}}
@@ -732,7 +731,7 @@ class Fold:
         for opening_id, age in ages.items():
             # A copy that a process was about to open when the messages were removed may hold them.
             removed |= self._opened[opening_id].removed if age < STALE_AGE else frozenset()
-            recent.update(self._opened[opening_id].parents if age < LATE_AGE else ())
+            recent.update(self._opened[opening_id].parents if age < late else ())
         seen = {session: self._seen.get(session, set()) for session in {*self.heads, *recent}}
         return Opening(
             generation=self.generation() + 1,

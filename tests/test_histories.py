@@ -278,7 +278,6 @@ def test_no_history_breaks_a_promise(suite: str) -> None:
         ("local_clocks", "clocks wrong by minutes"),
         ("marks_are_not_carried", "hiding and restoring"),
         ("marks_are_not_carried", "ending and reopening"),
-        ("ending_leaves_sessions_open", "ending and reopening"),
         ("nothing_waits_for_lists", "redacting, listed late"),
         ("nothing_is_looked_for_once_lists_have_settled", "sessions listed late"),
         ("redacting_copies_nothing", "redacting and renewing"),

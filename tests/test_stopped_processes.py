@@ -10,6 +10,7 @@ import pytest
 
 from llama_index_bedrock_sessions import ConversationExists, ForeignSessionError
 from llama_index_bedrock_sessions.emulator import Behaviour
+from tests.broken import BROKEN
 from tests.histories import KEY, MINUTE, History
 from tests.ops import Op
 from tests.service import Service, sessions, stored, user
@@ -187,3 +188,16 @@ def test_a_key_that_holds_hidden_state_is_taken() -> None:
     store.conversation("source").add([user("hello")])
     with pytest.raises(ConversationExists):
         store.conversation("source").fork("x")
+
+
+def test_a_process_that_had_read_does_not_write_to_what_was_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session is ended when end() returns; without that the message would be stored."""
+    for is_broken in (False, True):
+        if is_broken:
+            BROKEN["ending_leaves_sessions_open"](monkeypatch)
+        history = History(0, processes=2)
+        for number, kind in ((0, "add"), (1, "read"), (0, "end")):
+            do(history, number, kind)
+        added = do(history, 1, "add")
+        assert (added.outcome, added.error) == (("ok", "") if is_broken else ("failed", "ConversationEnded"))
+        assert is_broken or not history.conclude(), "\n".join(history.log)
