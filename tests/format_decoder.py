@@ -235,7 +235,7 @@ class Service:
         return Conversation(
             messages,
             {name: self._value(stored[0]) for name, (at, stored) in state.items() if stored and at >= from_here},
-            {name: (at[0], on, *(said or [{}])) for name, (at, (on, *said)) in marks.items()},
+            {name: (at[0], on, *(said or [{}])) for name, (at, (on, *said)) in marks.items()},  # pyright: ignore[reportArgumentType]
             [step for head in heads for step in self._by_hints(listed[head])],
         )
 

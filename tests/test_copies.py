@@ -146,6 +146,7 @@ def test_what_a_killed_fork_left_is_opened_by_no_process() -> None:
 def test_a_history_that_is_deleted_while_it_is_read_brings_nothing_back() -> None:
     """Another process redacts between any two calls: what a session removed is not shown because that one is gone."""
     shown: Counter[int] = Counter()
+    stopped, before = 0, []
     for stopped in count():
         history = History(0, processes=2)
         for kind in ("add", "add", "renew", "clear", "add", "renew"):

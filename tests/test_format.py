@@ -75,7 +75,7 @@ def example() -> tuple[dict[str, Any], dict[Home, tuple[int, list[ContentBlock]]
             home = Home(*block["home"])
             steps[home] = block["time"], [with_bytes(b) for b in block["content"]]
         else:
-            unpacked[home.step] = block
+            unpacked[home.step] = block  # pyright: ignore[reportPossiblyUnboundVariable]
     return {session["session"]: session for session in sessions}, steps, unpacked
 
 
@@ -91,7 +91,7 @@ def read_by_page() -> Any:
     """The conversation, read with the decoder that was written from the page."""
     sessions, steps, _ = example()
     metadata = {session: each["sessionMetadata"] for session, each in sessions.items()}
-    return Service(metadata, {(*home,): step for home, step in steps.items()}).read("order 4711", "default")
+    return Service(metadata, {(*home,): step for home, step in steps.items()}).read("order 4711", "default")  # pyright: ignore[reportArgumentType]
 
 
 # The example
@@ -310,7 +310,7 @@ def test_the_page_is_enough_where_no_golden_file_is() -> None:
     timed = {home: (START + n, content) for n, (home, content) in enumerate(steps.items())}
     found = {session["session"]: session for session in sessions()}
     metadata = {session: each["sessionMetadata"] for session, each in found.items()}
-    read = Service(metadata, {(*home,): step for home, step in timed.items()}).read("order 4711", "default")
+    read = Service(metadata, {(*home,): step for home, step in timed.items()}).read("order 4711", "default")  # pyright: ignore[reportArgumentType]
     shown = [(name, status, shown[0]) for name, status, _, shown, _ in read.messages]
     assert shown == [
         (f"{inherited}/1", "active", "active"),
@@ -373,7 +373,7 @@ def everything(emulator: Emulator) -> tuple[dict[str, Any], dict[Any, Any]]:
             one = client.get_invocation_step(
                 sessionIdentifier=session, invocationIdentifier=home[1], invocationStepId=home[2]
             )["invocationStep"]
-            found[home] = round(one["invocationStepTime"].timestamp() * 1000), one["payload"]["contentBlocks"]
+            found[home] = round(one["invocationStepTime"].timestamp() * 1000), one["payload"]["contentBlocks"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
     return sessions, found
 
 

@@ -43,6 +43,7 @@ def grown(behaviour: Behaviour, *keys: str) -> History:
 
 def killed(behaviour: Behaviour, kind: str, *keys: str) -> Iterator[tuple[History, Op]]:
     """Yield the conversation after an operation on it was killed, before its first call, its second, and so on."""
+    calls = 0
     for calls in count():
         history = grown(behaviour, *keys)
         history.start(0, kind, 0, keys[0] if keys else KEY)
@@ -106,6 +107,7 @@ def test_fork_killed_before_any_call(behaviour: Behaviour) -> None:
 @LISTS
 def test_contexts_saved_beside_any_call_of_redact_stay(behaviour: Behaviour) -> None:
     """A large context is there, and another process saves one, before any call of redact(): both can be loaded."""
+    calls = 0
     for calls in count():
         history = History(0, processes=2, behaviour=behaviour)
         do(history, 0, "add")
@@ -126,6 +128,7 @@ def test_contexts_saved_beside_any_call_of_redact_stay(behaviour: Behaviour) -> 
 
 def test_a_first_message_beside_any_call_of_a_fork_stays() -> None:
     """Another process writes first under the new key, before any call of fork(): its message is never lost."""
+    calls = 0
     for calls in count():
         history = grown(AT_ONCE, FORKS[0])
         history.start(0, "fork", 0, FORKS[0])
@@ -144,6 +147,7 @@ def test_a_first_message_beside_any_call_of_a_fork_stays() -> None:
 
 def test_two_forks_onto_one_key_between_any_calls() -> None:
     """A second fork onto the same key, before any call of the first one: at most one of them succeeds."""
+    calls = 0
     for calls in count():
         history = grown(AT_ONCE, FORKS[0])
         history.start(0, "fork", 0, FORKS[0])
