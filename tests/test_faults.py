@@ -192,11 +192,15 @@ class World:
         faults.clear()
         if fault:
             faults.add(None, 1, fault, seconds=0)
+        # An answer that is remembered takes no random bits of the caller's, so that one that is new takes none either.
+        of_caller = os.urandom
+        os.urandom = random.Random(repr((self.now, operation, arguments, fault))).randbytes
         try:
             return pickle.dumps(getattr(self.boto3, operation)(**arguments))
         except (BotoCoreError, ClientError, ResponseParserError) as error:
             return error.with_traceback(None)
         finally:
+            os.urandom = of_caller
             assert [fired.fault for fired in faults.fired] == ([fault] if fault else [])
             faults.clear()
 

@@ -759,7 +759,8 @@ def test_two_heads_are_a_union_and_are_joined_again() -> None:
     both = service.cold(B, C)
     assert shown(both) == ["b" * 70_000, "in B", "in C"]
     assert both.is_archived(ids_of(both)[0])
-    assert set(both.opening(service.created, NOW).parents) == {B, C}
+    assert set(both.opening(service.created, NOW + 3000).parents) == {B, C}
+    assert set(both.opening(service.created, NOW + 3000, late=60_000).parents) == {A, B, C}
     service.open(both, D, says("joined"), NOW + 3000)
     joined = service.cold(D)
     assert shown(joined) == ["b" * 70_000, "in B", "in C", "joined"]
