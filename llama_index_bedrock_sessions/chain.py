@@ -278,8 +278,7 @@ class Chain(Reader):
                 continue
             fold.stored(composed)
             self._clock = max(self._clock, fold.clock)
-            others = [s.session for s in self._others(fold) if self._directory.owned(s.session, self.key)]
-            return next(iter(self._claims(of, others)), None)
+            return next(iter(self._claims(of, self._others(fold))), None)
         return None
 
     def _claims(self, of: str, sessions: Iterable[str]) -> list[Change]:
@@ -407,24 +406,13 @@ class Chain(Reader):
         that has passed over the copy does too: one of them finds both open. So does one that opened a session much
         later than it had looked for others.
         """
-        fold = self.known()
-        others = self._found(fold).keys() - {*fold.heads, *fold.covers()}
-        heads = [session for session in others if any(is_opening(s.home.step) for s in self._list_or_nothing(session))]
+        heads = [session for session in self._others(self.known()) if self._has_opening(session)]
         for head in heads:
             with contextlib.suppress(Gone):
                 self._seal(head, "continued")
         if heads:
             self.drop()
         return bool(heads)
-
-    def _found(self, fold: Fold | None = None) -> dict[str, SessionInfo]:
-        """Return the sessions of the key that are there, the newest first; those of long before a fold may lack."""
-        named = self._directory.find(self.key, lambda: self._since(fold) if fold else 0)
-        owned = self.sessions.pool.map(lambda summary: self._directory.owned(summary.session, self.key), list(named))
-        return {info.session: info for info in owned if info}
-
-    def _has_opening(self, session: str) -> bool:
-        return any(is_opening(s.home.step) for s in self._list(session))
 
     def _delete_unopened(self, session: str) -> bool:
         """Delete a session that no process has opened; False if one has, or it cannot be deleted."""

@@ -81,7 +81,13 @@ class Lifecycle(Chain):
             draft = resolve(fold)
             mine = self._create(fold, like, copy=True)
             found = self._found(fold)
-            is_alone = self._is_alone(fold, mine, found.values(), beside=like is None)
+            void = {mine.session, *fold.heads, *fold.covers()}
+            others = [info for session, info in found.items() if session not in void]
+            copies = [info for info in others if COPY in info.metadata]
+            # A copy may stand beside what another process opens, but not beside a copy, which may lack what it removes.
+            is_alone = not any(self._has_opening(info.session) for info in (others if like else copies))
+            if like and is_alone:
+                is_alone = self._is_first(mine, copies)
             if is_alone and self._open(fold, mine, draft, present=found, whole=True):
                 if like:
                     self._close_others()
@@ -93,23 +99,15 @@ class Lifecycle(Chain):
         self.drop()
         return False
 
-    def _is_alone(self, fold: Fold, mine: SessionInfo, found: Iterable[SessionInfo], *, beside: bool) -> bool:
-        """Whether a copy may be opened; False: another process has opened a session, which is to be read.
+    def _is_first(self, mine: SessionInfo, copies: Iterable[SessionInfo]) -> bool:
+        """Delete the `copies` that are not open, so that this one may be; False: one is open by now.
 
-        Where it may stand `beside` other sessions that is a copy alone, which may lack what this one removes. Else of
-        copies that are not open the newest counts: those before it are deleted.
+        Of several that are begun at the same moment the newest counts.
 
         Raises:
             ConversationExists: another process begins a copy that is newer.
 
         """
-        void = {mine.session, *fold.heads, *fold.covers()}
-        others = [info for info in found if info.session not in void]
-        copies = [info for info in others if COPY in info.metadata]
-        if any(self._has_opening(info.session) for info in (copies if beside else others)):
-            return False
-        if beside:
-            return True
         if any((info.created, info.session) > (mine.created, mine.session) for info in copies):
             self._delete_unopened(mine.session)
             raise self._begun_by_another()

@@ -32,7 +32,7 @@ from llama_index_bedrock_sessions.journal import (
     read_step,
 )
 from llama_index_bedrock_sessions.media import Objects
-from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo, Sessions, Summary
+from llama_index_bedrock_sessions.sessions import Gone, Refused, SessionInfo, Sessions
 
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 STEPS_PER_SESSION = 1000
@@ -137,7 +137,7 @@ class Reader:
             if not self._is_incomplete:
                 break
             # A process that deletes what others continue puts it into another session first.
-            others = {s.session for s in self._others(self.known(whole=False))}
+            others = self._others(self.known(whole=False)).keys()
             if others <= passed_over:
                 break
             passed_over |= others
@@ -147,10 +147,16 @@ class Reader:
         self._validated, self._unlisted = time.monotonic(), 0
         return self.known(whole=False)
 
-    def _others(self, fold: Fold) -> Iterator[Summary]:
-        """Return the sessions listed under the key that the fold says nothing of, if new enough to matter."""
+    def _found(self, fold: Fold | None = None) -> dict[str, SessionInfo]:
+        """Return the sessions of the key that are there, the newest first; those of long before a fold may lack."""
+        named = self._directory.find(self.key, lambda: self._since(fold) if fold else 0)
+        owned = self.sessions.pool.map(lambda summary: self._directory.owned(summary.session, self.key), list(named))
+        return {info.session: info for info in owned if info}
+
+    def _others(self, fold: Fold) -> dict[str, SessionInfo]:
+        """Return the sessions of the key that the fold says nothing of, if new enough to matter."""
         ours = {*fold.heads, *fold.covers()}
-        return (s for s in self._directory.find(self.key, lambda: self._since(fold)) if s.session not in ours)
+        return {session: info for session, info in self._found(fold).items() if session not in ours}
 
     def _is_current(self, fold: Fold) -> bool:
         """List the heads; return whether no process can have continued them, or opened another beside them."""
@@ -342,6 +348,10 @@ class Reader:
         except (Gone, Refused):
             return []  # retention has taken it, or redact(): what was alive in it has been carried
 
+    def _has_opening(self, session: str) -> bool:
+        """Whether a process has opened a session; nobody will open one that is gone."""
+        return any(is_opening(s.home.step) for s in self._list_or_nothing(session))
+
     def _step_or_none(self, home: Home) -> tuple[list[ContentBlock], int] | None:
         try:
             return self.sessions.step(home)
@@ -388,10 +398,9 @@ class Reader:
 
     # How it stands
 
-    def orphans(self, fold: Fold) -> list[Summary]:
+    def orphans(self, fold: Fold) -> list[SessionInfo]:
         """Return the sessions of the key that nobody has opened: a writer died, or another was faster."""
-        found = [s for s in self._others(fold) if self._directory.owned(s.session, self.key)]
-        return [s for s in found if not any(is_opening(x.home.step) for x in self._list_or_nothing(s.session))]
+        return [info for session, info in self._others(fold).items() if not self._has_opening(session)]
 
     def complete_until(self, fold: Fold) -> int | None:
         """Return the time in ms at which the service deletes the first of what is there; None if it never does."""

@@ -113,7 +113,7 @@ def forks_do_not_copy_state(patch: pytest.MonkeyPatch) -> None:
 
 
 def forks_do_not_look_for_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lifecycle.Lifecycle, "_is_alone", lambda *_: True)
+    patch.setattr(lifecycle.Lifecycle, "_is_first", lambda *_: True)
 
 
 def copies_are_opened_by_others(patch: pytest.MonkeyPatch) -> None:

@@ -354,6 +354,21 @@ class History:
             raise AssertionError("no progress")
         return op if op is not None else self.ops[-1]
 
+    def do(  # noqa: PLR0917
+        self, number: int, kind: str, argument: int = 0, key: str = KEY, name: str = "", until: str = ""
+    ) -> Op:
+        """Have a process do something until it is about to make such a call, or to the end."""
+        self.start(number, kind, argument, key, name)
+        op = self.ops[-1]
+        self.go_on(number, until)
+        return op
+
+    def go_on(self, number: int, until: str = "") -> None:
+        """Have a process continue until it is about to make such a call, or to the end."""
+        process = self.processes[number]
+        while process.gate and process.gate.waiting_for != until:
+            self.step(number)
+
     def crash(self, number: int) -> None:
         process = self.processes[number]
         if process.op is not None:

@@ -14,7 +14,6 @@ from tests.broken import BROKEN
 from tests.histories import KEY as CHAT
 from tests.histories import MINUTE, History
 from tests.service import sessions, steps, stored
-from tests.test_histories import go
 
 pytestmark = pytest.mark.once
 
@@ -28,9 +27,9 @@ def calls(history: History, process: str, operation: str) -> int:
 def test_redacting_takes_one_pass_while_others_write(writers: int) -> None:
     """The removal is written first, so that nothing another process opens at the same time has to be copied again."""
     history = History(0, processes=1 + writers)
-    go(history, 0, "add")
+    history.do(0, "add")
     for writer in range(1, 1 + writers):
-        go(history, writer, "read")
+        history.do(writer, "read")
     before = calls(history, "P0", "create_session")
     history.start(0, "redact")
     while history.step(0):
@@ -44,11 +43,11 @@ def test_redacting_takes_one_pass_while_others_write(writers: int) -> None:
 def stopped_before_its_opening() -> History:
     """Return a history in which a process has read all and created a session, which lists do not show yet."""
     history = History(0, processes=2, behaviour=Behaviour(sessions_listed_after_seconds=1.5))
-    go(history, 0, "add")
+    history.do(0, "add")
     history.advance(2)
-    go(history, 1, "read")
+    history.do(1, "read")
     history.advance(61 * MINUTE)
-    go(history, 1, "add", until="create_invocation")
+    history.do(1, "add", until="create_invocation")
     return history
 
 
@@ -57,8 +56,8 @@ def redact_around(history: History) -> None:
     history.start(0, "redact")
     while history.processes[0].gate and history.processes[0].gate.waiting_for != "settle":
         history.step(0)
-    go(history, 1)
-    go(history, 0)
+    history.go_on(1)
+    history.go_on(0)
 
 
 def test_a_session_opened_without_the_removal_is_copied_again() -> None:
@@ -76,7 +75,7 @@ def test_an_opened_session_is_never_deleted_by_a_fork() -> None:
     outcomes: Counter[str] = Counter()
     for stopped in count():
         history = History(0, processes=3)
-        go(history, 0, "add")
+        history.do(0, "add")
         history.start(0, "fork", key="fork")
         if not all(history.step(0) for _ in range(stopped)) or history.processes[0].op is None:
             break
@@ -102,25 +101,25 @@ def test_an_opened_session_is_never_deleted_by_a_fork() -> None:
 def test_what_is_beside_a_copy_reads_from_the_copy() -> None:
     """A process continues the conversation just before it is copied: what it refers to is deleted, and in the copy."""
     history = History(0, processes=2)
-    go(history, 0, "add")
+    history.do(0, "add")
     history.start(0, "save", 0, name="cart")  # large: its content is an attachment
     while history.step(0):
         pass
-    go(history, 1, "read")
+    history.do(1, "read")
     before = calls(history, "P0", "create_session")
     history.start(0, "redact")
     for nth in range(3):
         while history.processes[0].gate and history.processes[0].gate.waiting_for != "settle":
             history.step(0)
         if nth == 0:
-            go(history, 1, "add")  # in a session of its own, which refers to the one that is closed
+            history.do(1, "add")  # in a session of its own, which refers to the one that is closed
         if nth < 2:
             history.step(0)
     history.start(1, "load", name="cart")
     while history.step(1):
         pass
     assert history.ops[-1].outcome == "ok", "\n".join(history.log)
-    go(history, 0)
+    history.go_on(0)
     assert calls(history, "P0", "create_session") == before + 1  # it had read the removal, which is written first
     assert not history.conclude(), "\n".join(history.log)
 
@@ -128,7 +127,7 @@ def test_what_is_beside_a_copy_reads_from_the_copy() -> None:
 def test_what_a_killed_fork_left_is_opened_by_no_process() -> None:
     """It may hold copies of messages: other processes pass over it, and the next that copies deletes it."""
     history = History(0, processes=2)
-    go(history, 0, "add")
+    history.do(0, "add")
     history.start(0, "fork", key="fork")
     while history.processes[0].gate and history.processes[0].gate.waiting_for != "create_invocation":
         history.step(0)
@@ -150,14 +149,14 @@ def test_a_history_that_is_deleted_while_it_is_read_brings_nothing_back() -> Non
     for stopped in count():
         history = History(0, processes=2)
         for kind in ("add", "add", "renew", "clear", "add", "renew"):
-            go(history, 0, kind)
-        go(history, 1, "read")
+            history.do(0, kind)
+        history.do(1, "read")
         before, process = history.ops[-1].result, history.processes[1]
         point = process.store.conversation(CHAT).records()[-1].id
         history.start(1, "at", name=point)
         if not all(history.step(1) for _ in range(stopped)) or process.op is None:
             break
-        go(history, 0, "redact")
+        history.do(0, "redact")
         while history.step(1):
             pass
         seen = history.ops[-1 if history.ops[-1].kind == "at" else -2]

@@ -303,17 +303,10 @@ def test_the_judge_finds_what_is_broken_on_purpose(broken: str, suite: str, monk
     for seed in range(40):
         history = random_history(seed, **settings)
         history.emulator.close()
+        assert not [each for each in history.anomalies if each.what == "an error not of our tree"]
         if history.anomalies:
             return
     pytest.fail("no anomaly in 40 histories")
-
-
-def go(history: History, number: int, kind: str = "", until: str = "") -> None:
-    """Have a process do something, or go on with it, until it is about to make such a call, or to the end."""
-    history.start(number, kind)
-    process = history.processes[number]
-    while process.gate and process.gate.waiting_for != until:
-        history.step(number)
 
 
 @pytest.mark.parametrize("seconds", [3 * SETTLE + 0.1, MINUTE])
@@ -321,13 +314,13 @@ def test_sessions_begun_at_once_are_found(seconds: float) -> None:
     """Two begin at the same moment, and sessions are listed late: three settling times later each finds both."""
     history = History(0, processes=2, behaviour=Behaviour(sessions_listed_after_seconds=2.0))
     for process in (0, 1):
-        go(history, process, "add", until="create_session")
+        history.do(process, "add", until="create_session")
     for process in (0, 1):
         history.step(process)
     for process in (0, 1):
-        go(history, process)
+        history.go_on(process)
     history.advance(seconds)
-    go(history, 0, "read")
+    history.do(0, "read")
     assert not history.conclude(), "\n".join(history.log)
 
 
@@ -335,25 +328,25 @@ def test_sessions_begun_at_once_are_found(seconds: float) -> None:
 def expired() -> History:
     """Return a history in which two processes know a conversation whose session has expired."""
     history = History(0, processes=2)
-    go(history, 0, "add")
-    go(history, 1, "read")
+    history.do(0, "add")
+    history.do(1, "read")
     history.advance(61 * MINUTE)
     return history
 
 
 def test_a_session_that_was_opened_and_ended_meanwhile_is_not_passed_over(expired: History) -> None:
     """Two continue at once, and a tool ends the session that one of them has just opened: the other goes on there."""
-    go(expired, 1, "add", until="create_session")
-    go(expired, 0, "clear", until="create_session")
+    expired.do(1, "add", until="create_session")
+    expired.do(0, "clear", until="create_session")
     expired.step(0)
-    go(expired, 1, until="list_invocation_steps")
+    expired.go_on(1, "list_invocation_steps")
     expired.step(1)  # nobody has opened the session of the other
-    go(expired, 0)  # who does it now
+    expired.go_on(0)  # who does it now
     (*_, opened, _) = sorted(expired.client.list_sessions()["sessionSummaries"], key=lambda s: s["createdAt"])
     expired.client.end_session(sessionIdentifier=opened["sessionId"])
-    go(expired, 1)
+    expired.go_on(1)
     expired.advance(51 * MINUTE)
-    go(expired, 1, "read")
+    expired.do(1, "read")
     assert not expired.conclude(), "\n".join(expired.log)
 
 
@@ -361,42 +354,42 @@ def test_who_was_stopped_for_two_sessions_brings_nothing_back(expired: History) 
     """Three continue at once, one of them much later: the sessions that he has found unopened are used up by then."""
     expired.processes.append(Process(expired, 2, 0.0))
     for process, kind in enumerate(("remove", "add", "add")):
-        go(expired, process, kind, until="create_session")
+        expired.do(process, kind, until="create_session")
     for process in (0, 2, 1):
         expired.step(process)
-    go(expired, 1, until="create_invocation")  # in the session of the first: nobody has opened it yet
-    go(expired, 0)  # who removes a message there
-    go(expired, 0, "renew")
-    go(expired, 0, "renew")
-    go(expired, 1)
-    go(expired, 0, "read")
+    expired.go_on(1, "create_invocation")  # in the session of the first: nobody has opened it yet
+    expired.go_on(0)  # who removes a message there
+    expired.do(0, "renew")
+    expired.do(0, "renew")
+    expired.go_on(1)
+    expired.do(0, "read")
     assert not expired.conclude(), "\n".join(expired.log)
 
 
 def test_who_opens_a_session_at_once_with_another_who_ends_it_does_not_go_on(expired: History) -> None:
     """Two continue at once in one session, and one of them to end the conversation: the other learns so."""
-    go(expired, 0, "end", until="create_session")
+    expired.do(0, "end", until="create_session")
     expired.step(0)
-    go(expired, 1, "add", until="create_invocation")  # nobody has opened the session yet
-    go(expired, 0, until="end_session")  # its opening, which says the end, is stored
-    go(expired, 1)
-    go(expired, 0)
-    go(expired, 1, "add")
+    expired.do(1, "add", until="create_invocation")  # nobody has opened the session yet
+    expired.go_on(0, "end_session")  # its opening, which says the end, is stored
+    expired.go_on(1)
+    expired.go_on(0)
+    expired.do(1, "add")
     assert expired.ops[-1].error == "ConversationEnded"
     assert not expired.conclude(), "\n".join(expired.log)
 
 
 def test_who_opens_a_session_at_once_with_another_who_reopens_does_not_end_it_again(expired: History) -> None:
     """Two continue what was ended at once in one session, one of them to reopen it: it takes messages."""
-    go(expired, 0, "end")
+    expired.do(0, "end")
     expired.advance(61 * MINUTE)
-    go(expired, 0, "reopen", until="create_session")
+    expired.do(0, "reopen", until="create_session")
     expired.step(0)
-    go(expired, 1, "renew", until="create_invocation")  # nobody has opened the session yet
-    go(expired, 0)
-    go(expired, 1)
+    expired.do(1, "renew", until="create_invocation")  # nobody has opened the session yet
+    expired.go_on(0)
+    expired.go_on(1)
     for process in (0, 1):
-        go(expired, process, "add")
+        expired.do(process, "add")
         assert expired.ops[-1].outcome == "ok"
     assert not expired.conclude(), "\n".join(expired.log)
 
@@ -404,14 +397,14 @@ def test_who_opens_a_session_at_once_with_another_who_reopens_does_not_end_it_ag
 @pytest.mark.parametrize("until", ["create_session", "create_invocation", "put_invocation_step"])
 def test_who_was_about_to_go_on_brings_nothing_back_that_is_redacted(expired: History, until: str) -> None:
     """One goes on, and is stopped before the step that opens the next session, with what it will carry in memory."""
-    go(expired, 1, "add", until="create_session")
+    expired.do(1, "add", until="create_session")
     if until != "create_session":
         expired.step(1)
-        go(expired, 1, until=until)
-    go(expired, 0, "redact")
+        expired.go_on(1, until)
+    expired.do(0, "redact")
     assert expired.ops[-1].outcome == "ok"
     assert expired.ops[-1].result == expired.ops[0].tokens[:1]
-    go(expired, 1)
+    expired.go_on(1)
     assert not expired.conclude(), "\n".join(expired.log)
 
 
@@ -422,16 +415,16 @@ def test_whatever_was_read_before_another_redacts_is_not_taken_for_all(kind: str
     stopped = 0
     for calls in count():
         history = History(0, processes=2, kv=kv)
-        go(history, 0, "add")
-        go(history, 0, "add")
-        go(history, 0, "renew")
+        history.do(0, "add")
+        history.do(0, "add")
+        history.do(0, "renew")
         history.start(1, kind)
         is_stopped = all(history.step(1) for _ in range(calls))
         if not is_stopped or history.processes[1].op is None:
             break
         stopped += 1
-        go(history, 0, "redact")
-        go(history, 1)
+        history.do(0, "redact")
+        history.go_on(1)
         assert all(op.outcome == "ok" for op in history.ops)
         before = [*history.ops[0].tokens, *history.ops[1].tokens]
         assert kind != "read" or history.ops[3].result in (before, before[1:])
@@ -450,9 +443,9 @@ def test_a_reader_that_does_not_list_again_is_found(monkeypatch: pytest.MonkeyPa
 def test_redacting_comes_to_an_end_while_others_write(writers: int) -> None:
     """Others append without a pause, a call each in turn: they go on in new sessions as often as they are closed."""
     history = History(0, processes=1 + writers)
-    go(history, 0, "add")
+    history.do(0, "add")
     for writer in range(1, 1 + writers):
-        go(history, writer, "read")
+        history.do(writer, "read")
     history.start(0, "redact")
     while history.step(0):
         for writer in range(1, 1 + writers):
@@ -468,16 +461,16 @@ def test_what_is_being_saved_while_another_redacts_can_be_loaded() -> None:
     stopped = 0
     for calls in count():
         history = History(0, processes=2)
-        go(history, 0, "add")
-        go(history, 1, "read")
-        go(history, 1, "save", until="put_invocation_step")
+        history.do(0, "add")
+        history.do(1, "read")
+        history.do(1, "save", until="put_invocation_step")
         history.step(1)  # the attachment is there, what refers to it is not
         history.start(0, "redact")
         if not all(history.step(0) for _ in range(calls)) or history.processes[0].op is None:
             break
         stopped += 1
-        go(history, 1)
-        go(history, 0)
+        history.go_on(1)
+        history.go_on(0)
         assert [op.outcome for op in history.ops] == ["ok"] * 4
         assert history.cold("load").outcome == "ok", "\n".join(history.log)
     assert stopped > 12
@@ -488,10 +481,10 @@ def test_two_redact_at_once() -> None:
     tried = 0
     for ahead in count(step=3):
         history = History(0, processes=3)
-        go(history, 2, "add")
-        go(history, 2, "add")
+        history.do(2, "add")
+        history.do(2, "add")
         for process in (0, 1):
-            go(history, process, "read")
+            history.do(process, "read")
         history.start(0, "redact", 0)
         if not all(history.step(0) for _ in range(ahead)) or history.processes[0].op is None:
             break

@@ -21,11 +21,9 @@ LATE = Behaviour(sessions_listed_after_seconds=1.5)
 LISTS = pytest.mark.parametrize("behaviour", [AT_ONCE, LATE], ids=["immediate lists", "sessions listed late"])
 
 
-def do(history: History, number: int, kind: str, key: str = KEY, name: str = "") -> Op:
+def do(history: History, number: int, kind: str, *, name: str = "") -> Op:
     """Have a process carry out an operation to its end."""
-    history.start(number, kind, 0, key, name)
-    op = history.ops[-1]
-    history.finish(number)
+    op = history.do(number, kind, name=name)
     assert op.outcome == "ok", op
     return op
 

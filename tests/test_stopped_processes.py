@@ -11,29 +11,13 @@ import pytest
 from llama_index_bedrock_sessions import ConversationExists, ForeignSessionError
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
-from tests.histories import KEY, MINUTE, History
-from tests.ops import Op
+from tests.histories import MINUTE, History
 from tests.service import Service, sessions, stored, user
 
 pytestmark = pytest.mark.once
 
 LATE_STEPS = Behaviour(steps_listed_after_seconds=1.5)
 FIRST, SECOND = (f"arn:aws:kms:us-east-1:123456789012:key/{n * 8}-1111-1111-1111-111111111111" for n in "12")
-
-
-def do(history: History, number: int, kind: str, argument: int = 0, *, name: str = "", until: str = "") -> Op:
-    """Have a process do something until it is about to make such a call, or to the end."""
-    history.start(number, kind, argument, KEY, name)
-    op = history.ops[-1]
-    go_on(history, number, until)
-    return op
-
-
-def go_on(history: History, number: int, until: str = "") -> None:
-    """Have a process continue until it is about to make such a call, or to the end."""
-    process = history.processes[number]
-    while process.gate and process.gate.waiting_for != until:
-        history.step(number)
 
 
 def holds(history: History, text: str) -> bool:
@@ -45,12 +29,12 @@ def holds(history: History, text: str) -> bool:
 def test_a_late_step_is_found_when_its_session_is_continued_twice() -> None:
     """A step is listed after the next session was opened, and the one after that: its message is there."""
     history = History(0, processes=2, behaviour=LATE_STEPS)
-    do(history, 0, "add")
+    history.do(0, "add")
     history.advance(10)
-    do(history, 1, "read")
-    added = do(history, 1, "add", 1)
+    history.do(1, "read")
+    added = history.do(1, "add", 1)
     for _ in range(2):
-        do(history, 0, "renew")
+        history.do(0, "renew")
     history.advance(MINUTE)
     assert added.tokens[0] in history.cold("read").result, "\n".join(history.log)
     assert not history.conclude(), "\n".join(history.log)
@@ -59,55 +43,55 @@ def test_a_late_step_is_found_when_its_session_is_continued_twice() -> None:
 def test_a_late_claim_is_found_when_its_session_is_continued_twice() -> None:
     """A context is loaded once, though the claim is listed after two more sessions were opened."""
     history = History(0, processes=3, behaviour=LATE_STEPS)
-    do(history, 0, "add")
-    do(history, 0, "save", 1, name="cart")
+    history.do(0, "add")
+    history.do(0, "save", 1, name="cart")
     history.advance(10)
     for process in range(3):
-        do(history, process, "read")
-    first = do(history, 1, "load", name="cart")
+        history.do(process, "read")
+    first = history.do(1, "load", name="cart")
     for _ in range(2):
-        do(history, 0, "renew")
-    second = do(history, 2, "load", name="cart")
+        history.do(0, "renew")
+    second = history.do(2, "load", name="cart")
     assert (first.outcome, second.outcome) == ("ok", "failed"), "\n".join(history.log)
 
 
 def test_a_claim_is_found_while_another_process_redacts() -> None:
     """The claim is in a session that is closed, copied and deleted; who loads next had not seen it listed."""
     history = History(0, processes=3, behaviour=LATE_STEPS)
-    do(history, 0, "add")
-    do(history, 0, "add", 1)
-    do(history, 0, "save", 1, name="cart")
+    history.do(0, "add")
+    history.do(0, "add", 1)
+    history.do(0, "save", 1, name="cart")
     history.advance(10)
     for process in range(3):
-        do(history, process, "read")
-    do(history, 0, "redact", until="put_invocation_step")
+        history.do(process, "read")
+    history.do(0, "redact", until="put_invocation_step")
     history.step(0)  # the removal is stored
-    go_on(history, 0, "put_invocation_step")  # about to close the session
-    first = do(history, 2, "load", name="cart")
-    go_on(history, 0, "settle")
-    do(history, 1, "add", 1)  # in a session of its own
+    history.go_on(0, "put_invocation_step")  # about to close the session
+    first = history.do(2, "load", name="cart")
+    history.go_on(0, "settle")
+    history.do(1, "add", 1)  # in a session of its own
     history.step(0)
-    go_on(history, 0, "delete_session")
+    history.go_on(0, "delete_session")
     history.step(0)
-    second = do(history, 1, "load", name="cart")
+    second = history.do(1, "load", name="cart")
     assert (first.outcome, second.outcome) == ("ok", "failed"), "\n".join(history.log)
 
 
 def test_a_copy_opened_much_later_brings_nothing_back() -> None:
     """A redactor is stopped before the opening of its copy; three sessions later what was removed stays removed."""
     history = History(0, processes=2)
-    do(history, 0, "add")
-    do(history, 0, "add", 1)
+    history.do(0, "add")
+    history.do(0, "add", 1)
     for process in (1, 0):
-        do(history, process, "read")
-    do(history, 1, "redact", 1, until="create_session")
+        history.do(process, "read")
+    history.do(1, "redact", 1, until="create_session")
     history.step(1)
-    go_on(history, 1, "put_invocation_step")
-    do(history, 0, "add", 1)
-    removed = do(history, 0, "remove", 0)
+    history.go_on(1, "put_invocation_step")
+    history.do(0, "add", 1)
+    removed = history.do(0, "remove", 0)
     for _ in range(2):
-        do(history, 0, "renew")
-    go_on(history, 1)
+        history.do(0, "renew")
+    history.go_on(1)
     assert not {*removed.result} & {*history.cold("read").result}, "\n".join(history.log)
     assert not history.conclude(), "\n".join(history.log)
 
@@ -115,16 +99,16 @@ def test_a_copy_opened_much_later_brings_nothing_back() -> None:
 def test_a_stopped_redactor_does_not_write_what_another_has_redacted() -> None:
     """It has read all and is about to create its copy when the other returns; then it is killed."""
     history = History(0, processes=2)
-    do(history, 0, "add")
-    do(history, 0, "add", 1)
+    history.do(0, "add")
+    history.do(0, "add", 1)
     for process in (1, 0):
-        do(history, process, "read")
-    do(history, 1, "redact", 1, until="create_session")
-    done = do(history, 0, "redact", 0)
+        history.do(process, "read")
+    history.do(1, "redact", 1, until="create_session")
+    done = history.do(0, "redact", 0)
     (text,) = done.result
     assert not holds(history, text)
     for _ in range(2):
-        go_on(history, 1, "settle")
+        history.go_on(1, "settle")
         assert not holds(history, text), "\n".join(history.log)
         history.step(1)
     history.crash(1)
@@ -134,13 +118,13 @@ def test_a_stopped_redactor_does_not_write_what_another_has_redacted() -> None:
 def test_a_slow_list_of_the_session_before_is_made_again() -> None:
     """The list is answered late, and shows what it would have shown at once: a late step is found all the same."""
     history = History(0, processes=2, behaviour=LATE_STEPS)
-    do(history, 0, "add")
+    history.do(0, "add")
     history.advance(10)
     for number in (1, 0):
-        do(history, number, "read")
+        history.do(number, "read")
     (session,) = (summary["sessionId"] for summary in sessions(history.client))
-    do(history, 1, "add", 1)
-    do(history, 0, "renew")
+    history.do(1, "add", 1)
+    history.do(0, "renew")
     process = history.processes[0]
     call = process.call
 
@@ -152,9 +136,9 @@ def test_a_slow_list_of_the_session_before_is_made_again() -> None:
         return reply
 
     process.call = slow  # type: ignore[method-assign]
-    do(history, 0, "read")
+    history.do(0, "read")
     history.advance(5 * MINUTE)
-    assert do(history, 0, "read").result == history.cold("read").result
+    assert history.do(0, "read").result == history.cold("read").result
     assert not history.conclude(), "\n".join(history.log)
 
 
@@ -197,7 +181,7 @@ def test_a_process_that_had_read_does_not_write_to_what_was_ended(monkeypatch: p
             BROKEN["ending_leaves_sessions_open"](monkeypatch)
         history = History(0, processes=2)
         for number, kind in ((0, "add"), (1, "read"), (0, "end")):
-            do(history, number, kind)
-        added = do(history, 1, "add")
+            history.do(number, kind)
+        added = history.do(1, "add")
         assert (added.outcome, added.error) == (("ok", "") if is_broken else ("failed", "ConversationEnded"))
         assert is_broken or not history.conclude(), "\n".join(history.log)
