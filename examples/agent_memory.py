@@ -24,7 +24,7 @@ from PIL import Image as Pictures
 from PIL import ImageDraw
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, BedrockSessionsMemory
-from llama_index_bedrock_sessions._demo import answer, draw_dashboard, query_metrics, scripted_model, search_logs
+from llama_index_bedrock_sessions.cli.demo import answer, draw_dashboard, query_metrics, scripted_model, search_logs
 
 database = Path(tempfile.mkdtemp()) / "chats.db"
 store = BedrockSessionsChatStore.local(database)

@@ -33,7 +33,7 @@ from llama_index_bedrock_sessions import (
     ConversationEnded,
     StepTooLargeError,
 )
-from llama_index_bedrock_sessions._demo import draw_bars, draw_dashboard, held
+from llama_index_bedrock_sessions.cli.demo import draw_bars, draw_dashboard, held
 from llama_index_bedrock_sessions.emulator import Emulator
 
 database = str(Path(tempfile.mkdtemp()) / "incidents.db")
@@ -159,7 +159,7 @@ def diagnostic_context(chat: Conversation) -> dict[str, Any]:
 
 
 def hours(start: str, end: str) -> int:
-    began, ended = (datetime.fromisoformat(time.replace("Z", "+00:00")) for time in (start, end))
+    began, ended = (datetime.fromisoformat(time) for time in (start, end))
     return round((ended - began).total_seconds() / 3600)
 
 

@@ -21,7 +21,7 @@ from llama_index.core.agent.workflow import FunctionAgent
 from pydantic import BaseModel
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, BedrockSessionsMemory
-from llama_index_bedrock_sessions._demo import query_metrics, scripted_model, search_logs
+from llama_index_bedrock_sessions.cli.demo import query_metrics, scripted_model, search_logs
 
 REGION = os.environ.get("AWS_SESSIONS_REGION")
 PREFERENCES = "preferences"

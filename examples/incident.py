@@ -16,7 +16,7 @@ from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 
 from llama_index_bedrock_sessions import AuditEvent, BedrockSessionsChatStore
-from llama_index_bedrock_sessions._demo import following, open_model, query_metrics, search_logs
+from llama_index_bedrock_sessions.cli.demo import following, open_model, query_metrics, search_logs
 
 REGION = os.environ.get("AWS_SESSIONS_REGION")
 KEY_ARN = (

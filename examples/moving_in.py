@@ -18,7 +18,7 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.storage.chat_store import SimpleChatStore
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, CopyReport, copy_conversations
-from llama_index_bedrock_sessions._demo import draw_dashboard, query_metrics, scripted_model, search_logs
+from llama_index_bedrock_sessions.cli.demo import draw_dashboard, query_metrics, scripted_model, search_logs
 
 folder = Path(tempfile.mkdtemp())
 agent = FunctionAgent(llm=scripted_model(), tools=[query_metrics, search_logs])

@@ -25,7 +25,7 @@ store = BedrockSessionsChatStore.local(database)
 # plain functions that return what a monitoring system would.
 
 # %%
-from llama_index_bedrock_sessions._demo import draw_dashboard, query_metrics, scripted_model, search_logs
+from llama_index_bedrock_sessions.cli.demo import draw_dashboard, query_metrics, scripted_model, search_logs
 
 agent = FunctionAgent(llm=scripted_model(), tools=[query_metrics, search_logs])
 

@@ -18,7 +18,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.workflow import Context, HumanResponseEvent, InputRequiredEvent
 
 from llama_index_bedrock_sessions import AlreadyResumed, BedrockSessionsChatStore, Conversation
-from llama_index_bedrock_sessions._demo import following, open_model
+from llama_index_bedrock_sessions.cli.demo import following, open_model
 
 REGION = os.environ.get("AWS_SESSIONS_REGION")
 NAMESPACE = "shop"

@@ -33,7 +33,7 @@ from llama_index_instrumentation.event_handlers import BaseEventHandler
 from PIL import Image, ImageDraw, ImageFont
 
 from llama_index_bedrock_sessions import BedrockSessionsMemory, Conversation, ServiceCallEvent
-from llama_index_bedrock_sessions._demo import draw_bars, held
+from llama_index_bedrock_sessions.cli.demo import draw_bars, held
 from llama_index_bedrock_sessions.emulator import Emulator
 
 database = str(Path(tempfile.mkdtemp()) / "chats.db")

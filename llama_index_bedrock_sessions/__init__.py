@@ -1,8 +1,10 @@
 """LlamaIndex chat messages and agent memory on Amazon Bedrock sessions."""
 
-from llama_index_bedrock_sessions.audit import AuditEvent
+from llama_index_bedrock_sessions._bedrock.media import S3MediaStore
+from llama_index_bedrock_sessions._conversation.contexts import SavedContext
+from llama_index_bedrock_sessions._conversation.conversation import Conversation
+from llama_index_bedrock_sessions._journal.history import Entry, Record
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore, Renewed
-from llama_index_bedrock_sessions.conversation import Conversation
 from llama_index_bedrock_sessions.copying import CopyProblem, CopyReport, copy_conversations
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -30,12 +32,9 @@ from llama_index_bedrock_sessions.errors import (
     UnavailableError,
     UsageError,
 )
-from llama_index_bedrock_sessions.healing import heal_tool_calls
-from llama_index_bedrock_sessions.history import Entry, Record
-from llama_index_bedrock_sessions.instrumentation import ServiceCallEvent
-from llama_index_bedrock_sessions.media import S3MediaStore
+from llama_index_bedrock_sessions.events import AuditEvent, ServiceCallEvent
 from llama_index_bedrock_sessions.memory import BedrockSessionsMemory, BedrockSessionsMemoryStore
-from llama_index_bedrock_sessions.workflows import SavedContext
+from llama_index_bedrock_sessions.tool_calls import heal_tool_calls
 
 __all__ = [
     "AccessDeniedError",

@@ -17,8 +17,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import boto3
-from botocore.config import Config
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store import loading
 from llama_index.core.storage.chat_store.base import BaseChatStore
@@ -35,40 +33,39 @@ from pydantic import (
     model_serializer,
 )
 
-from llama_index_bedrock_sessions.audit import AuditEvent
-from llama_index_bedrock_sessions.conversation import RENEW_AFTER, Conversation, ConversationSummary, milliseconds
-from llama_index_bedrock_sessions.directory import (
-    Directory,
-    KeyValueDirectory,
-    MetadataDirectory,
-    Progress,
+from llama_index_bedrock_sessions._bedrock.client import SETTLE, Sessions
+from llama_index_bedrock_sessions._bedrock.connection import Connection, timestamp
+from llama_index_bedrock_sessions._bedrock.directory.base import Directory, Progress
+from llama_index_bedrock_sessions._bedrock.directory.key_value import KeyValueDirectory, fingerprint
+from llama_index_bedrock_sessions._bedrock.directory.metadata import MetadataDirectory
+from llama_index_bedrock_sessions._bedrock.directory.session_id import (
     SessionIdDirectory,
-    fingerprint,
-    refuse_metadata,
     refuse_no_session_id,
-    refuse_tags,
     session_closed,
 )
+from llama_index_bedrock_sessions._bedrock.errors import Gone
+from llama_index_bedrock_sessions._bedrock.media import Bucket, S3MediaStore
+from llama_index_bedrock_sessions._bedrock.pool import Pool, in_pool, twin
+from llama_index_bedrock_sessions._bedrock.session_metadata import refuse_metadata, refuse_tags
+from llama_index_bedrock_sessions._conversation.cache import Kept
+from llama_index_bedrock_sessions._conversation.conversation import (
+    RENEW_AFTER,
+    Conversation,
+    ConversationSummary,
+    milliseconds,
+)
+from llama_index_bedrock_sessions._conversation.reader import Settings
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError, InvalidKeyError
-from llama_index_bedrock_sessions.instrumentation import hashed
-from llama_index_bedrock_sessions.kept import Kept
-from llama_index_bedrock_sessions.media import Bucket, S3MediaStore
-from llama_index_bedrock_sessions.pooled import in_pool, twin
-from llama_index_bedrock_sessions.reading import Settings
-from llama_index_bedrock_sessions.sessions import SETTLE, Gone, Pool, Sessions, new_botocore_session, timestamp
+from llama_index_bedrock_sessions.events import AuditEvent, hashed
 
 R = TypeVar("R")
-
 StrMap = dict[str, str]
-
 KEY_LENGTH = 5000
 """Characters of a key: the service's limit for a value of `sessionMetadata`."""
 _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "botocore_session", "botocore_config")
 _IN_MEMORY = ":memory:"
 _PLACE = ("region_name", "profile_name", "endpoint_url", "database", "namespace", "directory")
-
 logger = logging.getLogger("llama_index_bedrock_sessions")
-
 _live: weakref.WeakValueDictionary[str, BedrockSessionsChatStore] = weakref.WeakValueDictionary()
 
 
@@ -424,7 +421,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         elif self.database is None and region is None:
             # What boto3 would take now: in another process it may be another.
             with contextlib.suppress(Exception):
-                region = self._session().region_name
+                region = self._connection().session().region_name
         return {
             "region_name": region,
             "profile_name": self.profile_name,
@@ -518,38 +515,18 @@ class BedrockSessionsChatStore(BaseChatStore):
     def _make_client(self) -> Any:
         if self.client is not None:
             return self.client
-        config = self._config()
+        connection = self._connection()
         if self.database is not None:
-            return _embedded(self.database, config)
-        return self._session().client("bedrock-agent-runtime", config=config, endpoint_url=self.endpoint_url)
+            return _embedded(self.database, connection.config())
+        return connection.client("bedrock-agent-runtime", endpoint_url=self.endpoint_url)
 
     def _make_s3_client(self) -> Any:
         media = self.media
         assert media is not None
-        config = self._config()
-        return self._session().client(
-            "s3", config=config, endpoint_url=media.endpoint_url, region_name=media.region_name or self.region_name
-        )
+        return self._connection().client("s3", endpoint_url=media.endpoint_url, region_name=media.region_name)
 
-    def _config(self) -> Config:
-        config = Config(
-            connect_timeout=self.timeout,
-            read_timeout=self.timeout,
-            retries={"total_max_attempts": self.max_retries + 1, "mode": "standard"},
-            max_pool_connections=self.max_concurrency,
-            user_agent_extra="x-client-framework:llama_index",
-        )
-        return config if self.botocore_config is None else config.merge(self.botocore_config)
-
-    def _session(self) -> boto3.Session:
-        return boto3.Session(
-            profile_name=self.profile_name,
-            region_name=self.region_name,
-            aws_access_key_id=self.aws_access_key_id,
-            aws_secret_access_key=self.aws_secret_access_key,
-            aws_session_token=self.aws_session_token,
-            botocore_session=self.botocore_session or new_botocore_session(),
-        )
+    def _connection(self) -> Connection:
+        return Connection(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Connection)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -560,7 +537,7 @@ class Renewed:
     failed: Mapping[str, BedrockSessionsError]
 
 
-def _embedded(database: str, config: Config) -> Any:
+def _embedded(database: str, config: Any) -> Any:
     from llama_index_bedrock_sessions.emulator import Emulator, EmulatorError  # noqa: PLC0415 - only who uses it pays
 
     try:

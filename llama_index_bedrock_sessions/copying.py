@@ -9,9 +9,9 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store.base import BaseChatStore
 
-from llama_index_bedrock_sessions import blocks
+from llama_index_bedrock_sessions._conversation.conversation import read_file
+from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
-from llama_index_bedrock_sessions.conversation import read_file
 from llama_index_bedrock_sessions.errors import InvalidKeyError, UsageError
 
 BATCH = 100
@@ -54,7 +54,7 @@ def copy_conversations(
     the target has other messages under a key, nothing is written there. What cannot be copied is told in the report,
     and all else is copied. Of a store of ours the active messages are copied, not archived ones or named state.
 
-    Messages are equal if they have one normal form: that of `blocks.py`, in which a picture's file is its bytes.
+    Messages are equal if they have one normal form: that of `message_codec.py`, in which a picture's file is its bytes.
     `progress` is called after each conversation with its key, how many are done, and how many there are. Nobody else
     should write to the target's keys meanwhile. Raises what the target raises when it cannot write at all
     (`AccountError`, `ServiceError`), and what `source.get_keys` raises.
@@ -140,4 +140,4 @@ def _write(target: BaseChatStore, key: str, messages: Sequence[ChatMessage], *, 
 
 
 def _form(message: ChatMessage) -> Any:
-    return blocks.encode([message], read_file)
+    return message_codec.encode([message], read_file)

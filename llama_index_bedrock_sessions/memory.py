@@ -48,22 +48,21 @@ from pydantic.fields import FieldInfo
 from workflows.errors import WorkflowRuntimeError
 from workflows.plugins import basic_runtime
 
-from llama_index_bedrock_sessions import blocks
+from llama_index_bedrock_sessions._bedrock.pool import in_pool
+from llama_index_bedrock_sessions._conversation.conversation import Conversation
+from llama_index_bedrock_sessions._conversation.state import OF_MEMORY, TURN
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.values import JSON
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
-from llama_index_bedrock_sessions.conversation import Conversation
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError
-from llama_index_bedrock_sessions.healing import Healed, has_calls, heal, tell
-from llama_index_bedrock_sessions.instrumentation import hashed
-from llama_index_bedrock_sessions.pooled import in_pool
-from llama_index_bedrock_sessions.state import OF_MEMORY, TURN
-from llama_index_bedrock_sessions.values import JSON
+from llama_index_bedrock_sessions.events import hashed
+from llama_index_bedrock_sessions.tool_calls import Healed, has_calls, heal, tell
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
 BLOCK = OF_MEMORY + "block/"
 """Begins the name of the state of a memory block: {field: value}."""
 _SETTINGS = (
@@ -76,9 +75,7 @@ _SETTINGS = (
     "document_token_size_estimate",
     "autosave",
 )
-
 logger = logging.getLogger("llama_index_bedrock_sessions")
-
 _live: weakref.WeakValueDictionary[str, BedrockSessionsMemory] = weakref.WeakValueDictionary()
 
 
@@ -642,8 +639,8 @@ def _names_in_context(context: Context, kind: str, default: str | None = None) -
 
 def _keep_turn(conversation: Conversation, name: str, messages: Sequence[ChatMessage]) -> None:
     """Keep what an agent has done in a turn, if that is not kept already. Pictures take a while: not for the loop."""
-    encoded = blocks.encode(messages, natives=False)
-    records = [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
+    encoded = message_codec.encode(messages, natives=False)
+    records = [message_codec.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
     turn: dict[str, JSON] = {"after": conversation.last_id(fresh=False), "messages": records}
     if turn != conversation._named(fresh=False).get(name):  # noqa: SLF001 - names of the memory
         conversation._add([], state={name: turn})  # noqa: SLF001
@@ -666,7 +663,7 @@ def _kept_turns(
                 "an unfinished turn of conversation %s is ignored: it cannot be read", hashed(conversation.key)
             )
         elif saved[0] == last and name != own and not goes_on:
-            unfinished += [blocks.decode(record, lambda _: None) for record in saved[1]]
+            unfinished += [message_codec.decode(record, lambda _: None) for record in saved[1]]
     if unfinished:
         count = len(unfinished)
         logger.warning(
@@ -738,7 +735,7 @@ def _set_fields(block: BaseMemoryBlock[Any], stored: Mapping[str, JSON]) -> None
     for name, value in stored.items():
         try:
             setattr(block, name, _from_json(type(block), name, value))
-        except (KeyError, ValueError) as error:  # noqa: PERF203 - one field that cannot be restored is no reason for none
+        except (KeyError, ValueError) as error:
             logger.warning(
                 "what the memory block %r has learnt (%s) is not restored: %s", block.name, name, type(error).__name__
             )

@@ -8,27 +8,20 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions import (
-    chain,
-    conversation,
-    directory,
-    fold,
-    lifecycle,
-    limits,
-    media,
-    reading,
-    sessions,
-)
+from llama_index_bedrock_sessions._bedrock import client, clock, media
+from llama_index_bedrock_sessions._bedrock.directory import key_value, metadata
+from llama_index_bedrock_sessions._conversation import continuation, conversation, deletion, reader
+from llama_index_bedrock_sessions._journal import fold, limits
 from llama_index_bedrock_sessions.errors import ServiceError
 
 
 def only_the_newest_session(patch: pytest.MonkeyPatch) -> None:
-    find = directory.MetadataDirectory.find
-    patch.setattr(directory.MetadataDirectory, "find", lambda self, key, *since: list(find(self, key, *since))[:1])
+    find = metadata.MetadataDirectory.find
+    patch.setattr(metadata.MetadataDirectory, "find", lambda self, key, *since: list(find(self, key, *since))[:1])
 
 
 def sessions_are_not_closed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chain.Chain, "_seal", lambda *_: None)
+    patch.setattr(continuation.Chain, "_seal", lambda *_: None)
 
 
 def removals_are_not_carried(patch: pytest.MonkeyPatch) -> None:
@@ -48,7 +41,7 @@ def marks_are_not_carried(patch: pytest.MonkeyPatch) -> None:
 
 
 def ending_leaves_sessions_open(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chain.Chain, "_finish", lambda *_: None)
+    patch.setattr(continuation.Chain, "_finish", lambda *_: None)
 
 
 def redacting_copies_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -61,15 +54,15 @@ def all_that_is_inherited_is_at_rest(patch: pytest.MonkeyPatch) -> None:
 
 
 def local_clocks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sessions.Clock, "saw", lambda *_: None)
+    patch.setattr(clock.Clock, "saw", lambda *_: None)
 
 
 def entries_are_not_put(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(directory.KeyValueDirectory, "_put", lambda *_: None)
+    patch.setattr(key_value.KeyValueDirectory, "_put", lambda *_: None)
 
 
 def written_again_without_a_look(patch: pytest.MonkeyPatch) -> None:
-    write = chain.Chain._write
+    write = continuation.Chain._write
 
     def again(self: Any, fold: Any, draft: Any) -> None:
         try:
@@ -78,12 +71,12 @@ def written_again_without_a_look(patch: pytest.MonkeyPatch) -> None:
             draft.id = None
             write(self, fold, draft)
 
-    patch.setattr(chain.Chain, "_write", again)
-    patch.setattr(sessions.Sessions, "_is_there", lambda *_: False)
+    patch.setattr(continuation.Chain, "_write", again)
+    patch.setattr(client.Sessions, "_is_there", lambda *_: False)
 
 
 def contexts_are_loaded_without_a_claim(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chain.Chain, "claim", lambda self, _, resolve: self.append(resolve))
+    patch.setattr(continuation.Chain, "claim", lambda self, _, resolve: self.append(resolve))
 
 
 def attachments_of_state_are_not_copied(patch: pytest.MonkeyPatch) -> None:
@@ -104,25 +97,25 @@ def forks_do_not_copy_what_is_archived(patch: pytest.MonkeyPatch) -> None:
 
 
 def forks_do_not_copy_state(patch: pytest.MonkeyPatch) -> None:
-    begin = lifecycle.Lifecycle.begin
+    begin = deletion.Lifecycle.begin
     patch.setattr(
-        lifecycle.Lifecycle,
+        deletion.Lifecycle,
         "begin",
         lambda self, copies, draft, *more: begin(self, copies, dataclasses.replace(draft, state={}), *more),
     )
 
 
 def forks_do_not_look_for_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lifecycle.Lifecycle, "_is_first", lambda *_: True)
+    patch.setattr(deletion.Lifecycle, "_is_first", lambda *_: True)
 
 
 def copies_are_opened_by_others(patch: pytest.MonkeyPatch) -> None:
-    create = chain.Chain._create
-    patch.setattr(lifecycle.Lifecycle, "_create", lambda self, *arguments, **_: create(self, *arguments))
+    create = continuation.Chain._create
+    patch.setattr(deletion.Lifecycle, "_create", lambda self, *arguments, **_: create(self, *arguments))
 
 
 def others_beside_a_copy_are_not_closed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chain.Chain, "_close_others", lambda _: None)
+    patch.setattr(continuation.Chain, "_close_others", lambda _: None)
 
 
 def forks_do_not_copy_media(patch: pytest.MonkeyPatch) -> None:
@@ -134,11 +127,11 @@ def referenced_media_are_deleted(patch: pytest.MonkeyPatch) -> None:
         if self.settings.media:
             self.settings.media.delete(stored)
 
-    patch.setattr(lifecycle.Lifecycle, "_delete_media", delete)
+    patch.setattr(deletion.Lifecycle, "_delete_media", delete)
 
 
 def media_stay_in_s3(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lifecycle.Lifecycle, "_delete_media", lambda *_, **__: None)
+    patch.setattr(deletion.Lifecycle, "_delete_media", lambda *_, **__: None)
 
 
 def state_is_not_carried(patch: pytest.MonkeyPatch) -> None:
@@ -147,42 +140,42 @@ def state_is_not_carried(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_reader_of_a_deleted_session_does_not_list_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reading.Reader, "_miss", lambda *_: None)
+    patch.setattr(reader.Reader, "_miss", lambda *_: None)
 
 
 def redacting_does_not_remove_first(patch: pytest.MonkeyPatch) -> None:
-    append = chain.Chain.append
+    append = continuation.Chain.append
 
     def unless_it_removes(self: Any, resolve: Any, **more: Any) -> None:
         if not (more == {"fresh": True, "ended": True} and resolve(None).removed):
             append(self, resolve, **more)
 
-    patch.setattr(lifecycle.Lifecycle, "append", unless_it_removes)
+    patch.setattr(deletion.Lifecycle, "append", unless_it_removes)
 
 
 def redacting_does_not_look_for_what_is_left(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lifecycle.Lifecycle, "_unaware", lambda *_: [])
+    patch.setattr(deletion.Lifecycle, "_unaware", lambda *_: [])
 
 
 def redacting_does_not_wait_for_its_copy(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lifecycle.Lifecycle, "_wait_until_found", lambda *_: None)
+    patch.setattr(deletion.Lifecycle, "_wait_until_found", lambda *_: None)
 
 
 def sessions_are_deleted_newest_first(patch: pytest.MonkeyPatch) -> None:
-    created_at = lifecycle.Lifecycle._created_at
-    patch.setattr(lifecycle.Lifecycle, "_created_at", lambda self, session: -created_at(self, session))
+    created_at = deletion.Lifecycle._created_at
+    patch.setattr(deletion.Lifecycle, "_created_at", lambda self, session: -created_at(self, session))
 
 
 def nothing_waits_for_lists(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sessions.Sessions, "wait_until_listed", lambda _: None)
+    patch.setattr(client.Sessions, "wait_until_listed", lambda _: None)
 
 
 def nothing_is_looked_for_once_lists_have_settled(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reading.Reader, "_unsettled", lambda *_: iter(()))
+    patch.setattr(reader.Reader, "_unsettled", lambda *_: iter(()))
 
 
 def a_writer_does_not_list_after_creating_a_session(patch: pytest.MonkeyPatch) -> None:
-    find, add = directory.MetadataDirectory.find, directory.MetadataDirectory.add
+    find, add = metadata.MetadataDirectory.find, metadata.MetadataDirectory.add
     created: set[int] = set()
 
     def found(self: Any, *arguments: Any) -> Any:
@@ -195,8 +188,8 @@ def a_writer_does_not_list_after_creating_a_session(patch: pytest.MonkeyPatch) -
         created.add(id(self))
         add(self, info)
 
-    patch.setattr(directory.MetadataDirectory, "find", found)
-    patch.setattr(directory.MetadataDirectory, "add", added)
+    patch.setattr(metadata.MetadataDirectory, "find", found)
+    patch.setattr(metadata.MetadataDirectory, "add", added)
 
 
 BROKEN: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

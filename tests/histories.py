@@ -12,7 +12,7 @@ import functools
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from botocore.config import Config
@@ -20,11 +20,13 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from llama_index.core.storage.kvstore import SimpleKVStore
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore, chain
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore
+from llama_index_bedrock_sessions._bedrock.clock import Clock
+from llama_index_bedrock_sessions._bedrock.connection import timestamp
+from llama_index_bedrock_sessions._conversation import continuation
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, parse_id
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import BedrockSessionsError
-from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
-from llama_index_bedrock_sessions.sessions import Clock, timestamp
 from tests import operations
 from tests.judge import judge, redacted
 from tests.operations import CONTENT, THRESHOLD, content
@@ -44,7 +46,7 @@ NAMED = {"name", "save", "load", "load_again"}
 _ANY = {"ACTIVE", "EXPIRED", "ENDED"}
 READS = {"read": _ANY, "named": _ANY}
 """The statuses of a session in which these operations work; others need an ACTIVE one."""
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+START = datetime(2026, 1, 1, tzinfo=UTC)
 SETTLE = 2.0
 """Seconds that the library waits for late lists before it deletes."""
 
@@ -500,12 +502,12 @@ def _home(arguments: dict[str, Any]) -> Home:
 @contextlib.contextmanager
 def short_sessions(steps: int) -> Iterator[None]:
     """Have conversations continue after some steps, so that short histories cross many sessions."""
-    before = chain.CONTINUE_AT
-    chain.CONTINUE_AT = steps
+    before = continuation.CONTINUE_AT
+    continuation.CONTINUE_AT = steps
     try:
         yield
     finally:
-        chain.CONTINUE_AT = before
+        continuation.CONTINUE_AT = before
 
 
 def random_history(

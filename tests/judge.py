@@ -40,7 +40,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 
-from llama_index_bedrock_sessions.journal import MessageId
+from llama_index_bedrock_sessions._journal.ids import MessageId
 from tests.judge_state import judge_contexts, judge_state
 from tests.ops import NEVER, Anomaly, Hidings, Op, Point, Said
 

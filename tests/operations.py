@@ -24,7 +24,7 @@ from llama_index.core.workflow import (
 )
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation
-from llama_index_bedrock_sessions.history import Record
+from llama_index_bedrock_sessions._journal.history import Record
 from tests.ops import Op, Point, text
 
 CONTENT = "+"

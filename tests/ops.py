@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llama_index_bedrock_sessions.chain import METADATA, TAGS
-from llama_index_bedrock_sessions.journal import Home, MessageId, parse_id, read_step
-from llama_index_bedrock_sessions.workflows import PREFIX
+from llama_index_bedrock_sessions._conversation.contexts import PREFIX
+from llama_index_bedrock_sessions._conversation.continuation import METADATA, TAGS
+from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.ids import Home, MessageId, parse_id
 
 NEVER = float("inf")
 CLOCK = 1.25

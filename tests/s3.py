@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -92,7 +92,7 @@ class S3:
 
     def age(self, key: str) -> timedelta:
         """Return how long an object is there."""
-        age: timedelta = datetime.now(timezone.utc) - self._keys()[key].last_modified.replace(tzinfo=timezone.utc)
+        age: timedelta = datetime.now(UTC) - self._keys()[key].last_modified.replace(tzinfo=UTC)
         return age
 
     def _keys(self) -> Any:

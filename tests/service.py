@@ -23,8 +23,8 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRol
 from PIL import Image
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
+from llama_index_bedrock_sessions._bedrock.connection import timestamp
 from llama_index_bedrock_sessions.emulator import Emulator
-from llama_index_bedrock_sessions.sessions import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

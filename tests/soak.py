@@ -41,6 +41,8 @@ from llama_index.core.storage.chat_store.base_db import MessageStatus
 from moto.server import ThreadedMotoServer
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore
+from llama_index_bedrock_sessions._bedrock.clock import Clock
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, parse_id
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import (
     AlreadyResumed,
@@ -54,8 +56,6 @@ from llama_index_bedrock_sessions.errors import (
     SessionClosed,
     StoredDataError,
 )
-from llama_index_bedrock_sessions.journal import Home, Kind, parse_id
-from llama_index_bedrock_sessions.sessions import Clock
 from tests import broken
 from tests.histories import DAY, HOUR, MINUTE, NAMES, short_sessions
 from tests.judge import agree, judge, redacted

@@ -5,9 +5,15 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shutil
+import tomllib
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
 
 import llama_index_bedrock_sessions as package
 from llama_index_bedrock_sessions import Conversation
@@ -19,16 +25,8 @@ WITHOUT_IO = {"configure", "drop", "forget", "invocation"}
 """Public methods of a conversation that make no call."""
 
 
-def contract(name: str) -> str:
-    """Return the text of an import contract of pyproject.toml."""
-    return next(part for part in PYPROJECT.split("[[tool.importlinter.contracts]]") if f'name = "{name}' in part)
-
-
-def names(text: str, member: str) -> list[str]:
-    """Return an array of strings of a contract."""
-    found = re.search(rf"^{member} = (\[.*?\])$", text, re.DOTALL | re.MULTILINE)
-    assert found, member
-    return list(ast.literal_eval(found[1]))
+TREE = ROOT / PACKAGE
+CONTRACTS = tomllib.loads(PYPROJECT)["tool"]["importlinter"]["contracts"]
 
 
 def imports(path: Path) -> set[str]:
@@ -37,15 +35,52 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
     return found
 
 
-def files(module: str) -> list[Path]:
-    """Return the files of a module or package of ours."""
-    path = ROOT.joinpath(*module.split("."))
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+def rooms(tree: Path) -> set[str]:
+    """Return the packages and modules at the top."""
+    return {path.stem for path in tree.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} - {
+        "__init__"
+    }
+
+
+def files(tree: Path, room: str) -> list[Path]:
+    """Return the files of a room."""
+    return sorted((tree / room).rglob("*.py")) or [tree / f"{room}.py"]
+
+
+def layers() -> list[set[str]]:
+    """Return the layers of the rooms, the highest first."""
+    (found,) = (contract["layers"] for contract in CONTRACTS if contract["type"] == "layers")
+    return [{room.strip() for room in layer.split("|")} for layer in found]
+
+
+def forbidden() -> Iterator[tuple[str, set[str]]]:
+    """Yield each room with what it may not import."""
+    above: set[str] = set()
+    for layer in layers():
+        for room in layer:
+            yield room, {f"{PACKAGE}.{other}" for other in above | layer - {room}}
+        above |= layer
+    for contract in CONTRACTS:
+        if contract["type"] == "forbidden":
+            for module in contract["source_modules"]:
+                yield module.rpartition(".")[2], set(contract["forbidden_modules"])
+
+
+def violations(tree: Path) -> list[str]:
+    """Return what the files of a tree import and may not."""
+    return [
+        f"{path.relative_to(tree)} imports {name}"
+        for room, names in forbidden()
+        for path in files(tree, room)
+        for name in sorted(imports(path))
+        if any(name == each or name.startswith(f"{each}.") for each in names)
+    ]
 
 
 def test_what_is_visible_is_public_and_sorted() -> None:
@@ -76,25 +111,49 @@ def test_every_method_of_a_conversation_that_calls_has_a_twin() -> None:
         assert inspect.signature(public[f"a{name}"]) == inspect.signature(public[name])
 
 
-def test_imports_point_down() -> None:
-    """No layer imports one above it."""
-    layers = names(contract("Imports point down"), "layers")
-    for position, layer in enumerate(layers):
-        above = {f"{PACKAGE}.{upper}" for upper in layers[:position]}
-        for path in files(f"{PACKAGE}.{layer}"):
-            assert not imports(path) & above, path
+def test_imports_are_as_the_contracts_say() -> None:
+    """No room imports one above it, and none what is forbidden to it."""
+    assert violations(TREE) == []
 
 
-def test_forbidden_imports() -> None:
-    """What a contract forbids a module to import, it does not import."""
-    for part in PYPROJECT.split("[[tool.importlinter.contracts]]"):
-        if 'type = "forbidden"' not in part:
-            continue
-        forbidden = names(part, "forbidden_modules")
-        for module in names(part, "source_modules"):
-            for path in files(module):
-                bad = {i for i in imports(path) for f in forbidden if i == f or i.startswith(f"{f}.")}
-                assert not bad, (path, bad)
+def test_every_room_has_its_layer() -> None:
+    """The contracts name each room once, and so does the picture in CONTRIBUTING."""
+    there = sorted(rooms(TREE))
+    assert sorted(room for layer in layers() for room in layer) == there
+    (picture,) = re.findall("```mermaid(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.DOTALL)
+    assert sorted(set(re.findall(r"\b([a-z_]+)\[\(?\"", picture))) == there
+    aws = next(contract for contract in CONTRACTS if "boto3" in contract.get("forbidden_modules", ()))
+    meets_aws = set(there) - {module.rpartition(".")[2] for module in aws["source_modules"]}
+    assert meets_aws == {"_bedrock", "cli", "emulator"}
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("_journal", f"from {PACKAGE}._bedrock.client import Sessions"),
+        ("emulator", f"from {PACKAGE}.errors import UsageError"),
+        ("testing", f"from {PACKAGE} import events"),
+        ("copying", f"from {PACKAGE}.memory import BedrockSessionsMemory"),
+        ("emulator", "import llama_index.core"),
+        ("_conversation", "import boto3"),
+        ("_journal", "import time"),
+    ],
+)
+def test_a_forbidden_import_is_found(room: str, line: str, tmp_path: Path) -> None:
+    """A new module with such an import, which nothing names, breaks a contract."""
+    shutil.copytree(TREE, tmp_path / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / PACKAGE / room
+    path = folder / "new.py" if folder.is_dir() else folder.with_suffix(".py")
+    before = path.read_text("utf-8") if path.exists() else ""
+    path.write_text(f"{before}\n{line}\n", "utf-8")
+    assert violations(tmp_path / PACKAGE)
+
+
+def test_no_import_cycle() -> None:
+    """Modules do not import each other in a circle, not even for their types."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in TREE.rglob("*.py")}
+    graph = {name: imports(path) & modules.keys() - {name} for name, path in modules.items()}
+    TopologicalSorter(graph).prepare()
 
 
 def test_the_package_itself_only_gives_names() -> None:

@@ -31,8 +31,8 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.schema import ImageDocument
 from pydantic import AnyUrl, BaseModel, HttpUrl
 
-from llama_index_bedrock_sessions import blocks as codec
-from llama_index_bedrock_sessions.blocks import (
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.message_codec import (
     ContentBlock,
     Encoded,
     carried,
@@ -516,9 +516,10 @@ items = (
     | st.builds(lambda n, more: {"n": n, **more}, st.integers(-2, 9) | json_values, json_objects)
     | st.builds(
         lambda t, more: {"block_type": t, **more},
-        st.sampled_from([*codec._KINDS, "hologram"]) | json_values,
+        st.sampled_from([*message_codec._KINDS, "hologram"]) | json_values,
         st.dictionaries(
-            st.sampled_from(sorted({name for kind in codec._KINDS.values() for name in kind.names})), json_values
+            st.sampled_from(sorted({name for kind in message_codec._KINDS.values() for name in kind.names})),
+            json_values,
         ),
     )
     | json_values
@@ -527,7 +528,7 @@ records = (
     st.fixed_dictionaries(
         {},
         optional={
-            "r": st.sampled_from([*codec._ROLES, "wizard"]) | json_values,
+            "r": st.sampled_from([*message_codec._ROLES, "wizard"]) | json_values,
             "b": st.lists(items, max_size=5) | json_values,
             "k": json_objects | json_values,
         },

@@ -10,7 +10,7 @@ import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize("scenario", ["conversations/lost_reply", "facts/arn_as_identifier", "facts/tags"])
 def test_a_recording_of_an_account_is_scrubbed_and_played(account: str, scenario: str, tmp_path: Path) -> None:
     """The account's number is nowhere in a recording from it; a dropped reply is played as lost."""
-    tape = Tape.new(scenario, "AWS, by an emulator", datetime.now(timezone.utc), 12345)
+    tape = Tape.new(scenario, "AWS, by an emulator", datetime.now(UTC), 12345)
     record(tape, AwsWorld(tape, client(account)), SCENARIOS[scenario])
     scrubbed(tape).save(tmp_path / "tape.json")
     text = (tmp_path / "tape.json").read_text("utf-8")

@@ -13,10 +13,13 @@ from llama_index.core.llms import ChatMessage, ImageBlock, TextBlock
 from PIL import Image
 
 from llama_index_bedrock_sessions import ConversationEnded, RequestRefusedError, UnavailableError
+from llama_index_bedrock_sessions._bedrock.client import default_invocation
+from llama_index_bedrock_sessions._bedrock.clock import Clock
+from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json
+from llama_index_bedrock_sessions._journal.fold import Fold
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id
+from llama_index_bedrock_sessions._journal.model import Inherited, Opening
 from llama_index_bedrock_sessions.emulator import Behaviour
-from llama_index_bedrock_sessions.fold import Fold
-from llama_index_bedrock_sessions.journal import Home, Inherited, Kind, Opening, envelope, new_id, opening_json
-from llama_index_bedrock_sessions.sessions import Clock, default_invocation
 from tests.service import DAY, IDLE, KEY, Service
 
 

@@ -918,7 +918,7 @@ def test_a_list_is_read_without_dateutil(monkeypatch: pytest.MonkeyPatch) -> Non
     def dateutil(text: Any) -> Any:
         raise AssertionError(f"{text!r} was read by dateutil")
 
-    monkeypatch.setattr("llama_index_bedrock_sessions.sessions.parse_timestamp", dateutil)
+    monkeypatch.setattr("llama_index_bedrock_sessions._bedrock.connection.parse_timestamp", dateutil)
     monkeypatch.setattr("botocore.parsers.DEFAULT_TIMESTAMP_PARSER", dateutil)
     with Emulator() as emulator, emulator.serve() as server:
         store = BedrockSessionsChatStore(

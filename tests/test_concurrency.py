@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
-from llama_index_bedrock_sessions.conversation import Conversation
-from llama_index_bedrock_sessions.journal import Kind, new_id
-from llama_index_bedrock_sessions.sessions import Clock, default_invocation
+from llama_index_bedrock_sessions._bedrock.client import default_invocation
+from llama_index_bedrock_sessions._bedrock.clock import Clock
+from llama_index_bedrock_sessions._conversation.conversation import Conversation
+from llama_index_bedrock_sessions._journal.ids import Kind, new_id
 from tests.service import DAY, IDLE, KEY, Service, texts, users
 
 pytestmark = pytest.mark.once

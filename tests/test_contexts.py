@@ -40,12 +40,11 @@ from llama_index_bedrock_sessions import (
     StepTooLargeError,
     StoredDataError,
     UnavailableError,
-    chain,
-    sessions,
-    workflows,
 )
+from llama_index_bedrock_sessions._bedrock import client
+from llama_index_bedrock_sessions._conversation import contexts, continuation
+from llama_index_bedrock_sessions._journal.fold import Draft
 from llama_index_bedrock_sessions.emulator import Behaviour
-from llama_index_bedrock_sessions.fold import Draft
 from tests import histories
 from tests.histories import History
 from tests.ops import Op
@@ -208,7 +207,7 @@ def test_the_application_neither_sees_nor_writes_what_is_saved(service: Service)
     chat = service.store().conversation(KEY)
     chat.state["cart"] = ["tea"]
     save(chat, "order")
-    name = workflows.PREFIX + "saved/order"
+    name = contexts.PREFIX + "saved/order"
     assert dict(chat.state) == chat.describe()["state"] == {"cart": ["tea"]}
     with pytest.raises(InvalidStateError, match="cannot be the name"):
         chat.state[name] = 1
@@ -306,7 +305,7 @@ def test_nothing_is_unpickled_that_somebody_put_into_the_session(service: Servic
     async def keep(ctx: Context[Any]) -> None:
         await ctx.store.set("bomb", Bomb())
         data = ctx.to_dict(PickleSerializer())
-        snapshot = workflows.snapshot(Context(Order()), None)
+        snapshot = contexts.snapshot(Context(Order()), None)
         await asyncio.to_thread(chat._save_context, dataclasses.replace(snapshot, text=json.dumps(data)), "default")
 
     asyncio.run(paused(Order(timeout=None), keep))
@@ -381,7 +380,7 @@ def test_a_failed_continuation_loses_no_content(service: Service) -> None:
 
 def test_more_than_50_mb_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A context beyond the limit is refused with its size, and nothing is stored."""
-    monkeypatch.setattr(workflows, "LIMIT", 1_000_000)
+    monkeypatch.setattr(contexts, "LIMIT", 1_000_000)
     with pytest.raises(StepTooLargeError, match=r"takes 2\.\d MB as JSON; up to 1 MB .* Nothing was stored"):
         save(service.store().conversation(KEY), cart=["a" * 1_100_000])
     assert service.sessions() == []
@@ -392,8 +391,8 @@ def test_content_of_another_conversation_is_not_read(service: Service) -> None:
     other, chat = service.store().conversation("other"), service.store().conversation(KEY)
     save(other, cart=[noise(40_000)])
     save(chat, cart=[noise(40_000)])
-    theirs = other._chain.known().state()[workflows._CONTENT + "default"]
-    chat._chain.append(lambda _: Draft(state={workflows._CONTENT + "default": [theirs]}))
+    theirs = other._chain.known().state()[contexts._CONTENT + "default"]
+    chat._chain.append(lambda _: Draft(state={contexts._CONTENT + "default": [theirs]}))
     with pytest.raises(StoredDataError, match="no longer there"):
         load(chat)
     assert chat.contexts()[0].taken is None
@@ -404,7 +403,7 @@ def test_damaged_content_is_said(service: Service, content: Any) -> None:
     """Content that is none is refused as such, and the context is not taken."""
     chat = service.store().conversation(KEY)
     save(chat)
-    chat._chain.append(lambda _: Draft(state={workflows._CONTENT + "default": [content]}))
+    chat._chain.append(lambda _: Draft(state={contexts._CONTENT + "default": [content]}))
     with pytest.raises(StoredDataError):
         load(chat)
     assert chat.contexts()[0].taken is None
@@ -413,7 +412,7 @@ def test_damaged_content_is_said(service: Service, content: Any) -> None:
 def test_a_damaged_record_is_said(service: Service) -> None:
     """A record that this library did not write is refused as stored data."""
     chat = service.store().conversation(KEY)
-    chat._chain.append(lambda _: Draft(state={workflows._SAVED + "default": [{"id": 1}]}))
+    chat._chain.append(lambda _: Draft(state={contexts._SAVED + "default": [{"id": 1}]}))
     with pytest.raises(StoredDataError, match="cannot be read"):
         load(chat)
 
@@ -546,12 +545,12 @@ class Race(History):
 
 
 @functools.cache
-def snapshot_of_an_order(*cart: str) -> workflows.Snapshot:
-    async def keep(ctx: Context[Any]) -> workflows.Snapshot:
-        return workflows.snapshot(ctx, None)
+def snapshot_of_an_order(*cart: str) -> contexts.Snapshot:
+    async def keep(ctx: Context[Any]) -> contexts.Snapshot:
+        return contexts.snapshot(ctx, None)
 
     snapshot = asyncio.run(paused(Order(timeout=None), keep, cart=list(cart)))
-    assert isinstance(snapshot, workflows.Snapshot)
+    assert isinstance(snapshot, contexts.Snapshot)
     return snapshot
 
 
@@ -612,12 +611,12 @@ def test_what_another_moves_while_it_is_loaded_is_loaded_from_where_it_is_now() 
 
 
 def _created_is_not_asked(patch: pytest.MonkeyPatch) -> None:
-    create = sessions.Sessions.create_invocation
-    patch.setattr(sessions.Sessions, "create_invocation", lambda self, *a: (create(self, *a), True)[1])
+    create = client.Sessions.create_invocation
+    patch.setattr(client.Sessions, "create_invocation", lambda self, *a: (create(self, *a), True)[1])
 
 
 def _parents_are_not_asked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chain.Chain, "_claims", lambda *_: [])
+    patch.setattr(continuation.Chain, "_claims", lambda *_: [])
 
 
 @pytest.mark.parametrize(

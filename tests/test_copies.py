@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from llama_index_bedrock_sessions.directory import KEY
+from llama_index_bedrock_sessions._bedrock.session_metadata import KEY
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
 from tests.histories import KEY as CHAT

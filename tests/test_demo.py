@@ -14,7 +14,7 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock, ToolCallBlock
 from llama_index.core.tools import FunctionTool
 
-from llama_index_bedrock_sessions import _demo
+from llama_index_bedrock_sessions.cli import demo
 from llama_index_bedrock_sessions.emulator import Emulator
 
 if TYPE_CHECKING:
@@ -58,19 +58,19 @@ def test_with_our_store_the_second_day_knows_the_first(local: tuple[str, Path]) 
     """On day 2 the agent names the incident, what both tools found, and the size of the picture."""
     output, _ = local
     second = day(output, 2)
-    assert _demo.INCIDENT not in _demo.FOLLOW_UP
+    assert demo.INCIDENT not in demo.FOLLOW_UP
     assert "INC-4711, as we left it" in second
-    assert f"rose to {max(_demo.LATENCIES):,} ms" in second
+    assert f"rose to {max(demo.LATENCIES):,} ms" in second
     assert re.search(r"\d+ log lines say", second)
     assert "960 x 540 pixels" in second
-    assert _demo.GREETING not in output
+    assert demo.GREETING not in output
 
 
 @pytest.mark.once
 def test_with_simple_chat_store_the_second_day_knows_nothing(forgetting: str) -> None:
     """The same program on SimpleChatStore works on day 1 and greets on day 2."""
-    assert f"rose to {max(_demo.LATENCIES):,} ms" in day(forgetting, 1)
-    assert _demo.GREETING in day(forgetting, 2)
+    assert f"rose to {max(demo.LATENCIES):,} ms" in day(forgetting, 1)
+    assert demo.GREETING in day(forgetting, 2)
     assert "(1 system, 1 user)" in day(forgetting, 2)
 
 
@@ -80,7 +80,7 @@ def test_the_days_are_two_processes_and_the_clock_moves(local: tuple[str, Path])
     processes = re.findall(r"Day \d · process (\d+)", output)
     assert len(set(processes)) == 2
     with Emulator(database) as emulator:
-        first, second = _demo.held(emulator.client(), "default")
+        first, second = demo.held(emulator.client(), "default")
     hours = (second.session["createdAt"] - first.session["createdAt"]).total_seconds() / 3600
     assert 26 <= hours < 26.1
 
@@ -89,7 +89,7 @@ def test_what_is_shown_is_what_the_service_holds(local: tuple[str, Path]) -> Non
     """Sessions, statuses, numbers of steps and the picture's hash are those boto3 reads from the database."""
     output, database = local
     with Emulator(database) as emulator:
-        held = _demo.held(emulator.client(), "default")
+        held = demo.held(emulator.client(), "default")
     assert [one.session["sessionStatus"] for one in held] == ["EXPIRED", "ACTIVE"]
     for one in held:
         row = next(line.split() for line in output.splitlines() if line.startswith(one.session["sessionId"]))
@@ -118,7 +118,7 @@ def test_the_calls_shown_are_counted(local: tuple[str, Path]) -> None:
         assert int(found[1]) == sum(map(int, operations.values()))
         put += int(operations["PutInvocationStep"])
     with Emulator(database) as emulator:
-        stored = sum(len(one.steps) for one in _demo.held(emulator.client(), "default"))
+        stored = sum(len(one.steps) for one in demo.held(emulator.client(), "default"))
     # One put on day 2 meets the expired session and is refused: at most that one is not a step.
     assert stored <= put <= stored + 1
 
@@ -231,13 +231,13 @@ def test_the_scripted_model_knows_its_messages_only() -> None:
     """The model's answer is a function of the messages: the same question gets another answer without the first day."""
     report = ChatMessage(
         role=MessageRole.USER,
-        blocks=[TextBlock(text=_demo.REPORT), ImageBlock(image=_demo.draw_dashboard())],
+        blocks=[TextBlock(text=demo.REPORT), ImageBlock(image=demo.draw_dashboard())],
     )
-    follow_up = ChatMessage(role=MessageRole.USER, content=_demo.FOLLOW_UP)
-    assert _demo.answer([follow_up]).content == _demo.GREETING
-    assert "960 x 540" in str(_demo.answer([report, follow_up]).content)
-    tools = [FunctionTool.from_defaults(_demo.query_metrics), FunctionTool.from_defaults(_demo.search_logs)]
-    first_call = _demo.answer([report], tools).blocks[0]
+    follow_up = ChatMessage(role=MessageRole.USER, content=demo.FOLLOW_UP)
+    assert demo.answer([follow_up]).content == demo.GREETING
+    assert "960 x 540" in str(demo.answer([report, follow_up]).content)
+    tools = [FunctionTool.from_defaults(demo.query_metrics), FunctionTool.from_defaults(demo.search_logs)]
+    first_call = demo.answer([report], tools).blocks[0]
     assert isinstance(first_call, ToolCallBlock)
     assert first_call.tool_name == "query_metrics"
-    assert _demo.answer([report]).blocks[0].block_type == "text"
+    assert demo.answer([report]).blocks[0].block_type == "text"

@@ -24,10 +24,10 @@ from llama_index_bedrock_sessions import (
     InvalidKeyError,
     SessionClosed,
     ThrottledError,
-    chain,
 )
+from llama_index_bedrock_sessions._bedrock.directory.base import BATCH, MANY, Pace
+from llama_index_bedrock_sessions._conversation import continuation
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
-from llama_index_bedrock_sessions.directory import BATCH, MANY, Pace
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.histories import short_sessions
 from tests.service import DAY, IDLE, KEY, Service, texts, user, users
@@ -415,7 +415,7 @@ def test_a_session_that_takes_no_writes_is_closed(why: str, monkeypatch: pytest.
     if why == "is not there":
         service.boto3.delete_session(sessionIdentifier=session)
     if why == "full":
-        monkeypatch.setattr(chain, "STEPS_PER_SESSION", 3)
+        monkeypatch.setattr(continuation, "STEPS_PER_SESSION", 3)
         chat.add([user("hello")])
     read = [] if why == "is not there" else ["by hand", "hello", *(["hello"] if why == "full" else [])]
     for _ in range(2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import fields, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from llama_index_bedrock_sessions.emulator import Behaviour, BehaviourError, Emu
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
+START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 HOUR = 3600
 DAY = 24 * HOUR
 

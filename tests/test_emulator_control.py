@@ -11,7 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
 from click.testing import CliRunner
 
-from llama_index_bedrock_sessions.cli import main
+from llama_index_bedrock_sessions.cli.commands import main
 from llama_index_bedrock_sessions.emulator import Behaviour, BehaviourError, Emulator, Server
 
 pytestmark = pytest.mark.once
@@ -107,7 +107,7 @@ def test_the_clock_is_moved_over_http(server: Server) -> None:
     assert move({"stop": "2026-01-02T03:04:05Z"}) == "2026-01-02T03:04:05.000000Z"
     assert move({"advance": 0.25}) == "2026-01-02T03:04:05.250000Z"
     assert ask(server.url, "POST", "/__control__/clock", {"start": True})[0] == 200
-    assert client.create_session()["createdAt"] < datetime(2026, 1, 3, tzinfo=timezone.utc)
+    assert client.create_session()["createdAt"] < datetime(2026, 1, 3, tzinfo=UTC)
 
 
 def test_behaviour_is_set_over_http(server: Server, emulator: Emulator) -> None:
@@ -163,7 +163,7 @@ def test_calls_are_counted_over_http(server: Server) -> None:
 )
 def test_wrong_orders_are_refused(server: Server, emulator: Emulator, place: str, body: Any, message: str) -> None:
     """What cannot be done is answered with 400 and what is accepted, and changes nothing."""
-    emulator.clock.stop(datetime(2026, 1, 2, tzinfo=timezone.utc))
+    emulator.clock.stop(datetime(2026, 1, 2, tzinfo=UTC))
     before = emulator.clock.now(), emulator.behaviour, emulator.faults.latency, len(emulator.faults._rules)
     status, answer = ask(server.url, "POST", f"/__control__/{place}", body)
     assert status == 400

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions.cli import emulate
+from llama_index_bedrock_sessions.cli.commands import emulate
 from llama_index_bedrock_sessions.emulator import FAULTS, Behaviour, Emulator, behaviour
 from llama_index_bedrock_sessions.emulator.control import Control
 
@@ -132,7 +132,8 @@ def test_every_option_fault_and_order_is_documented() -> None:
     options = {f"`{option}`" for parameter in emulate.params for option in parameter.opts}
     assert options <= {part for row in rows for part in row.split(" |")[0].split(", ")}
     with Emulator() as emulator:
-        orders = {f"`{method} {path}`" for method, path in (name.split() for name in Control(emulator)._names())}
+        control = Control(emulator.exchange, emulator.faults, emulator.clock, emulator.calls, emulator._store)
+        orders = {f"`{method} {path}`" for method, path in (name.split() for name in control._names())}
     documented = {row.split(" |")[0] for row in rows}
     assert orders == {row for row in documented if "/__control__" in row}
     assert {f"`{fault}`" for fault in FAULTS} <= documented

@@ -8,7 +8,7 @@ import os
 import struct
 import uuid
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOUR = 3600
 DAY = 24 * HOUR
 
@@ -213,10 +213,10 @@ def test_payloads_come_back_as_they_went_in(blocks: Any) -> None:
 @pytest.mark.parametrize(
     "at",
     [
-        datetime(1000, 1, 1, tzinfo=timezone.utc),
-        datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=timezone.utc),
+        datetime(1000, 1, 1, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
         datetime(2026, 1, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=45))),
-        datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=timezone.utc),
+        datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
     ],
 )
 def test_step_times_of_any_age_are_kept(
@@ -226,7 +226,7 @@ def test_step_times_of_any_age_are_kept(
     step = put(client, session, invocation, at=at)
     emulator.calls.clear()
     client.list_invocation_steps(sessionIdentifier=session)
-    rendered = at.astimezone(timezone.utc).strftime("%m-%dT%H:%M:%S.%fZ")
+    rendered = at.astimezone(UTC).strftime("%m-%dT%H:%M:%S.%fZ")
     assert rendered.encode() in emulator.calls[0].response_body
     assert step.encode() in emulator.calls[0].response_body
 

@@ -26,7 +26,7 @@ import pickle
 import random
 from collections.abc import AsyncIterator, Callable, ItemsView, Iterator, KeysView, MutableMapping, Sequence, ValuesView
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,20 +50,23 @@ from llama_index_bedrock_sessions import (
     ThrottledError,
     UnavailableError,
     UsageError,
-    chain,
-    workflows,
 )
+from llama_index_bedrock_sessions._bedrock.client import default_invocation
+from llama_index_bedrock_sessions._bedrock.clock import Clock
+from llama_index_bedrock_sessions._bedrock.connection import timestamp
+from llama_index_bedrock_sessions._conversation import contexts, continuation
+from llama_index_bedrock_sessions._conversation.state import State
+from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id
+from llama_index_bedrock_sessions._journal.model import Opening
 from llama_index_bedrock_sessions.emulator import FAULTS, Emulator
-from llama_index_bedrock_sessions.journal import Home, Kind, Opening, envelope, new_id, opening_json
-from llama_index_bedrock_sessions.sessions import Clock, default_invocation, timestamp
-from llama_index_bedrock_sessions.state import State
 from tests.service import DAY, IDLE, KEY, QUICK, picture, sessions, stored, user, users
 from tests.test_contexts import Refund
 
 pytestmark = pytest.mark.once
 
-CONTINUE_AT = chain.CONTINUE_AT
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+CONTINUE_AT = continuation.CONTINUE_AT
+START = datetime(2026, 1, 1, tzinfo=UTC)
 ARCHIVED = MessageStatus.ARCHIVED
 
 KINDS = (*sorted(FAULTS), "killed")
@@ -251,7 +254,7 @@ def _without_times(state: dict[str, Any]) -> dict[str, Any]:
     """Return named state without the ids and times of saved contexts, which are others when it is done again."""
 
     def plain(name: str, value: Any) -> Any:
-        is_told = isinstance(value, dict) and name.startswith(workflows.PREFIX)
+        is_told = isinstance(value, dict) and name.startswith(contexts.PREFIX)
         return {k: v for k, v in value.items() if k not in {"id", "of", "time"}} if is_told else value
 
     return {name: plain(name, value) for name, value in state.items()}
@@ -322,7 +325,7 @@ def two_heads(world: World) -> None:
     metadata = client.get_session(sessionIdentifier=first)["sessionMetadata"]
     other = client.create_session(sessionMetadata=metadata)["sessionId"]
     client.create_invocation(sessionIdentifier=other, invocationId=default_invocation(other))
-    now = datetime.fromtimestamp(world.now.time, timezone.utc)
+    now = datetime.fromtimestamp(world.now.time, UTC)
     opening = Opening(0, covers={}, parents={}, removed=frozenset(), segments=(), last_set=None)
     home = Home(other, default_invocation(other), new_id(int(now.timestamp() * 1000), Kind.OPENING))
     client.put_invocation_step(
@@ -754,12 +757,12 @@ def name(case: Case, where: str, twin: bool) -> str:
 def repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put back what `World.phase` and the situations set."""
     monkeypatch.setattr(os, "urandom", os.urandom)
-    monkeypatch.setattr(chain, "CONTINUE_AT", chain.CONTINUE_AT)
+    monkeypatch.setattr(continuation, "CONTINUE_AT", continuation.CONTINUE_AT)
 
 
 @functools.cache
 def trial(case: Case, where: str, twin: bool = False, attempts: int = 1) -> Trial:
-    chain.CONTINUE_AT = SITUATIONS[where].steps or CONTINUE_AT
+    continuation.CONTINUE_AT = SITUATIONS[where].steps or CONTINUE_AT
     return Trial(_world(attempts), case, where, twin=twin)
 
 
@@ -770,7 +773,7 @@ _world = functools.cache(World)
 def test_every_fault_at_every_call(case: Case, where: str, twin: bool) -> None:
     """Each ends with its effect once, or with an error that is right; then everybody goes on."""
     tried = trial(case, where, twin)
-    chain.CONTINUE_AT = SITUATIONS[where].steps or CONTINUE_AT
+    continuation.CONTINUE_AT = SITUATIONS[where].steps or CONTINUE_AT
     for call in range(1, len(tried.calls) + 1):
         tried.killed(call)
     for call in range(1, len(tried.calls) + 1):

@@ -12,36 +12,30 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 
-from llama_index_bedrock_sessions import blocks
-from llama_index_bedrock_sessions.fold import COVERED_AGE, OVERHEAD, SAFE_AGE, Composed, Draft, Fold, Listed, Placed
-from llama_index_bedrock_sessions.journal import (
-    BUDGET,
-    ENDED,
-    HIDDEN,
-    MARK,
-    Home,
-    Inherited,
-    Kind,
-    Mark,
-    MessageId,
-    Opening,
-    Step,
-    carried_json,
-    dump,
-    envelope,
-    new_id,
-    opening_json,
-    parse_id,
-    read_step,
+from llama_index_bedrock_sessions._bedrock.client import default_invocation
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.encoding import carried_json, envelope, opening_json
+from llama_index_bedrock_sessions._journal.fold import (
+    COVERED_AGE,
+    OVERHEAD,
+    SAFE_AGE,
+    Composed,
+    Draft,
+    Fold,
+    Listed,
+    Placed,
 )
-from llama_index_bedrock_sessions.sessions import default_invocation
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new_id, parse_id
+from llama_index_bedrock_sessions._journal.model import BUDGET, ENDED, HIDDEN, MARK, Inherited, Mark, Opening, Step
+from llama_index_bedrock_sessions._journal.values import dump
 
 from .strategies import picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from llama_index_bedrock_sessions.blocks import ContentBlock
+    from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 
 NOW = 1_767_323_045_678
 DAY = 24 * 3600 * 1000
@@ -58,7 +52,7 @@ A, B, C, D = (session(n) for n in range(4))
 
 def says(*contents: str, **facts: Any) -> Draft:
     """A change that adds texts, and whatever else it says."""
-    return Draft(blocks.encode([ChatMessage(content) for content in contents]), **facts)
+    return Draft(message_codec.encode([ChatMessage(content) for content in contents]), **facts)
 
 
 def place(of: str) -> tuple[str, str]:
@@ -91,7 +85,7 @@ class Service:
         return self.read[home]
 
     def refresh(self, fold: Fold, *, parents: bool = False, whole: bool = True) -> Fold:
-        """Read all that is new, as `reading.py` does; count what that takes."""
+        """Read all that is new, as `reader.py` does; count what that takes."""
         self.gets = self.rounds = 0
         for head in fold.heads:
             fold.saw_list(head, self.listed(head))
@@ -839,10 +833,10 @@ def test_native_blocks_in_old_sessions_are_referred_to_where_they_were_copied() 
     service = Service()
     fold = service.started("text")
     image = ChatMessage(role="user", blocks=[ImageBlock(image=picture(), detail="low"), ImageBlock(image=picture())])
-    old = service.append(fold, Draft(blocks.encode([image, ChatMessage("beside")]))).step.home
+    old = service.append(fold, Draft(message_codec.encode([image, ChatMessage("beside")]))).step.home
     assert fold.old_natives(service.created, NOW + SAFE_AGE) == []
     assert fold.old_natives(service.created, NOW + SAFE_AGE + 1) == [(old, 0), (old, 1)]
-    reader = continued(service, B, Draft(blocks.encode([image])), NOW + SAFE_AGE)
+    reader = continued(service, B, Draft(message_codec.encode([image])), NOW + SAFE_AGE)
     late = NOW + SAFE_AGE + 1
     assert reader.old_natives(service.created, late) == [(old, 0), (old, 1)]
     copy = Home(*place(C), new_id(late, Kind.ATTACHMENT))
@@ -1096,7 +1090,7 @@ def test_only_images_in_sessions_of_ours_are_fetched() -> None:
     service = Service()
     fold = service.started()
     image = ChatMessage(role="user", blocks=[ImageBlock(image=picture())])
-    composed = service.append(fold, Draft(blocks.encode([image, image])))
+    composed = service.append(fold, Draft(message_codec.encode([image, image])))
     assert fold.native_homes(fold.alive()) == {composed.step.home: {0, 1}}
     reader = continued(service, B, None, NOW + 1000)
     assert reader.native_homes(reader.alive()) == {composed.step.home: {0, 1}}
@@ -1124,7 +1118,7 @@ def test_the_weight_of_a_draft_counts_all_it_says() -> None:
     assert says("é" * 1000).size() > 2000
     assert Draft(state={"x": ["y" * 1000]}).size() > 1000
     image = ChatMessage(role="user", blocks=[ImageBlock(image=picture())])
-    assert Draft(blocks.encode([image])).size() < OVERHEAD
+    assert Draft(message_codec.encode([image])).size() < OVERHEAD
 
 
 def sources(fold: Fold) -> Iterable[str]:

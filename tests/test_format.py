@@ -14,7 +14,7 @@ import re
 import uuid
 import zlib
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,21 +26,17 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock,
 from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, step
 
-from llama_index_bedrock_sessions import (
-    BedrockSessionsChatStore,
-    Conversation,
-    S3MediaStore,
-    blocks,
-    directory,
-    journal,
-)
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, Conversation, S3MediaStore
+from llama_index_bedrock_sessions._bedrock import session_metadata
+from llama_index_bedrock_sessions._bedrock.client import default_invocation
+from llama_index_bedrock_sessions._conversation.state import RESERVED
+from llama_index_bedrock_sessions._journal import decoding, encoding, ids, message_codec, model, records
+from llama_index_bedrock_sessions._journal.fold import Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.ids import Home, Kind
+from llama_index_bedrock_sessions._journal.model import ENDED, MARK, Change, Inherited, Mark, Message, Opening
+from llama_index_bedrock_sessions._journal.values import is_unicode
 from llama_index_bedrock_sessions.emulator import Emulator
 from llama_index_bedrock_sessions.emulator import store as emulator_store
-from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
-from llama_index_bedrock_sessions.journal import ENDED, MARK, Change, Home, Inherited, Kind, Mark, Message, Opening
-from llama_index_bedrock_sessions.sessions import default_invocation
-from llama_index_bedrock_sessions.state import RESERVED
-from llama_index_bedrock_sessions.values import is_unicode
 
 from . import golden
 from .format_decoder import Service, claim, decode, object_key
@@ -49,7 +45,7 @@ from .s3 import S3
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llama_index_bedrock_sessions.blocks import ContentBlock
+    from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 
 PATH = Path(__file__).parent.parent / "docs" / "format.md"
 PAGE = PATH.read_text("utf-8")
@@ -391,8 +387,8 @@ def by_decoder(home: Home, time: int, content: list[Any]) -> Any:
 
 def by_package(home: Home, time: int, content: list[Any]) -> Any:
     """The same, as the package reads them."""
-    changes = [change for _, change in journal.read_step(home, content, time).contents if change]
-    return [(c.id, c.time, journal.facts_json(c), {p: m.record for p, m in c.messages.items()}) for c in changes]
+    changes = [change for _, change in decoding.read_step(home, content, time).contents if change]
+    return [(c.id, c.time, encoding.facts_json(c), {p: m.record for p, m in c.messages.items()}) for c in changes]
 
 
 def plain(block: Any) -> Any:
@@ -436,7 +432,7 @@ def serving(sessions: dict[str, Any], steps: dict[Home, Any]) -> Iterator[Emulat
 
 def moment(ms: int) -> datetime:
     """A time as boto3 takes it."""
-    return datetime.fromtimestamp(ms / 1000, timezone.utc)
+    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 # Everything is named
@@ -447,48 +443,48 @@ def test_every_member_that_is_written_is_named() -> None:
     change, opening = full_change(), full_opening()
     held = [getattr(each, field.name) for each in (change, opening) for field in dataclasses.fields(each)]
     assert all([*held, *opening.segments[0]]), "a field has no value here: give it one"
-    packed = {**journal.carried_json([(Home(*PLACE, ID).step, change)]), "named": [1], "taken": [1], "opening": 1}
+    packed = {**encoding.carried_json([(Home(*PLACE, ID).step, change)]), "named": [1], "taken": [1], "opening": 1}
     body = {"change": 1, "closing": {"reason": "continued"}, "attachment": True}
-    envelope = json.loads(journal.envelope(body, packed)["text"])
-    (segment,) = journal.opening_json(opening)["segments"]
+    envelope = json.loads(encoding.envelope(body, packed)["text"])
+    (segment,) = encoding.opening_json(opening)["segments"]
     written = [
         envelope,
         envelope["closing"],
         packed,
         packed["carried"][0],
-        journal.facts_json(change),
-        journal.own_json(change, "", [1], [1]),
-        journal.opening_json(opening),
+        encoding.facts_json(change),
+        encoding.own_json(change, "", [1], [1]),
+        encoding.opening_json(opening),
         segment,
     ]
-    names = {name for each in written for name in each} | {journal.PARTS, "release"}
+    names = {name for each in written for name in each} | {records.PARTS, "release"}
     assert [name for name in sorted(names) if not is_named(name)] == []
 
 
 def test_every_block_is_named() -> None:
     """All block types of LlamaIndex with their fields, all roles, and all tags of values."""
-    kinds = blocks._KINDS.values()
+    kinds = message_codec._KINDS.values()
     names = {kind.block_type for kind in kinds} | {name for kind in kinds for name in kind.names}
-    names |= {kind.data for kind in kinds if kind.data} | set(blocks._ROLES) | {"data_url", "o", "n", "h"}
+    names |= {kind.data for kind in kinds if kind.data} | set(message_codec._ROLES) | {"data_url", "o", "n", "h"}
     assert [name for name in sorted(names) if not is_named(name)] == []
     assert all(f'`{{"{tag}": ' in PAGE for tag in ("~b", "~s", "~i", "~f", "~d", "~o", "~parts"))
 
 
 def test_every_reserved_name_and_metadata_entry_is_named() -> None:
     """The entries of sessionMetadata, how many are left, and the named state that is not the application's."""
-    assert [name for name in directory.OURS if f"| `{name}` |" not in PAGE] == []
-    assert f"so {directory.MOST_METADATA} entries are left to the application" in PAGE
+    assert [name for name in session_metadata.OURS if f"| `{name}` |" not in PAGE] == []
+    assert f"so {session_metadata.MOST_METADATA} entries are left to the application" in PAGE
     assert [prefix for prefix in RESERVED if f"| `{prefix}" not in PAGE] == []
-    assert all(is_named(mark) for mark in (journal.HIDDEN, journal.ENDED))
+    assert all(is_named(mark) for mark in (model.HIDDEN, model.ENDED))
 
 
 def test_every_limit_is_the_code_s() -> None:
     """The numbers of the page are those a reader holds to."""
-    numbers = [journal.DECOMPRESSED, journal.CONTAINERS, journal.CARRIED, journal.MANY, journal.BUDGET]
+    numbers = [decoding.DECOMPRESSED, decoding.CONTAINERS, decoding.CARRIED, decoding.MANY, model.BUDGET]
     assert [number for number in numbers if f"{number:,}" not in PAGE] == []
-    assert str(journal.YEAR_2100) in PAGE
-    assert f"{journal._NESTING} levels" in PAGE
-    assert f"{blocks.MAX_IMAGE_BYTES:,} bytes" in PAGE
+    assert str(ids.YEAR_2100) in PAGE
+    assert f"{decoding._NESTING} levels" in PAGE
+    assert f"{message_codec.MAX_IMAGE_BYTES:,} bytes" in PAGE
 
 
 def is_named(name: str) -> bool:
@@ -550,7 +546,7 @@ class Writer:
         if packed := json.loads(content[-1]["text"]).get("zip"):
             self.written.append(json.loads(zlib.decompress(base64.b64decode(packed))))
 
-    def put(self, fold: Fold, place: tuple[str, str], draft: Draft, now: int, **more: Any) -> journal.Step:
+    def put(self, fold: Fold, place: tuple[str, str], draft: Draft, now: int, **more: Any) -> model.Step:
         """Compose a step and show it."""
         composed = fold.compose(place, draft, Placed(), now, **more)
         self.show(composed.step.home, now, composed.payload)
@@ -559,7 +555,7 @@ class Writer:
         return composed.step
 
 
-def opened(opening: journal.Step, now: int, *others: journal.Step) -> Fold:
+def opened(opening: model.Step, now: int, *others: model.Step) -> Fold:
     """The fold of a session that was just opened, after `others` of the sessions before."""
     fold = Fold([opening.home.session])
     for parent in opening.opening.parents if opening.opening else ():
@@ -583,8 +579,8 @@ def written() -> list[Any]:
 def sessions() -> Iterator[Any]:
     """The two sessions, as the library creates them."""
     for session, created in ((FIRST, START - 1000), (NEXT, START + 7000)):
-        values = ("order 4711", "default", str(journal.VERSION), "metadata", None, None)
-        metadata = directory.metadata(dict(zip(directory.OURS, values, strict=True)), {"team": "support"})
+        values = ("order 4711", "default", str(model.VERSION), "metadata", None, None)
+        metadata = session_metadata.metadata(dict(zip(session_metadata.OURS, values, strict=True)), {"team": "support"})
         yield {"session": session, "createdAt": created, "sessionMetadata": metadata}
 
 
@@ -593,7 +589,7 @@ def steps(w: Writer) -> list[Any]:
     one, two = (FIRST, default_invocation(FIRST)), (NEXT, default_invocation(NEXT))
     nothing = Fold([])
     opening = nothing.opening({}, START)
-    draft = Draft(blocks.encode([ChatMessage("My order 4711 arrived broken.")]))
+    draft = Draft(message_codec.encode([ChatMessage("My order 4711 arrived broken.")]))
     first = w.put(nothing, one, draft, START, opening=opening)
     fold = opened(first, START)
     picture = [TextBlock(text="This is how it looks:"), ImageBlock(image=base64.b64decode(PNG))]
@@ -605,15 +601,15 @@ def steps(w: Writer) -> list[Any]:
         ChatMessage(role="user", blocks=picture),
         ChatMessage(role="assistant", blocks=answer, additional_kwargs={"confidence": float("inf")}),
     ]
-    second = w.put(fold, one, Draft(blocks.encode(turn), state={"topic": ["refund"]}), START + 2000)
+    second = w.put(fold, one, Draft(message_codec.encode(turn), state={"topic": ["refund"]}), START + 2000)
     removed, archived = frozenset({(second.home.step, 1)}), frozenset({(first.home.step, 0)})
     draft = Draft(removed=removed, archived=archived, state={"topic": ["exchange"]}, by="Ada")
     third = w.put(fold, one, draft, START + 4000)
-    closing = Home(*one, journal.new_id(START + 6000, Kind.CLOSING))
-    w.show(closing, START + 6000, [journal.envelope({"closing": {"reason": "continued"}}, {})])
+    closing = Home(*one, ids.new_id(START + 6000, Kind.CLOSING))
+    w.show(closing, START + 6000, [encoding.envelope({"closing": {"reason": "continued"}}, {})])
     fold.saw_list(FIRST, [Listed(closing, START + 6000)])
     opening = fold.opening({FIRST: START - 1000}, START + 8000)
-    draft = Draft(blocks.encode([ChatMessage("Can I get another one instead?")]))
+    draft = Draft(message_codec.encode([ChatMessage("Can I get another one instead?")]))
     fifth = w.put(fold, two, draft, START + 8000, opening=opening)
     said = {"summary": "a new one is on its way", "kind": "exchange", "by": "Ada"}
     w.put(

@@ -8,7 +8,7 @@ import json
 import random
 import re
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,13 +141,13 @@ def test_a_point_is_a_change_a_step_a_message_or_a_time(service: Service) -> Non
         (second.added[2], "abcd", "abc"),
         (between, "a", "a"),
         (between.astimezone(timezone(timedelta(hours=9))), "a", "a"),
-        (datetime(1999, 1, 1, tzinfo=timezone.utc), "", ""),
-        (datetime.max.replace(tzinfo=timezone.utc), "abcd", "abcd"),
+        (datetime(1999, 1, 1, tzinfo=UTC), "", ""),
+        (datetime.max.replace(tzinfo=UTC), "abcd", "abcd"),
     ]
     for point, at, before in points:
         assert contents(chat.messages(at=point)) == list(at), point
         assert contents(chat.messages(before=point)) == list(before), point
-    moment = datetime.fromisoformat(second.time.replace("Z", "+00:00"))
+    moment = datetime.fromisoformat(second.time)
     assert contents(chat.messages(at=moment)) == list("abcd")
     assert contents(chat.messages(before=moment)) == ["a"]
     assert contents(chat.messages(before=moment + timedelta(microseconds=1))) == list("abcd")

@@ -20,20 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_index.core.base.llms.types import TextBlock
 
-from llama_index_bedrock_sessions import ConversationEnded, NewerFormatError, blocks, journal
-from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
-from llama_index_bedrock_sessions.journal import (
-    MARK,
-    Home,
-    Kind,
-    dump,
-    envelope,
-    new_id,
-    opening_json,
-    parse_id,
-    read_step,
-)
-from llama_index_bedrock_sessions.sessions import default_invocation
+from llama_index_bedrock_sessions import ConversationEnded, NewerFormatError
+from llama_index_bedrock_sessions._bedrock.client import default_invocation
+from llama_index_bedrock_sessions._journal import decoding, ids, message_codec, model
+from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json
+from llama_index_bedrock_sessions._journal.fold import Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id, parse_id
+from llama_index_bedrock_sessions._journal.model import MARK
+from llama_index_bedrock_sessions._journal.values import dump
 from tests import golden
 from tests.service import IDLE, KEY, Service, picture, texts, user
 
@@ -150,7 +145,7 @@ def test_a_text_that_looks_like_a_checkpoint_is_a_message(how: str) -> None:
     elif how == "no JSON":
         content = [{"text": content[0]["text"] + "?"}]
     else:
-        content.append(blocks.encode([picture()]).blocks[1])
+        content.append(message_codec.encode([picture()]).blocks[1])
     put(service, session, str(uuid.uuid4()), content, invocation)
     shown = service.store().get_messages(KEY)[-1]
     assert [getattr(b, "text", "an image") for b in shown.blocks] == [b.get("text", "an image") for b in content]
@@ -246,7 +241,7 @@ def test_a_change_cannot_claim_messages_without_end(change: dict[str, Any]) -> N
     """The history lists what a change added: positions nobody ever wrote are damage."""
     service = Service()
     service.store().add_message(KEY, user("one"))
-    many = [{**change, "id": new_id(1000 + n, Kind.CHANGE), "of": journal.MANY // 2} for n in range(3)]
+    many = [{**change, "id": new_id(1000 + n, Kind.CHANGE), "of": decoding.MANY // 2} for n in range(3)]
     for carried in ([{**change, "id": new_id(1000, Kind.CHANGE)}], many):
         put(service, only_session(service), new_id(now(service), Kind.CHANGE), [envelope({}, {"carried": carried})])
     chat = service.store().conversation(KEY)
@@ -259,7 +254,7 @@ def test_a_session_cannot_come_before_itself() -> None:
     service = Service()
     service.store().add_message(KEY, user("one"))
     session = only_session(service)
-    forged = journal.Opening(0, {session: 0}, {session: frozenset()}, frozenset(), (), None)
+    forged = model.Opening(0, {session: 0}, {session: frozenset()}, frozenset(), (), None)
     content = [envelope({}, {"opening": opening_json(forged)})]
     put(service, session, new_id(now(service), Kind.OPENING), content)
     assert texts(service.store()) == ["one"]
@@ -277,9 +272,9 @@ def step_of(count: int) -> list[dict[str, Any]]:
 def test_a_step_carries_no_more_than_steps_do() -> None:
     """As many changes as fit into 512 KB are read; more are damage."""
     home = Home("1" * 8, "2" * 8, new_id(1000, Kind.CHANGE))
-    assert len(read_step(home, step_of(journal.CARRIED), 0).contents) == journal.CARRIED + 1
-    assert [c and c.damaged for _, c in read_step(home, step_of(journal.CARRIED + 1), 0).contents] == [True]
-    assert journal.BUDGET // 80 < journal.CARRIED
+    assert len(read_step(home, step_of(decoding.CARRIED), 0).contents) == decoding.CARRIED + 1
+    assert [c and c.damaged for _, c in read_step(home, step_of(decoding.CARRIED + 1), 0).contents] == [True]
+    assert model.BUDGET // 80 < decoding.CARRIED
 
 
 def test_naming_a_step_often_does_not_have_it_read_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,8 +291,8 @@ def test_naming_a_step_often_does_not_have_it_read_often(monkeypatch: pytest.Mon
     service.store().add_message(KEY, user("one"))
     session = only_session(service)
     home = put(service, session, new_id(now(service), Kind.ATTACHMENT), step_of(100))
-    named = tuple(journal.Inherited(home, {}, {}, own=False) for _ in range(10_000))
-    forged = journal.Opening(0, {}, {}, frozenset(), named, None)
+    named = tuple(model.Inherited(home, {}, {}, own=False) for _ in range(10_000))
+    forged = model.Opening(0, {}, {}, frozenset(), named, None)
     put(service, session, new_id(now(service), Kind.OPENING), [envelope({}, {"opening": opening_json(forged)})])
     assert texts(service.store())[0] == "one"
     assert learnt["changes"] < 100
@@ -306,18 +301,18 @@ def test_naming_a_step_often_does_not_have_it_read_often(monkeypatch: pytest.Mon
 def looked_at(count: int, monkeypatch: pytest.MonkeyPatch) -> int:
     """How often a step was looked at by who reads an opening that names so many, of a parent it has not seen."""
     counted = collections.Counter[str]()
-    kind = journal.parse_id
+    kind = ids.parse_id
 
     def counting(step: str) -> Any:
         counted["steps"] += 1
         return kind(step)
 
-    monkeypatch.setattr("llama_index_bedrock_sessions.fold.parse_id", counting)
+    monkeypatch.setattr("llama_index_bedrock_sessions._journal.fold.parse_id", counting)
     head, parent, invocation = (str(uuid.uuid4()) for _ in range(3))
     fold = Fold([head])
     homes = [Home(parent, invocation, new_id(1000 + n, Kind.CHANGE)) for n in range(count)]
-    named = tuple(journal.Inherited(h, {}, {}, own=False) for h in homes)
-    forged = journal.Opening(1, {parent: 0}, {parent: frozenset()}, frozenset(), named, None)
+    named = tuple(model.Inherited(h, {}, {}, own=False) for h in homes)
+    forged = model.Opening(1, {parent: 0}, {parent: frozenset()}, frozenset(), named, None)
     opening = Home(head, invocation, new_id(5000, Kind.OPENING))
     fold.saw_list(head, [Listed(opening, 5000)])
     fold.saw_list(parent, [Listed(h, 1000) for h in homes])
@@ -359,13 +354,13 @@ def test_an_old_and_a_new_release_side_by_side(monkeypatch: pytest.MonkeyPatch) 
     ]
     around.add_message(KEY, user("three"))
     with monkeypatch.context() as upgraded:
-        upgraded.setattr(journal, "VERSION", 2)
+        upgraded.setattr(model, "VERSION", 2)
         assert texts(new) == texts(service.store()) == ["one", "two", "three"]
     service.later(IDLE)
     with pytest.raises(NewerFormatError, match="left behind"):
         around.add_message(KEY, user("would leave two behind"))
     with monkeypatch.context() as upgraded:
-        upgraded.setattr(journal, "VERSION", 2)
+        upgraded.setattr(model, "VERSION", 2)
         new.add_message(KEY, user("four"))
         assert texts(service.store()) == ["one", "two", "three", "four"]
 
@@ -468,7 +463,7 @@ def hostile(step: Any, place: tuple[str, str], other: Home, number: int, at: int
     named = {
         "foreign": str(uuid.UUID(int=seed)),
         "its own": stored.home.step,
-        "future": new_id(journal.YEAR_2100 - number, Kind.CHANGE),
+        "future": new_id(ids.YEAR_2100 - number, Kind.CHANGE),
     }
     return named.get(kind) or new_id(at + number, kind, seed % 5), [*natives, rewritten(last, forged)]
 
@@ -498,7 +493,7 @@ def test_any_steps_make_a_fold(steps: list[Any]) -> None:
     assert all(asked.count(home) <= 1 for home in payloads)
     assert {home for home in payloads if parse_id(home.step) is None} <= {step.home for step in fold.read.values()}
     for opening in (None, fold.opening({place[0]: 1000}, 2000)):
-        composed = fold.compose(place, Draft(blocks.encode([user("next")])), Placed(), 2000, opening=opening)
+        composed = fold.compose(place, Draft(message_codec.encode([user("next")])), Placed(), 2000, opening=opening)
         assert read_step(composed.step.home, composed.payload, 0).contents[0][1] == composed.step.contents[0][1]
 
 

@@ -12,9 +12,9 @@ import pytest
 from llama_index.core.agent.workflow import FunctionAgent
 
 from llama_index_bedrock_sessions import BedrockSessionsMemory, ConfigurationError, ServiceError
-from llama_index_bedrock_sessions._demo import query_metrics, scripted_model
-from llama_index_bedrock_sessions.conversation import Conversation
-from llama_index_bedrock_sessions.sessions import default_invocation
+from llama_index_bedrock_sessions._bedrock.client import default_invocation
+from llama_index_bedrock_sessions._conversation.conversation import Conversation
+from llama_index_bedrock_sessions.cli.demo import query_metrics, scripted_model
 from tests.service import IDLE, KEY, Service, picture, texts, users
 
 DAY_2 = "Day 2, database specialist"

@@ -17,32 +17,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 
-from llama_index_bedrock_sessions import blocks, journal
-from llama_index_bedrock_sessions.errors import NewerFormatError
-from llama_index_bedrock_sessions.fold import Composed, Draft, Fold, Listed, Placed
-from llama_index_bedrock_sessions.journal import (
+from llama_index_bedrock_sessions._journal import decoding, message_codec
+from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json, parts_json
+from llama_index_bedrock_sessions._journal.fold import Composed, Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.ids import STEP_ID, YEAR_2100, Home, Kind, StepId, new_id, parse_id
+from llama_index_bedrock_sessions._journal.model import (
     ENDED,
     HIDDEN,
     MARK,
-    YEAR_2100,
     Change,
-    Home,
     Inherited,
-    Kind,
     Mark,
     Message,
     Opening,
     Step,
-    StepId,
-    dump,
-    envelope,
-    new_id,
-    opening_json,
-    parse_id,
-    parts_json,
-    read_step,
 )
-from llama_index_bedrock_sessions.values import to_json
+from llama_index_bedrock_sessions._journal.values import dump, to_json
+from llama_index_bedrock_sessions.errors import NewerFormatError
 
 from . import golden
 from .strategies import BLOCKS, messages_of, picture, plain_values, unicode_texts
@@ -51,7 +43,7 @@ from .strategies import messages as any_messages
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from llama_index_bedrock_sessions.blocks import ContentBlock
+    from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 
 SESSION, INVOCATION = "11111111-1111-4111-8111-111111111111", "22222222-2222-5222-8222-222222222222"
 PLACE = (SESSION, INVOCATION)
@@ -65,7 +57,7 @@ json_values = plain_values.map(to_json)
 said = st.dictionaries(st.sampled_from(["summary", "kind", "by", "reason"]), unicode_texts, max_size=2)
 drafts = st.builds(
     Draft,
-    messages=st.lists(any_messages, max_size=3).map(blocks.encode),
+    messages=st.lists(any_messages, max_size=3).map(message_codec.encode),
     removed=message_ids,
     archived=message_ids,
     is_set=st.booleans(),
@@ -106,12 +98,12 @@ def decoded(message: Message, natives: Mapping[Home, Sequence[ContentBlock]]) ->
         payload = natives.get(message.homes[h], ()) if usable else ()
         return payload[n] if usable and n < len(payload) else None
 
-    return blocks.decode(message.record, resolve)
+    return message_codec.decode(message.record, resolve)
 
 
 def same(one: Sequence[ChatMessage], other: Sequence[ChatMessage]) -> bool:
     """Whether messages are equal, NaN to NaN."""
-    return blocks.encode(one) == blocks.encode([blocks.normal(m) for m in other])
+    return message_codec.encode(one) == message_codec.encode([message_codec.normal(m) for m in other])
 
 
 def only(step: Step) -> Change:
@@ -141,7 +133,7 @@ def step_with(body: Mapping[str, Any], packed: Mapping[str, Any] | None = None, 
 def test_an_id_says_when_what_and_how_much(ms: int, kind: Kind, hint: int) -> None:
     """An id has the form the service takes, is a UUIDv8, and holds time, kind, and a hint of at most 1,023."""
     step = new_id(ms, kind, hint)
-    assert journal._ID.fullmatch(step)
+    assert STEP_ID.fullmatch(step)
     assert (step[14], step[19] in "89ab") == ("8", True)
     assert parse_id(step) == StepId(ms, kind, min(hint, 1023))
 
@@ -213,8 +205,8 @@ def test_what_is_written_is_read(draft: Draft, moved: bool) -> None:
 @settings(max_examples=40)
 @given(messages=st.lists(any_messages, min_size=1, max_size=4))
 def test_messages_come_back_as_they_were(messages: list[ChatMessage]) -> None:
-    """Messages of every block type are what went in, up to the normal form of `blocks.py`."""
-    composed = Fold([SESSION]).compose(PLACE, Draft(blocks.encode(messages)), Placed(), NOW)
+    """Messages of every block type are what went in, up to the normal form of `message_codec.py`."""
+    composed = Fold([SESSION]).compose(PLACE, Draft(message_codec.encode(messages)), Placed(), NOW)
     change = only(reread(composed))
     natives = {composed.step.home: composed.payload}
     assert same([decoded(m, natives) for m in change.messages.values()], messages)
@@ -230,7 +222,7 @@ def test_messages_carried_by_a_later_step_come_back_as_they_were(
     natives: dict[Home, list[ContentBlock]] = {}
     steps: list[Step] = []
     for n, added in enumerate([messages, others, [ChatMessage("a"), *others], [ChatMessage("b" * 100_000)]]):
-        composed = fold.compose(PLACE, Draft(blocks.encode(added)), Placed(), NOW + n)
+        composed = fold.compose(PLACE, Draft(message_codec.encode(added)), Placed(), NOW + n)
         fold.stored(composed)
         natives[composed.step.home] = composed.payload
         steps.append(reread(composed))
@@ -247,7 +239,7 @@ def test_messages_carried_by_a_later_step_come_back_as_they_were(
 @given(messages=st.lists(messages_of(BLOCKS["text"] | BLOCKS["image"]), min_size=1, max_size=4), cuts=st.data())
 def test_blocks_in_attachments_are_found(messages: list[ChatMessage], cuts: st.DataObject) -> None:
     """Native blocks may be in steps before, which the change names; it is the same to who reads it or carries it."""
-    encoded = blocks.encode(messages)
+    encoded = message_codec.encode(messages)
     natives = encoded.blocks
     first = cuts.draw(st.integers(0, len(natives)))
     second = cuts.draw(st.integers(first, len(natives)))
@@ -258,7 +250,7 @@ def test_blocks_in_attachments_are_found(messages: list[ChatMessage], cuts: st.D
     fold = Fold([SESSION])
     composed = fold.compose(PLACE, Draft(encoded), placed, NOW)
     fold.stored(composed)
-    later = fold.compose(PLACE, Draft(blocks.encode([ChatMessage("later " * 2000)])), Placed(), NOW)
+    later = fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("later " * 2000)])), Placed(), NOW)
     where: dict[Home, Sequence[ContentBlock]] = {
         attachments[0]: natives[:first],
         attachments[1]: natives[first:second],
@@ -313,7 +305,7 @@ def test_native_blocks_come_first_and_the_envelope_last() -> None:
     """Anyone can read a step: texts and images are native, and our envelope is one text after them."""
     image = ImageBlock(image=picture())
     message = ChatMessage(role="assistant", blocks=[TextBlock(text="see"), image, TextBlock(text="this")])
-    payload = Fold([SESSION]).compose(PLACE, Draft(blocks.encode([message])), Placed(), NOW).payload
+    payload = Fold([SESSION]).compose(PLACE, Draft(message_codec.encode([message])), Placed(), NOW).payload
     assert payload[:3] == [
         {"text": "see"},
         {"image": {"format": "png", "source": {"bytes": picture()}}},
@@ -330,7 +322,7 @@ def test_an_envelope_can_be_sent_whatever_it_holds(content: str) -> None:
     fold = Fold([SESSION])
     message = ChatMessage(role="user", content=content, additional_kwargs={"name": content})
     for n in range(2):
-        composed = fold.compose(PLACE, Draft(blocks.encode([message]), by=content), Placed(), NOW + n)
+        composed = fold.compose(PLACE, Draft(message_codec.encode([message]), by=content), Placed(), NOW + n)
         fold.stored(composed)
         composed.payload[-1]["text"].encode()
         step = reread(composed)
@@ -379,11 +371,11 @@ def test_of_two_copies_of_a_state_the_one_in_the_newer_step_counts() -> None:
 def test_a_message_keeps_its_position_where_others_are_left_out() -> None:
     """Removed messages are not carried, what removed them is, and the others keep their ids."""
     fold = Fold([SESSION])
-    first = fold.compose(PLACE, Draft(blocks.encode([ChatMessage(c) for c in "abc"])), Placed(), NOW)
+    first = fold.compose(PLACE, Draft(message_codec.encode([ChatMessage(c) for c in "abc"])), Placed(), NOW)
     fold.stored(first)
     gone = (first.step.home.step, 1)
     fold.stored(fold.compose(PLACE, Draft(removed=frozenset({gone})), Placed(), NOW))
-    step = reread(fold.compose(PLACE, Draft(blocks.encode([ChatMessage("d" * 900)])), Placed(), NOW))
+    step = reread(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("d" * 900)])), Placed(), NOW))
     changes = {c.id: c for _, c in step.contents[1:] if c}
     assert [*changes[gone[0]].messages] == [0, 2]
     assert [c.removed for c in changes.values()] == [frozenset(), frozenset({gone})]
@@ -423,7 +415,7 @@ def test_a_foreign_step_is_carried_with_its_time(time: int) -> None:
     fold.saw_list(SESSION, [Listed(there, time)])
     fold.absorb(read_step(there, [{"text": "hi"}], time))
     assert fold.clock == 0
-    step = reread(fold.compose(PLACE, Draft(blocks.encode([ChatMessage("x" * 2000)])), Placed(), NOW))
+    step = reread(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("x" * 2000)])), Placed(), NOW))
     change = step.contents[1][1]
     assert change is not None
     assert (change.id, change.time, change.foreign) == (there.step, time, True)
@@ -480,10 +472,10 @@ def test_a_newer_format_can_be_read_around(caplog: pytest.LogCaptureFixture) -> 
     assert "3.1.0" in caplog.text
     fold = Fold([SESSION])
     for n in range(3):
-        fold.stored(fold.compose(PLACE, Draft(blocks.encode([ChatMessage("hi")])), Placed(), NOW + n))
-    assert len(fold.compose(PLACE, Draft(blocks.encode([ChatMessage("hi")])), Placed(), NOW).step.contents) > 1
+        fold.stored(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW + n))
+    assert len(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW).step.contents) > 1
     fold.absorb(step)
-    assert len(fold.compose(PLACE, Draft(blocks.encode([ChatMessage("hi")])), Placed(), NOW).step.contents) == 1
+    assert len(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW).step.contents) == 1
 
 
 def test_unknown_members_are_ignored() -> None:
@@ -592,7 +584,7 @@ def test_a_zip_bomb_is_not_unpacked() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert only(step).damaged
-    assert peak < 4 * journal.DECOMPRESSED
+    assert peak < 4 * decoding.DECOMPRESSED
 
 
 def test_a_damaged_opening_opens_its_session_all_the_same() -> None:
@@ -645,7 +637,7 @@ def test_a_forged_reference_refers_to_nothing(n: Any, h: Any) -> None:
     fold = absorbed(step_with({"change": change}))
     forged = fold.alive()[0].id[0]
     for size in (4_000, 20_000, 100_000):
-        composed = fold.compose(PLACE, Draft(blocks.encode([ChatMessage("x" * size)])), Placed(), NOW)
+        composed = fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("x" * size)])), Placed(), NOW)
         fold.stored(composed)
     message = {c.id: c for _, c in reread(composed).contents if c}[forged].messages[0]
     assert {place for place, _ in message.references()} == {there}
@@ -680,7 +672,7 @@ def absorbed(step: Step) -> Fold:
     fold.state()
     fold.hidden()
     for opening in (None, fold.opening({SESSION: NOW}, NOW)):
-        draft = Draft(blocks.encode([ChatMessage("x" * 3000)]))
+        draft = Draft(message_codec.encode([ChatMessage("x" * 3000)]))
         forced = fold.perishable({SESSION: NOW}, NOW)[-1]
         composed = fold.compose(PLACE, draft, Placed(), NOW, opening=opening, forced=forced if opening else ())
         composed.payload[-1]["text"].encode()
@@ -756,16 +748,18 @@ def real_steps() -> list[Composed]:
     image = ChatMessage(role="user", blocks=[ImageBlock(image=picture()), TextBlock(text="look")])
     for n, draft in enumerate(
         [
-            Draft(blocks.encode([image, ChatMessage("hello", additional_kwargs={"a": [1, {"b": None}]})])),
+            Draft(message_codec.encode([image, ChatMessage("hello", additional_kwargs={"a": [1, {"b": None}]})])),
             Draft(state={"x": [1.5]}, removed=frozenset({(CHANGE, 0)}), by="me", marks={HIDDEN: Mark(on=True)}),
-            Draft(blocks.encode([ChatMessage("x" * 1000)]), is_set=True, invocations={CHANGE: "d"}, origin={"a": 1}),
+            Draft(
+                message_codec.encode([ChatMessage("x" * 1000)]), is_set=True, invocations={CHANGE: "d"}, origin={"a": 1}
+            ),
         ]
     ):
         composed = fold.compose(PLACE, draft, Placed(), NOW + n)
         fold.stored(composed)
         steps.append(composed)
     opening = fold.opening({SESSION: NOW}, NOW)
-    return [*steps, fold.compose(OTHER, Draft(blocks.encode([image])), Placed(), NOW, opening=opening)]
+    return [*steps, fold.compose(OTHER, Draft(message_codec.encode([image])), Placed(), NOW, opening=opening)]
 
 
 @settings(max_examples=150)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llama_index_bedrock_sessions.journal import Kind, MessageId, new_id
+from llama_index_bedrock_sessions._journal.ids import Kind, MessageId, new_id
 from tests.judge import agree, judge, redacted
 from tests.ops import Op, Point, Said
 

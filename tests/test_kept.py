@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole
 
-from llama_index_bedrock_sessions import kept
+from llama_index_bedrock_sessions._conversation import cache
 
 from .service import KEY, Service, png, user, users
 
@@ -34,7 +34,7 @@ def _picture(seed: int) -> ChatMessage:
 
 def test_the_bytes_of_many_conversations_stay_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many conversations with pictures are used, what they hold is bounded; those used last stay."""
-    monkeypatch.setattr(kept, "BUDGET", 10 * len(PICTURE))
+    monkeypatch.setattr(cache, "BUDGET", 10 * len(PICTURE))
     service = Service()
     store = service.store()
     figures = []
@@ -42,7 +42,7 @@ def test_the_bytes_of_many_conversations_stay_within_the_budget(monkeypatch: pyt
         visit(store, number)
         figures.append(store._kept.bytes)
     assert figures[0] > 2 * len(PICTURE)
-    assert max(figures) <= kept.BUDGET < 12 * figures[0]
+    assert max(figures) <= cache.BUDGET < 12 * figures[0]
     with service.counting() as calls:
         store.get_messages("user-11")
     assert calls == {"ListInvocationSteps": 1, "total": 1}
@@ -53,7 +53,7 @@ def test_the_bytes_of_many_conversations_stay_within_the_budget(monkeypatch: pyt
 
 def test_the_figure_is_what_memory_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Python has allocated for all conversations grows no further than the budget allows."""
-    monkeypatch.setattr(kept, "BUDGET", 10 * len(PICTURE))
+    monkeypatch.setattr(cache, "BUDGET", 10 * len(PICTURE))
     service = Service()
     store = service.store()
     for number in range(24):
@@ -73,20 +73,20 @@ def test_the_figure_is_what_memory_says(monkeypatch: pytest.MonkeyPatch) -> None
     finally:
         tracemalloc.stop()
     figure = other._kept.bytes
-    assert figure <= kept.BUDGET
+    assert figure <= cache.BUDGET
     assert figure / 2 < grown < 2 * figure < 24 * 2 * len(PICTURE)
 
 
 def test_a_conversation_larger_than_the_budget_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is kept while it is the only one: a warm read is one list. When another is used it is dropped."""
-    monkeypatch.setattr(kept, "BUDGET", 1000)
+    monkeypatch.setattr(cache, "BUDGET", 1000)
     service = Service()
     store = service.store()
     visit(store, 1)
     with service.counting() as calls:
         assert len(store.get_messages("user-1")) == 3
     assert calls == {"ListInvocationSteps": 1, "total": 1}
-    assert store._kept.bytes > kept.BUDGET
+    assert store._kept.bytes > cache.BUDGET
     visit(store, 2)
     assert store.conversation("user-1")._chain.fold is None
     assert len(store.get_messages("user-1")) == 3
@@ -100,7 +100,7 @@ def test_positions_outlive_what_is_dropped(monkeypatch: pytest.MonkeyPatch) -> N
     chat.add(users("a", "b", "c"))
     chat.messages()
     service.store().conversation(KEY).remove(0)
-    monkeypatch.setattr(kept, "BUDGET", 1)
+    monkeypatch.setattr(cache, "BUDGET", 1)
     visit(store, 1)
     assert chat._chain.fold is None
     removed = chat.remove(1)
@@ -111,7 +111,7 @@ def test_positions_outlive_what_is_dropped(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_somebody_is_using_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for a conversation in order to drop it; it counts again when it has been used."""
-    monkeypatch.setattr(kept, "BUDGET", 1)
+    monkeypatch.setattr(cache, "BUDGET", 1)
     store = Service().store()
     chat = store.conversation(KEY)
     chat.add([user("a")])
@@ -139,7 +139,7 @@ def test_what_somebody_is_using_is_not_dropped(monkeypatch: pytest.MonkeyPatch) 
 
 def test_of_one_key_there_is_one_conversation_while_somebody_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the number that is kept, one that somebody holds is found again; what it has read is dropped."""
-    monkeypatch.setattr(kept, "CONVERSATIONS", 2)
+    monkeypatch.setattr(cache, "CONVERSATIONS", 2)
     store = Service().store()
     chat = store.conversation(KEY, tags={"Environment": "Production"})
     chat.add([user("a")])
@@ -154,7 +154,7 @@ def test_of_one_key_there_is_one_conversation_while_somebody_holds_it(monkeypatc
 
 def test_a_failure_leaves_a_conversation_free() -> None:
     """Where something fails, and even counting does, the lock is released."""
-    turn = kept.Turn(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    turn = cache.Turn(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), turn:
             pass

@@ -24,8 +24,8 @@ from llama_index_bedrock_sessions import (
     ThrottledError,
     UnavailableError,
 )
+from llama_index_bedrock_sessions._bedrock.directory.key_value import LEARNT, fingerprint
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
-from llama_index_bedrock_sessions.directory import LEARNT, fingerprint
 from tests import kvstores
 from tests.kvstores import CountingKVStore
 from tests.service import DAY, IDLE, KEY, Service, png, texts, user, users

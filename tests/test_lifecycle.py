@@ -28,9 +28,9 @@ from llama_index_bedrock_sessions import (
     StepTooLargeError,
     UnavailableError,
 )
-from llama_index_bedrock_sessions.cli import main
+from llama_index_bedrock_sessions._journal.ids import Kind, new_id
+from llama_index_bedrock_sessions.cli.commands import main
 from llama_index_bedrock_sessions.emulator import Behaviour
-from llama_index_bedrock_sessions.journal import Kind, new_id
 from tests.service import DAY, IDLE, KEY, Service, png, stored, texts, user, users
 
 pytestmark = pytest.mark.once

@@ -43,12 +43,13 @@ from llama_index_bedrock_sessions import (
     StepTooLargeError,
     ThrottledError,
     UnavailableError,
-    blocks,
-    media,
 )
+from llama_index_bedrock_sessions._bedrock import media
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.encoding import envelope
+from llama_index_bedrock_sessions._journal.ids import Kind, new_id
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from llama_index_bedrock_sessions.emulator import Behaviour
-from llama_index_bedrock_sessions.journal import Kind, envelope, new_id
 from tests import strategies
 from tests.s3 import S3, answer, endpoint, refusal
 from tests.service import DAY, KEY, Service, picture, png, run, texts, user
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from botocore.awsrequest import AWSResponse
     from llama_index.core.storage.chat_store.base import BaseChatStore
 
-    from llama_index_bedrock_sessions.blocks import ContentBlock
+    from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 
 MISSING = "whose content is not in S3 any more, or was changed there]"
 LARGE = bytes(range(256)) * 8
@@ -111,27 +112,27 @@ class TestContract(ChatStoreContract):
 # The codec
 
 
-def encoded(message: ChatMessage, threshold: int | None) -> blocks.Encoded:
-    offload = blocks.Offload(threshold, ("s3://bucket/place/",)) if threshold else None
-    return blocks.encode([message], offload=offload)
+def encoded(message: ChatMessage, threshold: int | None) -> message_codec.Encoded:
+    offload = message_codec.Offload(threshold, ("s3://bucket/place/",)) if threshold else None
+    return message_codec.encode([message], offload=offload)
 
 
-def native(found: blocks.Encoded) -> Callable[[Any], ContentBlock | None]:
+def native(found: message_codec.Encoded) -> Callable[[Any], ContentBlock | None]:
     return lambda item: found.blocks[item["n"] if isinstance(item, dict) else item]
 
 
-def raw(content: blocks.Content) -> bytes:
+def raw(content: message_codec.Content) -> bytes:
     return content.source if isinstance(content.source, bytes) else content.source.read_bytes()
 
 
 @given(strategies.messages_of(strategies.blocks | strategies.stream_blocks), st.integers(1, 100))
 def test_what_comes_back_is_what_went_in(message: ChatMessage, threshold: int) -> None:
     """decode(encode(m)) == normal(m), whatever is in objects; and nothing of that is in the step."""
-    wanted = shape(blocks.normal(message))
+    wanted = shape(message_codec.normal(message))
     found = encoded(message, threshold)
     (record,) = json.loads(json.dumps(found.records))
-    assert list(found.contents) == list(dict.fromkeys(blocks.objects(record)))
-    assert shape(blocks.decode(record, native(found), lambda digest: raw(found.contents[digest]))) == wanted
+    assert list(found.contents) == list(dict.fromkeys(message_codec.objects(record)))
+    assert shape(message_codec.decode(record, native(found), lambda digest: raw(found.contents[digest]))) == wanted
     assert all(content.size >= threshold for content in found.contents.values())
 
 
@@ -141,10 +142,10 @@ def test_outlines_are_equal_if_the_messages_are(
 ) -> None:
     """What is compared without reading any object says what reading all would, wherever contents are kept."""
     first, second, again = encoded(one, threshold), encoded(other, another), encoded(one, another)
-    outline = blocks.outline(first.records[0], native(first))
-    assert shape(outline) == shape(blocks.outline(again.records[0], native(again)))
-    are_equal = shape(blocks.normal(one)) == shape(blocks.normal(other))
-    assert (shape(outline) == shape(blocks.outline(second.records[0], native(second)))) is are_equal
+    outline = message_codec.outline(first.records[0], native(first))
+    assert shape(outline) == shape(message_codec.outline(again.records[0], native(again)))
+    are_equal = shape(message_codec.normal(one)) == shape(message_codec.normal(other))
+    assert (shape(outline) == shape(message_codec.outline(second.records[0], native(second)))) is are_equal
 
 
 @given(strategies.json_values | st.recursive(st.just("0" * 64), lambda inner: st.fixed_dictionaries({"~o": inner})))
@@ -160,11 +161,11 @@ def test_hostile_references(value: Any) -> None:
         {"block_type": "citable", "title": "", "source": "", "content": [{"block_type": "image", "image": value}]},
     ]
     record = {"r": "user", "b": items}
-    message = blocks.decode(record, lambda _: {"image": {"format": "png", "source": {}}}, asked.append)
+    message = message_codec.decode(record, lambda _: {"image": {"format": "png", "source": {}}}, asked.append)
     assert len(message.blocks) == len(items)
-    assert all(blocks._SHA256.fullmatch(digest) for digest in asked)
-    assert set(asked) == set(blocks.objects(record))
-    blocks.outline(record, lambda _: None)
+    assert all(message_codec._SHA256.fullmatch(digest) for digest in asked)
+    assert set(asked) == set(message_codec.objects(record))
+    message_codec.outline(record, lambda _: None)
 
 
 # What goes where
@@ -203,7 +204,7 @@ def test_each_kind_of_content_comes_back(service: Service, s3: S3, tmp_path: Pat
         CitableBlock(title="t", source="s", content=[DocumentBlock(data=b"%PDF-1.5" + LARGE)]),
     ]
     message = ChatMessage(role="user", blocks=content, additional_kwargs={"id": 7})
-    wanted = shape(blocks.normal(message, lambda path: Path(path).read_bytes()))
+    wanted = shape(message_codec.normal(message, lambda path: Path(path).read_bytes()))
     service.store(media=kept(s3)).add_message(KEY, message)
     assert len(s3.names()) == len(content)
     file.unlink()
@@ -229,7 +230,7 @@ def test_round_trips(s3: S3, messages: list[ChatMessage]) -> None:
     service = Service()
     store = service.store(media=kept(s3, threshold=10))
     store.set_messages(KEY, messages)
-    assert shown(store) == [shape(blocks.normal(message)) for message in messages]
+    assert shown(store) == [shape(message_codec.normal(message)) for message in messages]
     reader = service.store(media=kept(s3, threshold=10))
     again = reader.get_messages(KEY)
     s3.calls.clear()
@@ -272,7 +273,7 @@ def test_urls(service: Service, s3: S3, read: str) -> None:
     store.set_messages(KEY, given)
     assert service.everything() == before
     store.add_message(KEY, ChatMessage(role="user", blocks=given[0].blocks))
-    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(m)) for m in [*messages, video()]]
+    assert shown(service.store(media=kept(s3))) == [shape(message_codec.normal(m)) for m in [*messages, video()]]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_where_bedrock_takes_no_image_in_s3(s3: S3, setting: Any, kind: type[Exc
     store = service.store(media=kept(s3, threshold=3_750_001))
     assert store.get_messages(KEY) == []
     store.add_message(KEY, message)
-    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(message))]
+    assert shown(service.store(media=kept(s3))) == [shape(message_codec.normal(message))]
     store.delete_messages(KEY)
     assert s3.names() == []
 
@@ -327,7 +328,7 @@ def test_nothing_is_stored_before_its_content(service: Service, s3: S3) -> None:
     assert texts(store) == ["first"]
     s3.before.clear()
     store.add_message(KEY, video())
-    assert shown(store) == [shape(m) for m in [user("first"), blocks.normal(video())]]
+    assert shown(store) == [shape(m) for m in [user("first"), message_codec.normal(video())]]
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -342,7 +343,7 @@ def test_what_is_deleted_meanwhile_is_uploaded_again(service: Service, s3: S3, *
     store.client.meta.events.register("before-call.*.PutInvocationStep", lambda **_: s3.remove())
     store.add_message(KEY, video())
     assert s3.calls["PutObject"] == (1 if is_there else 2)
-    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(video()))] * (len(before) + 1)
+    assert shown(service.store(media=kept(s3))) == [shape(message_codec.normal(video()))] * (len(before) + 1)
 
 
 def test_a_changed_file_is_refused(service: Service, s3: S3, tmp_path: Path) -> None:
@@ -455,7 +456,9 @@ def test_missing_and_changed_objects(
     first, second, third, fourth = service.store(media=kept(s3)).get_messages(KEY)
     assert second.blocks == [TextBlock(text="see"), TextBlock(text=f"[unreadable block: video {MISSING}")]
     assert third.blocks == [TextBlock(text="look"), TextBlock(text=f"[unreadable block: image {MISSING}")]
-    assert [shape(m) for m in (first, fourth)] == [shape(m) for m in (user("before"), blocks.normal(video(LARGE * 2)))]
+    assert [shape(m) for m in (first, fourth)] == [
+        shape(m) for m in (user("before"), message_codec.normal(video(LARGE * 2)))
+    ]
     assert "replaced by placeholders" in caplog.text
     assert ("does not hold" in caplog.text) is (wrong is not None)
 
@@ -509,7 +512,7 @@ def test_what_cannot_be_looked_for_again_does_not_fail_the_message(
     store.add_message(KEY, video())
     assert "was not looked for again" in caplog.text
     s3.before.clear()
-    assert shown(service.store(media=kept(s3))) == [shape(m) for m in [user("first"), blocks.normal(video())]]
+    assert shown(service.store(media=kept(s3))) == [shape(m) for m in [user("first"), message_codec.normal(video())]]
 
 
 # Deleting, copying, keeping
@@ -529,7 +532,7 @@ def test_deleting_deletes_the_objects(service: Service, s3: S3) -> None:
     s3.put(f"{mine}-2/{sha256(LARGE)}", LARGE)
     assert len(s3.names()) == 5
     deleted = store.delete_messages(KEY)
-    assert [shape(m) for m in deleted or ()] == [shape(blocks.normal(video()))]
+    assert [shape(m) for m in deleted or ()] == [shape(message_codec.normal(video()))]
     assert s3.names() == sorted([f"{other}{sha256(LARGE)}", f"{mine}/notes.txt", f"{mine}-2/{sha256(LARGE)}"])
     assert store._bucket is not None
     assert not [name for name in store._bucket._cache if name.startswith(mine)]
@@ -573,7 +576,7 @@ def test_whoever_begins_anew_keeps_his_objects(service: Service, s3: S3, content
     begin = "after-call.*.DeleteSession"
     store.client.meta.events.register(begin, lambda **_: other.add_message(KEY, video(content)))
     store.delete_messages(KEY)
-    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(video(content)))]
+    assert shown(service.store(media=kept(s3))) == [shape(message_codec.normal(video(content)))]
     assert s3.names() == [folder(s3) + sha256(content)]
 
 
@@ -594,7 +597,7 @@ def test_what_lives_on_is_renewed(service: Service, s3: S3) -> None:
     assert ages[sha256(LARGE)] < timedelta(days=1)
     assert ages[sha256(LARGE * 2)] > NINE_DAYS
     assert s3.calls["ListObjectsV2"] == 1
-    assert shape(service.store(media=kept(s3)).get_messages(KEY)[0]) == shape(blocks.normal(video()))
+    assert shape(service.store(media=kept(s3)).get_messages(KEY)[0]) == shape(message_codec.normal(video()))
     s3.remove(folder(s3) + sha256(LARGE))
     s3.later(timedelta(days=10))
     service.later(10 * DAY)
@@ -646,7 +649,7 @@ def test_redacting_takes_nothing_that_lives_however_late_sessions_are_listed(s3:
     store.conversation(KEY).redact(store.conversation(KEY).records()[0].id)
     assert [name.rpartition("/")[2] for name in s3.names()] == [sha256(LARGE)]
     service.emulator.behaviour = Behaviour()
-    assert shown(service.store(media=kept(s3))) == [shape(blocks.normal(video()))]
+    assert shown(service.store(media=kept(s3))) == [shape(message_codec.normal(video()))]
 
 
 def test_copying(service: Service, s3: S3) -> None:
@@ -753,7 +756,7 @@ def test_who_may_not_list_can_store(service: Service, s3: S3) -> None:
     s3.fail("HeadObject", 403, "403")
     store = service.store(media=kept(s3))
     store.add_message(KEY, video())
-    assert shown(store) == [shape(blocks.normal(video()))]
+    assert shown(store) == [shape(message_codec.normal(video()))]
 
 
 def test_kms(service: Service, s3: S3) -> None:
@@ -849,4 +852,4 @@ def test_a_forked_child_has_a_client_of_its_own(s3: S3, service: Service) -> Non
     assert store._bucket._cache
     store._bucket.forget()
     assert not store._bucket._cache
-    assert shown(store) == [shape(blocks.normal(video()))]
+    assert shown(store) == [shape(message_codec.normal(video()))]

@@ -44,10 +44,11 @@ from llama_index_bedrock_sessions import (
     StepTooLargeError,
     ThrottledError,
 )
-from llama_index_bedrock_sessions._demo import query_metrics, scripted_model, search_logs
-from llama_index_bedrock_sessions.instrumentation import hashed
+from llama_index_bedrock_sessions._conversation.state import TURN
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions.cli.demo import query_metrics, scripted_model, search_logs
+from llama_index_bedrock_sessions.events import hashed
 from llama_index_bedrock_sessions.memory import BLOCK
-from llama_index_bedrock_sessions.state import TURN
 from tests.service import HOUR, KEY, Service, picture, run, user, users
 
 if TYPE_CHECKING:
@@ -545,7 +546,7 @@ RESUME = """
 import asyncio, json, sys
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.workflow import Context
-from llama_index_bedrock_sessions._demo import query_metrics, scripted_model
+from llama_index_bedrock_sessions.cli.demo import query_metrics, scripted_model
 
 async def go():
     agent = FunctionAgent(llm=scripted_model(), tools=[query_metrics])
@@ -1170,7 +1171,7 @@ class CrashError(Exception):
 
 def crashing(messages: list[ChatMessage], tools: Any = (), **_: Any) -> ChatMessage:
     """Be the scripted model until the second tool has returned; then fail."""
-    from llama_index_bedrock_sessions._demo import answer
+    from llama_index_bedrock_sessions.cli.demo import answer
 
     if sum(m.role == MessageRole.TOOL for m in messages) == 2:
         raise CrashError
@@ -1256,10 +1257,9 @@ def test_autosave_keeps_pictures_of_tools(service: Service) -> None:
 
 
 async def _records(messages: list[ChatMessage]) -> list[Any]:
-    from llama_index_bedrock_sessions import blocks
 
-    encoded = blocks.encode(messages, natives=False)
-    return [blocks.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
+    encoded = message_codec.encode(messages, natives=False)
+    return [message_codec.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["agent", "workflow"])
@@ -1282,9 +1282,8 @@ def test_autosave_knows_the_names_an_agent_uses(service: Service, several: bool)
 
 def test_autosave_encodes_in_the_pool_and_writes_what_is_new(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are encoded by a thread, not on the event loop; a turn that is kept already is not written again."""
-    from llama_index_bedrock_sessions import blocks
 
-    mine, encode, threads = memory(service.store(), autosave=True), blocks.encode, set()
+    mine, encode, threads = memory(service.store(), autosave=True), message_codec.encode, set()
 
     def spy(*arguments: Any, **more: Any) -> Any:
         threads.add(threading.current_thread())
@@ -1303,7 +1302,7 @@ def test_autosave_encodes_in_the_pool_and_writes_what_is_new(service: Service, m
             await agent(query_metrics, looking).run(REPORT, memory=mine)
         return calls
 
-    monkeypatch.setattr(blocks, "encode", spy)
+    monkeypatch.setattr(message_codec, "encode", spy)
     assert asyncio.run(flow())["PutInvocationStep"] == 5
     assert threads
     assert threading.main_thread() not in threads
@@ -1394,7 +1393,7 @@ def test_a_turn_goes_on_if_it_cannot_be_said(
     service: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unfinished turn too large for a step is not saved, which is logged; the turn ends as ever."""
-    from llama_index_bedrock_sessions.conversation import Conversation
+    from llama_index_bedrock_sessions._conversation.conversation import Conversation
 
     add = Conversation._add
 

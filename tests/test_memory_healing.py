@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ToolCallBlock
+from llama_index.llms.bedrock_converse.utils import messages_to_converse_messages
 
 from llama_index_bedrock_sessions import heal_tool_calls
-from llama_index_bedrock_sessions.healing import NO_RESULT
-
-if sys.version_info < (3, 11):
-    pytest.skip(
-        "needs Python 3.11, with which the test extra brings llama-index-llms-bedrock-converse", allow_module_level=True
-    )
-
-from llama_index.llms.bedrock_converse.utils import messages_to_converse_messages
+from llama_index_bedrock_sessions.tool_calls import NO_RESULT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

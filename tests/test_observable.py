@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,10 +17,11 @@ from llama_index_bedrock_sessions import (
     BedrockSessionsChatStore,
     BedrockSessionsError,
     ServiceCallEvent,
+    events,
 )
-from llama_index_bedrock_sessions import instrumentation as ours
-from llama_index_bedrock_sessions.instrumentation import hashed
-from llama_index_bedrock_sessions.journal import Kind, envelope, new_id
+from llama_index_bedrock_sessions._journal.encoding import envelope
+from llama_index_bedrock_sessions._journal.ids import Kind, new_id
+from llama_index_bedrock_sessions.events import hashed
 from tests.service import DAY, IDLE, KEY, Service, picture, texts, user, users
 from tests.test_hostile import now, put
 
@@ -184,8 +185,8 @@ def test_nothing_is_made_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(*_: Any, **__: Any) -> None:
         raise AssertionError("an event was made")
 
-    monkeypatch.setattr(ours, "ServiceCallEvent", made)
-    monkeypatch.setattr(ours.dispatcher, "event_handlers", [])
+    monkeypatch.setattr(events, "ServiceCallEvent", made)
+    monkeypatch.setattr(events.dispatcher, "event_handlers", [])
     service = Service()
     service.store().add_message(KEY, user("one"))
     assert texts(service.store()) == ["one"]
@@ -195,7 +196,7 @@ def test_nothing_is_made_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at(time: str) -> datetime:
-    return datetime.strptime(time, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
+    return datetime.strptime(time, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
 
 
 def test_describe_tells_how_near_each_limit_is() -> None:
@@ -265,7 +266,8 @@ def test_describe_tells_of_orphans() -> None:
 
 def test_describe_shows_nothing_of_a_session_that_a_forged_step_names() -> None:
     """A step may claim that the conversation went on from anybody's session: that one is not described."""
-    from llama_index_bedrock_sessions.journal import Opening, opening_json
+    from llama_index_bedrock_sessions._journal.encoding import opening_json
+    from llama_index_bedrock_sessions._journal.model import Opening
 
     service = Service()
     service.store().add_message("victim", user("hello"))

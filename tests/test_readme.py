@@ -20,11 +20,12 @@ from click.testing import CliRunner
 from llama_index.core.async_utils import asyncio_run
 from llama_index.core.base.llms.types import ChatMessage
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo, media, sessions
-from llama_index_bedrock_sessions.cli import main
+from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
+from llama_index_bedrock_sessions._bedrock import client, media
+from llama_index_bedrock_sessions.cli.commands import main
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from llama_index_bedrock_sessions.emulator import Emulator
-from llama_index_bedrock_sessions.instrumentation import dispatcher
+from llama_index_bedrock_sessions.events import dispatcher
 from tests.s3 import S3
 
 ROOT = Path(__file__).parent.parent
@@ -120,7 +121,7 @@ def test_the_policy_allows_what_is_called_and_no_more() -> None:
     """The statement to paste allows the calls that a life of a conversation makes, and what IAM wants besides."""
     statements = json.loads(fenced("json")[0])["Statement"]
     allowed = set(statements[0]["Action"]) | {statements[1]["Action"]}
-    source = inspect.getsource(sessions)
+    source = inspect.getsource(client)
     operations = re.findall(r'(?:_call|_pages)\(\s*"(\w+)"', source)
     with Emulator() as service:
         store = BedrockSessionsChatStore(client=service.client(), tags={"Environment": "Test"})

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -27,6 +27,12 @@ from botocore.utils import parse_timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_index_bedrock_sessions._bedrock.client import Sessions, Summary, default_invocation
+from llama_index_bedrock_sessions._bedrock.clock import Clock
+from llama_index_bedrock_sessions._bedrock.connection import new_botocore_session
+from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused
+from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork, forget_all
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -37,18 +43,6 @@ from llama_index_bedrock_sessions.errors import (
     ThrottledError,
     UnavailableError,
 )
-from llama_index_bedrock_sessions.journal import Home, Kind, new_id
-from llama_index_bedrock_sessions.sessions import (
-    Clock,
-    Gone,
-    Pool,
-    Refused,
-    Sessions,
-    Summary,
-    after_fork,
-    default_invocation,
-    new_botocore_session,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +50,7 @@ if TYPE_CHECKING:
 
     from types_boto3_bedrock_agent_runtime import AgentsforBedrockRuntimeClient as Client
 
-START = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=timezone.utc)
+START = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
 MS = int(START.timestamp() * 1000)
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 FAULTS = ["throttle", "internal", "unavailable", "refused", "reset", "lost_reply", "read_timeout", "torn_body"]
@@ -559,7 +553,7 @@ def test_no_error_of_making_a_client_tells_a_secret(isolated: Path) -> None:
 
 def header(seconds: float) -> str:
     """A `Date` header for a time: whole seconds, cut off."""
-    return datetime.fromtimestamp(int(seconds), timezone.utc).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
 def clock_at(local: float) -> Clock:
@@ -755,7 +749,7 @@ def test_a_forked_child_can_use_what_its_parent_used() -> None:
     """After a fork, a pool whose threads exist only in the parent works in the child."""
     script = """
 import os, sys
-from llama_index_bedrock_sessions.sessions import Pool
+from llama_index_bedrock_sessions._bedrock.pool import Pool
 pool = Pool(2)
 assert pool.map(str, [1, 2, 3]) == ["1", "2", "3"]
 child = os.fork()
@@ -776,11 +770,9 @@ def test_everything_registered_is_forgotten_after_a_fork() -> None:
         def forget(self) -> None:
             self.forgotten += 1
 
-    from llama_index_bedrock_sessions import sessions
-
     thing = Thing()
     after_fork(thing)
-    sessions._forget_all()
+    forget_all()
     assert thing.forgotten == 1
     import weakref
 

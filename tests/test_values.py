@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AnyUrl, BaseModel, Field, SecretStr, model_serializer
 
-from llama_index_bedrock_sessions import values
-from llama_index_bedrock_sessions.values import Walk, from_json, to_json
+from llama_index_bedrock_sessions._journal import values
+from llama_index_bedrock_sessions._journal.values import Walk, from_json, to_json
 from tests.strategies import json_values, keys, plain_values, shape
 
 
@@ -193,7 +193,7 @@ NORMALISED: list[tuple[Any, Any]] = [
     (Level.HIGH, 3),
     (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
     (dt.date(2026, 1, 2), "2026-01-02"),
-    (dt.datetime(2026, 1, 2, 3, tzinfo=dt.timezone.utc), "2026-01-02T03:00:00Z"),
+    (dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC), "2026-01-02T03:00:00Z"),
     (dt.timedelta(days=1), "P1D"),
     (decimal.Decimal("1.50"), "1.50"),
     (AnyUrl("https://example.com"), "https://example.com/"),

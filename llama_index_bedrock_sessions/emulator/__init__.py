@@ -11,14 +11,20 @@ has a switch. It checks what the service would check and keeps what the service 
 LlamaIndex: any program that uses boto3 can be tried on it.
 """
 
-from .behaviour import Behaviour, BehaviourError
-from .calls import Call, Calls
-from .clock import Clock
-from .database import ClosedError, EmulatorError, NewerFileError, NotOurFileError, UnusablePathError
-from .embedded import Emulator
-from .faults import FAULTS, Faults, Fired
-from .server import Server, run
-from .shapes import AnswerError
+from llama_index_bedrock_sessions.emulator.behaviour import Behaviour, BehaviourError
+from llama_index_bedrock_sessions.emulator.calls import Call, Calls
+from llama_index_bedrock_sessions.emulator.clock import Clock
+from llama_index_bedrock_sessions.emulator.database import (
+    ClosedError,
+    EmulatorError,
+    NewerFileError,
+    NotOurFileError,
+    UnusablePathError,
+)
+from llama_index_bedrock_sessions.emulator.embedded import Emulator, run
+from llama_index_bedrock_sessions.emulator.faults import FAULTS, Faults, Fired
+from llama_index_bedrock_sessions.emulator.server import Server
+from llama_index_bedrock_sessions.emulator.shapes import AnswerError
 
 __all__ = [
     "FAULTS",

@@ -6,17 +6,17 @@ Its offset lives in the database file, so that every process on the file, and ev
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from .shapes import EPOCH
+from llama_index_bedrock_sessions.emulator.shapes import EPOCH
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from .database import Database
+    from llama_index_bedrock_sessions.emulator.database import Database
 
-_LAST = (datetime(9001, 1, 1, tzinfo=timezone.utc) - EPOCH) // timedelta(microseconds=1)
+_LAST = (datetime(9001, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
 _READ = "SELECT clock_offset, clock_stopped FROM service"
 
 
@@ -72,7 +72,7 @@ class Clock:
 
 def http_date(moment: int) -> str:
     """Return microseconds since 1970 as the value of a `Date` header."""
-    day = datetime.fromtimestamp(moment // 1_000_000, tz=timezone.utc)
+    day = datetime.fromtimestamp(moment // 1_000_000, tz=UTC)
     weekday = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")[day.weekday()]
     months = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
     return f"{weekday}, {day:%d} {months[day.month - 1]} {day:%Y %H:%M:%S} GMT"

@@ -25,13 +25,16 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from .behaviour import Behaviour
-from .wire import Exchange, Request, Response
+from llama_index_bedrock_sessions.emulator.behaviour import Behaviour
+from llama_index_bedrock_sessions.emulator.wire import Exchange, Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .embedded import Emulator
+    from llama_index_bedrock_sessions.emulator.calls import Calls
+    from llama_index_bedrock_sessions.emulator.clock import Clock
+    from llama_index_bedrock_sessions.emulator.faults import Faults
+    from llama_index_bedrock_sessions.emulator.store import Store
 
 PREFIX = "/__control__"
 _FAULT = {"operation": "*", "nth": 1, "fault": None, "times": 1, "seconds": 0.05}
@@ -40,8 +43,10 @@ _FAULT = {"operation": "*", "nth": 1, "fault": None, "times": 1, "seconds": 0.05
 class Control:
     """Answers what is beneath `PREFIX`, and hands everything else to the emulator."""
 
-    def __init__(self, emulator: Emulator) -> None:
-        self._emulator = emulator
+    def __init__(
+        self, exchange: Callable[[Request], Exchange], faults: Faults, clock: Clock, calls: Calls, store: Store
+    ) -> None:
+        self._exchange, self._faults, self._clock, self._calls, self._store = exchange, faults, clock, calls, store
         self._routes: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {
             ("GET", ""): self._list,
             ("GET", "/faults"): self._show_faults,
@@ -59,7 +64,7 @@ class Control:
     def exchange(self, request: Request) -> Exchange:
         """Serve a request. Raises what `Emulator.exchange` raises."""
         if request.path != PREFIX and not request.path.startswith(f"{PREFIX}/"):
-            return self._emulator.exchange(request)
+            return self._exchange(request)
         place = request.path.removeprefix(PREFIX).rstrip("/")
         act = self._routes.get((request.method, place))
         if act is None:
@@ -78,34 +83,32 @@ class Control:
         return self._names()
 
     def _show_faults(self, _body: dict[str, Any]) -> Any:
-        faults = self._emulator.faults
+        faults = self._faults
         return {"latency": faults.latency, "fired": [asdict(fired) for fired in list(faults.fired)]}
 
     def _add_fault(self, body: dict[str, Any]) -> Any:
         _only(body, set(_FAULT))
         fault = {**_FAULT, **body}
-        self._emulator.faults.add(
-            fault["operation"], fault["nth"], fault["fault"], fault["times"], seconds=fault["seconds"]
-        )
+        self._faults.add(fault["operation"], fault["nth"], fault["fault"], fault["times"], seconds=fault["seconds"])
         return fault
 
     def _forget_faults(self, _body: dict[str, Any]) -> Any:
-        self._emulator.faults.clear()
+        self._faults.clear()
         return {}
 
     def _set_latency(self, body: dict[str, Any]) -> Any:
         _only(body, {"seconds"})
-        self._emulator.faults.latency = _seconds(body.get("seconds"), "seconds")
-        return {"latency": self._emulator.faults.latency}
+        self._faults.latency = _seconds(body.get("seconds"), "seconds")
+        return {"latency": self._faults.latency}
 
     def _show_clock(self, _body: dict[str, Any]) -> Any:
-        return {"now": self._emulator.clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        return {"now": self._clock.now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
 
     def _move_clock(self, body: dict[str, Any]) -> Any:
         _only(body, {"advance", "stop", "start"})
         if len(body) != 1:
             raise ValueError('one of "advance", "stop" and "start" is needed')
-        clock = self._emulator.clock
+        clock = self._clock
         if "advance" in body:
             clock.advance(_seconds(body["advance"], "advance"))
         elif body.get("start") is True:
@@ -119,17 +122,17 @@ class Control:
         return self._show_clock({})
 
     def _show_behaviour(self, _body: dict[str, Any]) -> Any:
-        return self._emulator.behaviour.to_dict()
+        return self._store.behaviour.to_dict()
 
     def _set_behaviour(self, body: dict[str, Any]) -> Any:
-        self._emulator.behaviour = Behaviour.from_dict({**self._emulator.behaviour.to_dict(), **body})
+        self._store.behaviour = Behaviour.from_dict({**self._store.behaviour.to_dict(), **body})
         return self._show_behaviour({})
 
     def _count_calls(self, _body: dict[str, Any]) -> Any:
-        return dict(sorted(Counter(call.operation for call in self._emulator.calls).items()))
+        return dict(sorted(Counter(call.operation for call in self._calls).items()))
 
     def _forget_calls(self, _body: dict[str, Any]) -> Any:
-        self._emulator.calls.clear()
+        self._calls.clear()
         return {}
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import os
+import signal
 import sqlite3
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
 import botocore.session
@@ -17,15 +18,15 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
 
-from .behaviour import Behaviour
-from .calls import Call, Calls
-from .clock import Clock
-from .control import Control
-from .database import Database, UnusablePathError
-from .faults import UNSEEN, Faults
-from .server import Server
-from .store import Store
-from .wire import Exchange, Request, Response, Wire, loader, route
+from llama_index_bedrock_sessions.emulator.behaviour import Behaviour
+from llama_index_bedrock_sessions.emulator.calls import Call, Calls
+from llama_index_bedrock_sessions.emulator.clock import Clock
+from llama_index_bedrock_sessions.emulator.control import Control
+from llama_index_bedrock_sessions.emulator.database import Database, UnusablePathError
+from llama_index_bedrock_sessions.emulator.faults import UNSEEN, Faults
+from llama_index_bedrock_sessions.emulator.server import Server
+from llama_index_bedrock_sessions.emulator.store import Store
+from llama_index_bedrock_sessions.emulator.wire import Exchange, Request, Response, Wire, loader, route
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,7 @@ class Emulator:
             self.close()
             raise UnusablePathError(f"cannot use {self.path}: {error}") from error
 
-    def __enter__(self) -> Emulator:  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -132,7 +133,7 @@ class Emulator:
         given = {name: value for name, value in kwargs.items() if value is not None}
         with _clients:
             client: Any = _session(timestamp_parser).create_client(_SERVICE, **{**defaults, **given, "config": config})
-        transport = _Transport(self, client.meta.config.read_timeout)
+        transport = _Transport(self.exchange, client.meta.config.read_timeout)
         client.meta.events.register_first(f"before-send.{_SERVICE}", transport)
         return cast("AgentsforBedrockRuntimeClient", client)
 
@@ -143,7 +144,10 @@ class Emulator:
         faults, the clock and the behaviour beneath `/__control__`, see `emulator.control`. Any boto3 program uses it
         once `AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME` is set to the server's `url`. Raises OSError if the port is taken.
         """
-        return Server(Control(self).exchange if control else self.exchange, port, log)
+        exchange = self.exchange
+        if control:
+            exchange = Control(exchange, self.faults, self.clock, self.calls, self._store).exchange
+        return Server(exchange, port, log)
 
     def exchange(self, request: Request) -> Exchange:
         """Serve a request, with whatever fault is due; for transports. Raises `AnswerError` on a bug in here."""
@@ -171,16 +175,42 @@ class Emulator:
         return self._wire.unavailable() if fault == "unavailable" else None
 
 
+def run(
+    emulator: Emulator,
+    port: int = 0,
+    *,
+    started: Callable[[str], None],
+    log: Callable[[str], None] | None = None,
+    control: bool = False,
+) -> None:
+    """Serve until SIGINT or SIGTERM, for a command: `run(emulator, port, started=print)`.
+
+    `started` is called with the URL once requests are taken, `log` with a line for every request; `control` as for
+    `Emulator.serve`. Call it in the main thread. Raises OSError if the port is taken.
+    """
+    stop = threading.Event()
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.signal(kind, lambda *_: stop.set()) for kind in kinds}
+    try:
+        with emulator.serve(port, log=log, control=control) as server:
+            started(server.url)
+            while not stop.wait(0.5):  # in slices, for Windows delivers signals only between them
+                pass
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
 class _Transport:
     """Answers botocore's `before-send` event, which takes an answer or an exception as if the network had given it."""
 
-    def __init__(self, emulator: Emulator, read_timeout: float | None) -> None:
-        self._emulator = emulator
+    def __init__(self, exchange: Callable[[Request], Exchange], read_timeout: float | None) -> None:
+        self._exchange = exchange
         self._read_timeout = read_timeout
 
     def __call__(self, request: AWSPreparedRequest, **_event: Any) -> AWSResponse:
         url = urlsplit(request.url)
-        exchange = self._emulator.exchange(
+        exchange = self._exchange(
             Request(request.method, url.path, url.query, _headers(request.headers), _body(request.body))
         )
         self._fail(exchange, request)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from .wire import OPERATIONS
+from llama_index_bedrock_sessions.emulator.wire import OPERATIONS
 
 #: Every fault `Faults.add` takes.
 FAULTS = frozenset(

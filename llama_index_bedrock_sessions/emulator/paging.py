@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import sqlite3
 
-    from .behaviour import Behaviour
+    from llama_index_bedrock_sessions.emulator.behaviour import Behaviour
 
 _LIFETIME = 24 * 3600 * 1_000_000  # microseconds until a token is stale; AWS states none
 _MAC = 16  # bytes

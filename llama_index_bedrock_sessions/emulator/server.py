@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import signal
 import socket
 import struct
 import threading
@@ -18,15 +17,14 @@ import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from .wire import Exchange, Request, Response
+from llama_index_bedrock_sessions.emulator.wire import Exchange, Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from .embedded import Emulator
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ class Server:
         )
         self._thread.start()
 
-    def __enter__(self) -> Server:  # noqa: PYI034 - typing.Self came with Python 3.11
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -68,32 +66,6 @@ class Server:
         self._listener.server_close()
         self._thread.join()
         self._listener.hang_up()
-
-
-def run(
-    emulator: Emulator,
-    port: int = 0,
-    *,
-    started: Callable[[str], None],
-    log: Callable[[str], None] | None = None,
-    control: bool = False,
-) -> None:
-    """Serve until SIGINT or SIGTERM, for a command: `run(emulator, port, started=print)`.
-
-    `started` is called with the URL once requests are taken, `log` with a line for every request; `control` as for
-    `Emulator.serve`. Call it in the main thread. Raises OSError if the port is taken.
-    """
-    stop = threading.Event()
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.signal(kind, lambda *_: stop.set()) for kind in kinds}
-    try:
-        with emulator.serve(port, log=log, control=control) as server:
-            started(server.url)
-            while not stop.wait(0.5):  # in slices, for Windows delivers signals only between them
-                pass
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 class _Listener(ThreadingHTTPServer):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     #: Turns a native value into JSON; the last argument renders timestamps.
     Writer = Callable[[Any, str, Callable[[int], str]], Any]
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
@@ -42,7 +42,7 @@ def parse_time(text: str) -> int | None:
         return None
     *numbers, fraction, sign, hours, minutes = found.groups()
     try:
-        moment = datetime(*(int(number) for number in numbers), tzinfo=timezone.utc)  # type: ignore[arg-type,misc]
+        moment = datetime(*(int(number) for number in numbers), tzinfo=UTC)  # type: ignore[arg-type,misc]
     except ValueError:
         return None
     zone = timedelta(hours=int(hours), minutes=int(minutes)) if sign else timedelta(0)

@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .clock import read_clock
-from .images import size_in_pixels
-from .paging import Order, next_page
+from llama_index_bedrock_sessions.emulator.clock import read_clock
+from llama_index_bedrock_sessions.emulator.images import size_in_pixels
+from llama_index_bedrock_sessions.emulator.paging import Order, next_page
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-    from .behaviour import Behaviour
-    from .database import Database
+    from llama_index_bedrock_sessions.emulator.behaviour import Behaviour
+    from llama_index_bedrock_sessions.emulator.database import Database
 
 ACCOUNT = "123456789012"
 _SECOND = 1_000_000  # microseconds

@@ -25,16 +25,16 @@ import botocore.loaders
 from botocore import xform_name
 from botocore.model import ServiceModel
 
-from .clock import http_date
-from .paging import TokenError
-from .shapes import EPOCH, AnswerError, reader, writer
-from .store import Refusal
+from llama_index_bedrock_sessions.emulator.clock import http_date
+from llama_index_bedrock_sessions.emulator.paging import TokenError
+from llama_index_bedrock_sessions.emulator.shapes import EPOCH, AnswerError, reader, writer
+from llama_index_bedrock_sessions.emulator.store import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .shapes import Reader, Writer
-    from .store import Store
+    from llama_index_bedrock_sessions.emulator.shapes import Reader, Writer
+    from llama_index_bedrock_sessions.emulator.store import Store
 
 OPERATIONS = (
     "CreateInvocation",

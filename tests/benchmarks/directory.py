@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
-from llama_index_bedrock_sessions.directory import FORMAT, NAMESPACE
-from llama_index_bedrock_sessions.directory import KEY as KEY_NAME
+from llama_index_bedrock_sessions._bedrock.session_metadata import FORMAT, NAMESPACE
+from llama_index_bedrock_sessions._bedrock.session_metadata import KEY as KEY_NAME
 from tests.kvstores import CountingKVStore
 from tests.service import DAY, Service, user
 

@@ -22,7 +22,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import botocore.session
@@ -108,7 +108,7 @@ class Bare:
                 self.client.put_invocation_step,
                 invocationIdentifier=self.invocation,
                 invocationStepId=str(uuid.uuid4()),
-                invocationStepTime=datetime.now(timezone.utc),
+                invocationStepTime=datetime.now(UTC),
                 payload={"contentBlocks": [{"text": TEXT}]},
             )
 

@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, ClassVar, NamedTuple
 
 import boto3
@@ -236,7 +236,7 @@ class Manual(Peer):
         return [said(message) for message in self.hand.read()]
 
     def _put(self, message: ChatMessage) -> None:
-        self.hand.add(message, datetime.now(timezone.utc).timestamp())
+        self.hand.add(message, datetime.now(UTC).timestamp())
 
 
 class LangGraph(Peer):

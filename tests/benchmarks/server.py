@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ class Client:
         return self.boto3.put_invocation_step(
             sessionIdentifier=self.session,
             invocationIdentifier=self.invocation,
-            invocationStepTime=datetime(2026, 1, 2, tzinfo=timezone.utc),
+            invocationStepTime=datetime(2026, 1, 2, tzinfo=UTC),
             payload={"contentBlocks": [{"text": TEXT}]},
         )["invocationStepId"]
 

@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from contextlib import ExitStack
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -25,7 +25,7 @@ from tests.cassettes.tape import FOLDER, Tape, World, client, record, scrubbed, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-EMULATOR_START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+EMULATOR_START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 NEEDS_CLOCK = facts.NEEDS_CLOCK | conversations.NEEDS_CLOCK
 
 
@@ -91,7 +91,7 @@ class AwsWorld(World):
 
 def record_aws(path: str, region: str, profile: str | None) -> Tape:
     """Record a scenario in an account; what it made it deletes, unless it fails."""
-    tape = Tape.new(path, f"AWS, {region}", datetime.now(timezone.utc), secrets.randbits(48))
+    tape = Tape.new(path, f"AWS, {region}", datetime.now(UTC), secrets.randbits(48))
     return scrubbed(record(tape, AwsWorld(tape, client(region_name=region, profile_name=profile)), SCENARIOS[path]))
 
 
@@ -121,7 +121,7 @@ def main() -> int:
         return 0
     if not given.region:
         parser.error("--against aws needs --region")
-    folder = FOLDER / "aws" / f"{given.region}-{datetime.now(timezone.utc):%Y-%m-%d}"
+    folder = FOLDER / "aws" / f"{given.region}-{datetime.now(UTC):%Y-%m-%d}"
     failed = 0
     for name in wanted:
         if name.rpartition("/")[2] in NEEDS_CLOCK and not given.wait:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock, ToolCallBlock
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
-from llama_index_bedrock_sessions.sessions import Clock, Pool
+from llama_index_bedrock_sessions._bedrock.clock import Clock
+from llama_index_bedrock_sessions._bedrock.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,7 +6,7 @@ line of each docstring is the question. `needs_clock` marks what takes an idle h
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
@@ -389,15 +389,15 @@ def too_large_a_page(world: World) -> Any:
 def times_of_steps(world: World) -> Any:
     """Are step times of any age kept, and how exactly?"""
     moments = [
-        datetime(2015, 1, 1, tzinfo=timezone.utc),
-        datetime(2100, 1, 1, 12, 30, 15, tzinfo=timezone.utc),
-        datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc),
+        datetime(2015, 1, 1, tzinfo=UTC),
+        datetime(2100, 1, 1, 12, 30, 15, tzinfo=UTC),
+        datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
     ]
     with Session(world) as session:
         for moment in moments:
             session.put(at=(moment - world.now()).total_seconds())
         listed = said(world.client.list_invocation_steps, sessionIdentifier=session.id)["invocationStepSummaries"]
-        return sorted(one["invocationStepTime"].astimezone(timezone.utc).isoformat() for one in listed)
+        return sorted(one["invocationStepTime"].astimezone(UTC).isoformat() for one in listed)
 
 
 @fact

@@ -18,7 +18,7 @@ import socket
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ from vcr.record_mode import RecordMode  # type: ignore[import-untyped]
 from vcr.request import Request  # type: ignore[import-untyped]
 from vcr.serialize import deserialize, serialize  # type: ignore[import-untyped]
 
-from llama_index_bedrock_sessions import journal
+from llama_index_bedrock_sessions._journal import decoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,7 +86,7 @@ class Tape:
 
     @property
     def start(self) -> datetime:
-        return datetime.strptime(self.clock, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        return datetime.strptime(self.clock, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
 
 
 def tapes(folder: str) -> list[Path]:
@@ -246,7 +246,7 @@ class World:
         return self._now
 
     def now(self) -> datetime:
-        return datetime.fromtimestamp(self._now, timezone.utc)
+        return datetime.fromtimestamp(self._now, UTC)
 
     def uuid(self) -> str:
         """Return a fresh id, the same one when the tape is played."""
@@ -271,7 +271,7 @@ class World:
 @contextmanager
 def seeded(world: World) -> Iterator[None]:
     """Let the library take its random bits from the tape's seed: `journal` asks `os.urandom` for them."""
-    with mock.patch.object(journal, "os", SimpleNamespace(urandom=world.bits)):
+    with mock.patch.object(decoding, "os", SimpleNamespace(urandom=world.bits)):
         yield
 
 

@@ -15,13 +15,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llama_index_bedrock_sessions import blocks
-from llama_index_bedrock_sessions.journal import Home, facts_json, opening_json
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.encoding import facts_json, opening_json
+from llama_index_bedrock_sessions._journal.ids import Home
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from llama_index_bedrock_sessions.journal import Change, Message, Step
+    from llama_index_bedrock_sessions._journal.model import Change, Message, Step
 
 FOLDER = Path(__file__).parent
 FUTURE = FOLDER / "negative" / "future_version.json"
@@ -99,5 +100,5 @@ def _shown(message: Message, natives: Mapping[Home, Sequence[Any]]) -> Any:
         n, h = (item, 0) if isinstance(item, int) else (item["n"], item.get("h", 0))
         return natives[message.homes[h]][n]
 
-    shown = blocks.encode([blocks.decode(message.record, resolve)], natives=False)
+    shown = message_codec.encode([message_codec.decode(message.record, resolve)], natives=False)
     return [shown.records[0], shown.blocks]

@@ -21,20 +21,13 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 
-from llama_index_bedrock_sessions import blocks
-from llama_index_bedrock_sessions.fold import Draft, Fold, Listed, Placed
-from llama_index_bedrock_sessions.journal import (
-    ENDED,
-    HIDDEN,
-    MARK,
-    Home,
-    Kind,
-    Mark,
-    dump,
-    envelope,
-    new_id,
-    read_step,
-)
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.encoding import envelope
+from llama_index_bedrock_sessions._journal.fold import Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id
+from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, MARK, Mark
+from llama_index_bedrock_sessions._journal.values import dump
 
 from . import FOLDER, FUTURE, described, text
 
@@ -42,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from llama_index_bedrock_sessions.blocks import ContentBlock
+    from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 
 FIRST = ("6f1c9a52-3a1e-4a59-9f0e-0d6c2b1a7e11", "0b8f6f1e-25cd-5f2e-9a43-7d1b5e0c4f22")
 NEXT = ("c2d7e8f9-4b5a-4c6d-8e7f-901a2b3c4d5e", "7a6b5c4d-3e2f-5a1b-8c0d-9e8f7a6b5c4d")
@@ -70,7 +63,7 @@ class Writer:
 
     def add(self, name: str, *messages: ChatMessage) -> Home:
         """Put a step that adds messages."""
-        return self.put(name, Draft(blocks.encode(messages)))
+        return self.put(name, Draft(message_codec.encode(messages)))
 
     def freeze(self, name: str, home: Home, payload: Sequence[ContentBlock], time: int | None = None) -> None:
         """Write a golden file, unless it is there."""
@@ -94,7 +87,9 @@ def write(path: Path, data: Any) -> None:
 def over_archived(w: Writer, created: dict[str, int]) -> None:
     """Freeze the opening of a session after one in which all is archived."""
     archived = Fold([FIRST[0]])
-    archived.stored(archived.compose(FIRST, Draft(blocks.encode([ChatMessage("long " * 2000)])), Placed(), w.now))
+    archived.stored(
+        archived.compose(FIRST, Draft(message_codec.encode([ChatMessage("long " * 2000)])), Placed(), w.now)
+    )
     put_away = Draft(archived=frozenset(message.id for message in archived.alive()))
     archived.stored(archived.compose(FIRST, put_away, Placed(), w.now))
     composed = archived.compose(NEXT, Draft(), Placed(), w.now, opening=archived.opening(created, w.now))
@@ -146,10 +141,10 @@ def main() -> None:
     w.put("rewind", Draft(removed=frozenset({last}), state={"old": []}, rewind={"before": last[0]}))
     w.put("labels", Draft(invocations={NEXT[1]: "half of an emoji: \ud83d"}, by="Ad\udc00a"))
     everything = frozenset(m.id for m in w.fold.alive())
-    w.put("set", Draft(blocks.encode([ChatMessage("all anew")]), removed=everything, is_set=True))
-    w.put("moved", Draft(blocks.encode([ChatMessage("sent twice")]), id=new_id(w.now - 60_000, Kind.CHANGE)))
+    w.put("set", Draft(message_codec.encode([ChatMessage("all anew")]), removed=everything, is_set=True))
+    w.put("moved", Draft(message_codec.encode([ChatMessage("sent twice")]), id=new_id(w.now - 60_000, Kind.CHANGE)))
     attachment = Home(*FIRST, new_id(w.now + 1, Kind.ATTACHMENT))
-    encoded = blocks.encode([ChatMessage(role="user", blocks=[IMAGE, TextBlock(text="and"), IMAGE])])
+    encoded = message_codec.encode([ChatMessage(role="user", blocks=[IMAGE, TextBlock(text="and"), IMAGE])])
     w.freeze("attachment", attachment, [encoded.blocks[0], envelope({"attachment": True}, {})])
     placed = Placed((None, attachment), ((1, 0), (0, 0), (0, 1)), tuple(encoded.blocks[1:]))
     w.put("with_attachment", Draft(encoded), placed)
@@ -166,15 +161,17 @@ def main() -> None:
     w.fold.saw_list(FIRST[0], [Listed(closing, w.now)])
     created = {FIRST[0]: w.now - 86_400_000}
     opening = w.fold.opening(created, w.now)
-    composed = w.fold.compose(NEXT, Draft(blocks.encode([ChatMessage("go on")])), Placed(), w.now, opening=opening)
+    composed = w.fold.compose(
+        NEXT, Draft(message_codec.encode([ChatMessage("go on")])), Placed(), w.now, opening=opening
+    )
     w.freeze("opening", composed.step.home, composed.payload)
     first_opening = Fold([])
     composed = first_opening.compose(FIRST, Draft(), Placed(), w.now, opening=first_opening.opening({}, w.now))
     w.freeze("first_opening", composed.step.home, composed.payload)
     over_archived(w, created)
-    offload = blocks.Offload(10, ("s3://a-bucket/chats/a-conversation/",))
+    offload = message_codec.Offload(10, ("s3://a-bucket/chats/a-conversation/",))
     recording = [IMAGE, VideoBlock(video=b"\x00\x01" * 10, video_mimetype="video/mp4"), AudioBlock(audio=b"RIFF")]
-    in_s3 = blocks.encode([ChatMessage(role="user", blocks=recording)], offload=offload)
+    in_s3 = message_codec.encode([ChatMessage(role="user", blocks=recording)], offload=offload)
     composed = Fold([FIRST[0]]).compose(FIRST, Draft(in_s3), Placed(), w.now)
     w.freeze("in_s3", composed.step.home, composed.payload)
     future = Home(*FIRST, new_id(w.now, Kind.CHANGE))

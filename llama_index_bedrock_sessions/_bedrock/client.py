@@ -1,0 +1,344 @@
+"""The only module that talks to a boto3 client: open, append exactly once, list, fetch, end, delete.
+
+It turns botocore's errors into ours, keeps the service's time, and knows nothing of what a step says. boto3 clients are
+thread-safe; everything here is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import botocore.exceptions as aws
+from botocore.parsers import ResponseParserError
+
+from llama_index_bedrock_sessions import events
+from llama_index_bedrock_sessions._bedrock.clock import Clock
+from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused, client_error, translated
+from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork
+from llama_index_bedrock_sessions._journal.ids import Home
+from llama_index_bedrock_sessions.errors import (
+    AccessDeniedError,
+    AccountError,
+    BedrockSessionsError,
+    RequestRefusedError,
+    ThrottledError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from types_boto3_bedrock_agent_runtime import AgentsforBedrockRuntimeClient as Client
+
+    from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+SETTLE = 2.0
+"""Seconds in which the service has to list what was written, where something is deleted that no list has shown."""
+PAGE = 1000
+"""Entries asked of a list: `maxResults` is 1..1000 (service model)."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class SessionInfo(NamedTuple):
+    """What `GetSession` says; times in ms since the epoch."""
+
+    session: str
+    status: str
+    created: int
+    updated: int
+    metadata: Mapping[str, str]
+    encryption_key_arn: str | None
+    arn: str | None = None
+
+
+class Summary(NamedTuple):
+    """What `ListSessions` says of a session; times in ms since the epoch."""
+
+    session: str
+    status: str
+    created: int
+    arn: str | None = None
+    updated: int = 0
+
+
+class Sessions:
+    """The session operations of one client, in our words. The client is made when it is first needed."""
+
+    def __init__(self, make_client: Callable[[], Client], pool: Pool, settle: float = SETTLE) -> None:
+        self._make_client = make_client
+        self._client: Client | None = None
+        self._lock = threading.Lock()
+        self.pool = pool
+        self.clock = Clock()
+        self.settle = settle
+        self.sleep: Callable[[float], object] = time.sleep
+        after_fork(self)
+
+    def wait_until_listed(self) -> None:
+        """Return once lists show all that was written before, if the service needs no longer than `settle` for it."""
+        if self.settle:
+            self.sleep(self.settle)
+
+    def forget(self) -> None:
+        """Drop the client: its connections belong to the process that opened them."""
+        self._lock = threading.Lock()
+        self._client = None
+
+    def client(self) -> Client:
+        """Return the boto3 client.
+
+        Raises:
+            ConfigurationError: no region, or arguments boto3 does not take.
+            CredentialsError: the profile does not exist, or credentials are incomplete.
+
+        """
+        with self._lock:
+            if self._client is None:
+                try:
+                    self._client = self._make_client()
+                except BedrockSessionsError:
+                    raise
+                except Exception as error:
+                    raise translated(error, writes=False) from error
+            return self._client
+
+    def _call(
+        self, operation: str, member: str | None = None, /, *, writes: bool = False, **arguments: Any
+    ) -> dict[str, Any]:
+        """Call an operation; `member` has to be in its answer."""
+        method: Callable[..., dict[str, Any]] = getattr(self.client(), operation)
+        sent, begun = self.clock.local(), time.perf_counter()
+        answer: Mapping[str, Any] | None = None
+        failure: Exception | None = None
+        try:
+            answer = reply = method(**arguments)
+        except aws.ClientError as error:
+            answer, failure = error.response, error
+            self._saw(error.response, sent)
+            raise client_error(error, writes=writes) from error
+        except ResponseParserError as error:
+            failure = error
+            what = f"Bedrock's answer to {operation} cannot be read: {error}"
+            raise UnavailableError(what, may_have_happened=writes) from error
+        except aws.BotoCoreError as error:
+            failure = error
+            raise translated(error, writes=writes) from error
+        finally:
+            events.called(operation, arguments, answer, failure, time.perf_counter() - begun)
+        self._saw(reply, sent)
+        if member is not None and member not in reply:
+            # botocore does not notice that an answer was cut off: it returns none of its members.
+            raise UnavailableError(f"Bedrock's answer has no {member}: it was cut off.", may_have_happened=writes)
+        return reply
+
+    def _saw(self, reply: Mapping[str, Any], sent: float) -> None:
+        headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        self.clock.saw(headers.get("date"), sent, self.clock.local())
+
+    def _pages(self, operation: str, member: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        token: dict[str, Any] = {}
+        while True:
+            reply = self._call(operation, member, maxResults=PAGE, **arguments, **token)
+            yield from reply[member]
+            if not reply.get("nextToken"):
+                return
+            token = {"nextToken": reply["nextToken"]}
+
+    # Sessions
+
+    def create(
+        self, metadata: Mapping[str, str], tags: Mapping[str, str], encryption_key_arn: str | None
+    ) -> SessionInfo:
+        """Create a session. A lost reply leaves a session nobody opens; it is adopted by the next who looks."""
+        arguments: dict[str, Any] = {"sessionMetadata": dict(metadata)}
+        if tags:
+            arguments["tags"] = dict(tags)
+        if encryption_key_arn:
+            arguments["encryptionKeyArn"] = encryption_key_arn
+        try:
+            reply = self._call("create_session", "sessionId", writes=True, **arguments)
+        except (Refused, Gone) as refusal:
+            raise RequestRefusedError(f"Bedrock refused to create a session: {refusal}") from refusal
+        status, created = reply.get("sessionStatus", "ACTIVE"), self._ms(reply, "createdAt")
+        arn = reply.get("sessionArn")
+        return SessionInfo(reply["sessionId"], status, created, created, metadata, encryption_key_arn, arn)
+
+    def get(self, session: str) -> SessionInfo:
+        """Return what the service says of a session. Raises Gone."""
+        reply = self._call("get_session", "sessionStatus", sessionIdentifier=session)
+        return SessionInfo(
+            session=reply.get("sessionId", session),
+            status=reply["sessionStatus"],
+            created=self._ms(reply, "createdAt"),
+            updated=self._ms(reply, "lastUpdatedAt"),
+            metadata=reply.get("sessionMetadata") or {},
+            encryption_key_arn=reply.get("encryptionKeyArn"),
+            arn=reply.get("sessionArn"),
+        )
+
+    def list_sessions(self) -> list[Summary]:
+        """Return all sessions of the account and region, in the service's order."""
+        try:
+            return [
+                Summary(
+                    s["sessionId"],
+                    s.get("sessionStatus", "ACTIVE"),
+                    self._ms(s, "createdAt"),
+                    s.get("sessionArn"),
+                    self._ms(s, "lastUpdatedAt"),
+                )
+                for s in self._pages("list_sessions", "sessionSummaries")
+            ]
+        except (Refused, Gone) as refusal:
+            raise RequestRefusedError(f"Bedrock refused to list sessions: {refusal}") from refusal
+
+    def end(self, session: str) -> bool:
+        """End a session; return whether it takes no more writes now because of this call. Raises Gone."""
+        try:
+            self._call("end_session", sessionIdentifier=session)
+        except Refused:
+            return False
+        return True
+
+    def delete(self, session: str) -> None:
+        """Delete a session, ended before. Raises Gone, Refused."""
+        self._call("delete_session", writes=True, sessionIdentifier=session)
+
+    def update(self, session: str, metadata: Mapping[str, str]) -> None:
+        """Make this the metadata of a session; whether the service keeps entries left out is unknown.
+
+        Raises Gone, Refused.
+        """
+        self._call("update_session", sessionIdentifier=session, sessionMetadata=dict(metadata))
+
+    def tag(self, arn: str, tags: Mapping[str, str]) -> None:
+        """Add tags to a session. Raises Gone, Refused."""
+        self._call("tag_resource", resourceArn=arn, tags=dict(tags))
+
+    def tags(self, arn: str) -> dict[str, str]:
+        """Return the tags of a session, {} where they may not be read, or two answers were cut off. Raises Gone."""
+        with contextlib.suppress(Refused, AccessDeniedError):
+            for _ in range(2):
+                reply = self._call("list_tags_for_resource", resourceArn=arn)
+                length = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-length", "2")
+                # The member is optional. An answer without it that is longer than {} may have been cut off.
+                if "tags" in reply or length == "2":
+                    return dict(reply.get("tags") or {})
+        return {}
+
+    # Invocations and steps
+
+    def create_invocation(self, session: str, invocation: str, description: str | None = None) -> bool:
+        """Create an invocation; return whether this call has, and not one before it. Raises Gone, Refused.
+
+        A description may hold lone surrogates, which no request can: the service gets a question mark for each.
+        """
+        arguments: dict[str, Any] = (
+            {"description": description.encode(errors="replace").decode()} if description else {}
+        )
+        try:
+            self._call("create_invocation", sessionIdentifier=session, invocationId=invocation, **arguments)
+        except Refused as refusal:
+            if refusal.code not in {"ConflictException", "409"}:
+                raise
+            return False
+        return True
+
+    def put(self, home: Home, at: int, payload: list[ContentBlock]) -> None:
+        """Store a step exactly once; `at` is its time in ms.
+
+        After any refusal, and after a failure that leaves the outcome open, it looks whether the step is there: a lost
+        reply makes botocore send the same step again, which is refused as known.
+
+        Raises:
+            Gone: the session or the invocation does not exist.
+            Refused: the service does not take it.
+            UnavailableError: with `may_have_happened`, if nobody can say.
+
+        """
+        try:
+            self._call(
+                "put_invocation_step",
+                writes=True,
+                sessionIdentifier=home.session,
+                invocationIdentifier=home.invocation,
+                invocationStepId=home.step,
+                invocationStepTime=at / 1000,
+                payload={"contentBlocks": payload},
+            )
+        except AccountError as failure:
+            # An attempt before the one that was refused may have been carried out.
+            if not failure.may_have_happened or not self._is_there(home, payload, failure):
+                raise
+        except (Refused, Gone, UnavailableError, ThrottledError) as failure:
+            if not self._is_there(home, payload, failure):
+                raise
+
+    def _is_there(self, home: Home, payload: list[ContentBlock], failure: Exception) -> bool:
+        try:
+            is_there = self.step(home)[0] == payload
+        except Gone:
+            pass
+        except BedrockSessionsError as error:
+            if isinstance(failure, (Refused, Gone)):
+                # It may have been refused because an attempt before had stored it.
+                error.may_have_happened = True
+                raise
+        else:
+            if is_there:
+                said = getattr(failure, "code", type(failure).__name__)
+                logger.info("step %s of session %s is stored, in spite of %s", home.step, home.session, said)
+            return is_there
+        if isinstance(failure, UnavailableError):
+            # The step may still arrive: a request can be executed after its connection is gone.
+            failure.may_have_happened = True
+        return False
+
+    def steps(self, session: str) -> Iterator[tuple[Home, int]]:
+        """Yield every listed step of a session and its time in ms. Raises Gone."""
+        for s in self._pages("list_invocation_steps", "invocationStepSummaries", sessionIdentifier=session):
+            yield Home(session, s["invocationId"], s["invocationStepId"]), self._ms(s, "invocationStepTime")
+
+    def step(self, home: Home) -> tuple[list[ContentBlock], int]:
+        """Return a step's content blocks, and its time in ms. Raises Gone."""
+        try:
+            reply = self._call(
+                "get_invocation_step",
+                "invocationStep",
+                sessionIdentifier=home.session,
+                invocationIdentifier=home.invocation,
+                invocationStepId=home.step,
+            )["invocationStep"]
+        except Refused as refusal:
+            # What a stored reference names may not even have the form of an id.
+            raise Gone(str(refusal)) from refusal
+        return reply.get("payload", {}).get("contentBlocks") or [], self._ms(reply, "invocationStepTime")
+
+    def fetch(self, homes: Iterable[Home]) -> list[tuple[Home, tuple[list[ContentBlock], int] | None]]:
+        """Return each step, or None where it is gone; in parallel."""
+
+        def get(home: Home) -> tuple[Home, tuple[list[ContentBlock], int] | None]:
+            try:
+                return home, self.step(home)
+            except Gone:
+                return home, None
+
+        return self.pool.map(get, list(homes))
+
+    def _ms(self, reply: Mapping[str, Any], member: str) -> int:
+        moment = reply.get(member)
+        # Rounded down, like our own ids: a step is not later than one that was written after it.
+        return (moment - _EPOCH) // timedelta(milliseconds=1) if moment is not None else self.clock.now()
+
+
+@functools.lru_cache(maxsize=1024)
+def default_invocation(session: str) -> str:
+    """Return the id of a session's default invocation, which everybody derives alike."""
+    return str(uuid.uuid5(uuid.UUID(session), "llama-index-bedrock-sessions"))

@@ -1,0 +1,1 @@
+"""Directories: how the sessions of a key are found."""

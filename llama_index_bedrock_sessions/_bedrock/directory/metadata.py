@@ -1,0 +1,31 @@
+"""Find the sessions of a key by their metadata: every session of the account is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Summary
+from llama_index_bedrock_sessions._bedrock.directory.base import Directory, from_the_beginning
+
+
+class MetadataDirectory(Directory):
+    """Finds sessions by listing all of them and reading the metadata of those not seen before, in parallel."""
+
+    kind = "metadata"
+
+    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> Iterator[Summary]:
+        """Yield the sessions of a key, newest first; see `Directory.find`."""
+        return (summary for summary, info in self._scan(since) if self._key_of(info) == key)
+
+    def keys(self) -> list[str]:
+        """Return every key of the namespace that has a session, sorted."""
+        return sorted({key for _, info in self._scan() if (key := self._key_of(info)) is not None})
+
+    def newest(self, prefix: str = "") -> Iterator[tuple[str, Summary, SessionInfo]]:
+        """Yield each key that begins so, with its newest session; see `Directory.newest`."""
+        told: set[str] = set()
+        for summary, info in self._scan(fresh=True):
+            key = self._key_of(info)
+            if info is not None and key is not None and key.startswith(prefix) and key not in told:
+                told.add(key)
+                yield key, summary, info

@@ -1,0 +1,373 @@
+"""Large contents in Amazon S3, in place of the steps that refer to them.
+
+The law: **an object is named by what it holds, and belongs to one conversation**: its key in the bucket is
+`<prefix>/<conversation>/<SHA-256 of the content>`, where the conversation is the SHA-256 of its namespace and key. So
+nothing stored can name an object of another conversation, or of another bucket; what is read is held against its name;
+deleting a conversation deletes what is below its prefix, and copying one copies it.
+
+An object is there before the step that refers to it is written, and is looked for afterwards: until then, whoever
+deletes what nobody refers to may have taken it. What is there already is not uploaded again (a `HeadObject` says so)
+unless it is old: a lifecycle rule of the bucket counts from the last upload.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import botocore.exceptions as aws
+
+from llama_index_bedrock_sessions._bedrock.errors import BAD_CREDENTIALS, translated
+from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork
+from llama_index_bedrock_sessions._journal.message_codec import Content, Offload
+from llama_index_bedrock_sessions.errors import (
+    AccessDeniedError,
+    BedrockSessionsError,
+    ConfigurationError,
+    CredentialsError,
+    RequestRefusedError,
+    StepTooLargeError,
+    ThrottledError,
+    UnavailableError,
+)
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+THRESHOLD = 256 * 1024
+"""Bytes: about what a step carries again at most; larger contents would stay where they are anyway."""
+MAX_OBJECT = 5_000_000_000
+"""Bytes: the limit of one PutObject is 5 GB (S3 user guide)."""
+CACHE = 64 * 1024 * 1024
+"""Bytes of contents that a store keeps in memory; the least recently used go first."""
+URL_SECONDS = 3600
+"""How long a presigned URL is valid."""
+FRESH = timedelta(days=9)
+"""Objects older than this are uploaded again, or copied onto themselves: see `Objects.renew`."""
+_DELETE = 1000  # keys one DeleteObjects takes (S3 API)
+
+
+@dataclasses.dataclass(frozen=True)
+class S3MediaStore:
+    """Where a chat store keeps large contents: the argument `media=`. Constructing makes no call.
+
+    bucket: its name; it exists already.
+    prefix: what the names of all objects begin with.
+    threshold: bytes from which the content of a block goes to S3. Images within Bedrock's limits (3.75 MB) become
+        native image blocks with an `s3Location`; with a threshold above that, no image does.
+    read: what messages hold when they are read: "bytes", or the object's URL, as "s3" (`s3://bucket/...`, which Bedrock
+        takes) or "presigned" (`https://...`, valid for an hour). Given back to the store, such a URL is the object.
+    kms_key_arn: a KMS key to encrypt with (SSE-KMS); the bucket's own rule if left out.
+    region_name, endpoint_url: of the bucket; the region of the chat store, and AWS, if left out.
+    client: a ready boto3 S3 client; otherwise one is made of the chat store's credentials.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+
+    """
+
+    bucket: str
+    prefix: str = ""
+    _: dataclasses.KW_ONLY
+    threshold: int = THRESHOLD
+    read: Literal["bytes", "s3", "presigned"] = "bytes"
+    kms_key_arn: str | None = None
+    region_name: str | None = None
+    endpoint_url: str | None = None
+    client: Any = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", str(self.prefix).strip("/"))
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", str(self.bucket)):
+            raise ConfigurationError(f"S3MediaStore: {self.bucket!r} is not the name of a bucket.")
+        if not re.fullmatch(r"[A-Za-z0-9!_.*'()/-]{0,700}", self.prefix):
+            raise ConfigurationError("S3MediaStore: a prefix has up to 700 letters, digits and characters of !-_.*'()/")
+        if not isinstance(self.threshold, int) or self.threshold < 1:
+            raise ConfigurationError("S3MediaStore: threshold is a number of bytes, 1 or more.")
+        if self.read not in ("bytes", "s3", "presigned"):
+            raise ConfigurationError('S3MediaStore: read is "bytes", "s3" or "presigned".')
+        if self.client is not None and (self.region_name or self.endpoint_url):
+            raise ConfigurationError("S3MediaStore: client= is complete: leave out region_name and endpoint_url.")
+
+    def describe(self) -> dict[str, Any]:
+        """Return the arguments as JSON values: all of them, less those left out and the client."""
+        described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("_", "client")}
+        return {name: value for name, value in described.items() if value is not None}
+
+
+class Bucket:
+    """A media store at work: its client, and what was read lately. Thread-safe."""
+
+    def __init__(self, store: S3MediaStore, make_client: Callable[[], Any], pool: Pool) -> None:
+        self.store = store
+        self.pool = pool
+        self._make_client = make_client
+        self.forget()
+        after_fork(self)
+
+    def forget(self) -> None:
+        """Drop the client and the cache: connections and locks belong to the process that made them."""
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._cache: collections.OrderedDict[str, bytes] = collections.OrderedDict()
+        self._cached = 0
+
+    def objects(self, namespace: str, key: str) -> Objects:
+        """Return the objects of a conversation; no call is made."""
+        conversation = hashlib.sha256(json.dumps([namespace, key]).encode()).hexdigest()
+        return Objects(self, f"{self.store.prefix}/{conversation}/".lstrip("/"))
+
+    def call(self, action: str, operation: str, /, **arguments: Any) -> dict[str, Any]:
+        """Call an S3 operation on the bucket. `action` is what IAM calls it."""
+        with self.errors(action):
+            reply: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.store.bucket, **arguments)
+            return reply
+
+    def client(self) -> Any:
+        """Return the boto3 client."""
+        with self._lock:
+            if self._client is None:
+                self._client = self.store.client or self._make_client()
+            return self._client
+
+    @contextmanager
+    def errors(self, action: str) -> Iterator[None]:
+        """Raise what botocore raises as errors of ours."""
+        try:
+            yield
+        except BedrockSessionsError:
+            raise
+        except aws.ClientError as error:
+            raise client_error(error, action, self.store) from error
+        except aws.BotoCoreError as error:
+            raise translated(error, writes=False, service="S3") from error
+
+    def encryption(self) -> dict[str, str]:
+        """Return the arguments that name the KMS key."""
+        arn = self.store.kms_key_arn
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": arn} if arn else {}
+
+    def cached(self, name: str) -> bytes | None:
+        """Return a content that was read lately."""
+        with self._lock:
+            if name in self._cache:
+                self._cache.move_to_end(name)
+            return self._cache.get(name)
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Keep a content for the next read, at the cost of those not used for longest."""
+        with self._lock:
+            if name in self._cache or len(content) > CACHE // 2:
+                return
+            self._cache[name] = content
+            self._cached += len(content)
+            while self._cached > CACHE:
+                self._cached -= len(self._cache.popitem(last=False)[1])
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget contents."""
+        with self._lock:
+            for name in names:
+                self._cached -= len(self._cache.pop(name, b""))
+
+
+class Objects:
+    """The objects of one conversation, by the SHA-256 of their content; all are below `folder`.
+
+    Every method raises `AccessDeniedError`, `CredentialsError`, `ConfigurationError` (no such bucket), `ThrottledError`
+    or `UnavailableError` as S3 has it.
+    """
+
+    def __init__(self, bucket: Bucket, folder: str) -> None:
+        self._bucket = bucket
+        self.folder = folder
+
+    def offload(self) -> Offload:
+        """Return which contents go to objects, and how these are told by their URLs."""
+        store = self._bucket.store
+        places = [f"s3://{store.bucket}/{self.folder}"]
+        if store.read == "presigned":
+            places.append(self._presigned("0" * 64).partition("?")[0][:-64])
+        return Offload(store.threshold, tuple(places))
+
+    def upload(self, contents: Mapping[str, Content], *, again: bool = False) -> None:
+        """Have these contents in S3; `again` if a message refers to them by now: that S3 has no answer is logged then.
+
+        Raises:
+            StepTooLargeError: a content exceeds 5 GB.
+            RequestRefusedError: a file was changed since it was read first.
+
+        """
+        for content in contents.values():
+            if content.size > MAX_OBJECT:
+                raise StepTooLargeError(
+                    f"{content.size / 1e9:.1f} GB do not fit into one object as S3 takes it at once, which is 5 GB. "
+                    "Nothing was stored. Store the content elsewhere and put its URL into the message."
+                )
+        self._bucket.pool.map(functools.partial(self._have, again=again), list(contents.values()))
+
+    def _have(self, content: Content, *, again: bool) -> None:
+        try:
+            if self._is_there(content):
+                return
+        except (ThrottledError, UnavailableError) as error:
+            if not again:
+                raise
+            # It was there just now. Who is told that his message failed would store it twice.
+            logger.warning("object %s was not looked for again: %s", self.folder + content.sha256, error)
+            return
+        try:
+            source = content.source.open("rb") if isinstance(content.source, Path) else nullcontext(content.source)
+        except OSError as error:
+            raise RequestRefusedError(f"A file that was to be stored cannot be read any more: {error}") from error
+        with source as body:
+            self._bucket.call(
+                "s3:PutObject",
+                "put_object",
+                Key=self.folder + content.sha256,
+                Body=body,
+                # S3 holds what arrives against it.
+                ChecksumSHA256=base64.b64encode(bytes.fromhex(content.sha256)).decode(),
+                **self._bucket.encryption(),
+            )
+
+    def _is_there(self, content: Content) -> bool:
+        try:
+            reply = self._bucket.call("s3:GetObject", "head_object", Key=self.folder + content.sha256)
+        except (_Missing, AccessDeniedError):
+            # Who may not list is not told that an object is missing. Uploading says what else is not allowed.
+            return False
+        return _age(reply, reply) < FRESH and bool(reply["ContentLength"] == content.size)
+
+    def fetch(self, digests: Iterable[str]) -> dict[str, bytes | str | None]:
+        """Return contents, in parallel, or URLs, as the store was told; None is missing, or not what its name says."""
+        wanted = list(dict.fromkeys(digests))
+        if self._bucket.store.read == "s3":
+            return {sha256: f"s3://{self._bucket.store.bucket}/{self.folder}{sha256}" for sha256 in wanted}
+        if self._bucket.store.read == "presigned":
+            return {sha256: self._presigned(sha256) for sha256 in wanted}
+        return dict(zip(wanted, self._bucket.pool.map(self._content, wanted), strict=True))
+
+    def _content(self, sha256: str) -> bytes | None:
+        name = self.folder + sha256
+        if (cached := self._bucket.cached(name)) is not None:
+            return cached
+        try:
+            reply = self._bucket.call("s3:GetObject", "get_object", Key=name)
+            with self._bucket.errors("s3:GetObject"):
+                content: bytes = reply["Body"].read()
+        except _Missing:
+            return None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            logger.warning("object %s does not hold what its name says", name)
+            return None
+        self._bucket.keep(name, content)
+        return content
+
+    def _presigned(self, sha256: str) -> str:
+        with self._bucket.errors("s3:GetObject"):
+            parameters = {"Bucket": self._bucket.store.bucket, "Key": self.folder + sha256}
+            url = self._bucket.client().generate_presigned_url("get_object", Params=parameters, ExpiresIn=URL_SECONDS)
+        return str(url)
+
+    def listed(self) -> dict[str, timedelta]:
+        """Return all objects of the conversation, those too that no message refers to, and how old they are.
+
+        What is not named as ours are is left out: it is somebody else's.
+        """
+        found: dict[str, timedelta] = {}
+        token: dict[str, Any] = {}
+        while True:
+            reply = self._bucket.call("s3:ListBucket", "list_objects_v2", Prefix=self.folder, **token)
+            for entry in reply.get("Contents", ()):
+                sha256 = str(entry["Key"]).removeprefix(self.folder)
+                if re.fullmatch("[0-9a-f]{64}", sha256):
+                    found[sha256] = _age(reply, entry)
+            if not reply.get("NextContinuationToken"):
+                return found
+            token = {"ContinuationToken": reply["NextContinuationToken"]}
+
+    def renew(self, digests: Iterable[str]) -> None:
+        """Copy those of these objects that are older than nine days onto themselves: a lifecycle rule counts anew."""
+        wanted = set(digests)
+        old = [sha256 for sha256, age in self.listed().items() if sha256 in wanted and age >= FRESH]
+        self._bucket.pool.map(lambda sha256: self._copy(sha256, self.folder), old)
+
+    def copy(self, other: Objects, digests: Iterable[str]) -> None:
+        """Copy objects to another conversation. What is missing is passed over."""
+        self._bucket.pool.map(lambda sha256: self._copy(sha256, other.folder), list(dict.fromkeys(digests)))
+
+    def _copy(self, sha256: str, folder: str) -> None:
+        source = {"Bucket": self._bucket.store.bucket, "Key": self.folder + sha256}
+        try:
+            # REPLACE: S3 refuses to copy an object onto itself otherwise.
+            self._bucket.call(
+                "s3:PutObject",
+                "copy_object",
+                Key=folder + sha256,
+                CopySource=source,
+                MetadataDirective="REPLACE",
+                **self._bucket.encryption(),
+            )
+        except _Missing:
+            logger.warning("object %s is to be copied, but not there", source["Key"])
+
+    def delete(self, digests: Iterable[str]) -> None:
+        """Delete objects; those that are not there are fine."""
+        names = [self.folder + sha256 for sha256 in digests]
+        self._bucket.drop(names)
+        for start in range(0, len(names), _DELETE):
+            keys = [{"Key": name} for name in names[start : start + _DELETE]]
+            reply = self._bucket.call("s3:DeleteObject", "delete_objects", Delete={"Objects": keys, "Quiet": True})
+            if reply.get("Errors"):
+                failed = {"Error": reply["Errors"][0], "ResponseMetadata": {}}
+                raise client_error(aws.ClientError(failed, "DeleteObjects"), "s3:DeleteObject", self._bucket.store)
+
+
+def _age(reply: Mapping[str, Any], entry: Mapping[str, Any]) -> timedelta:
+    """Return how long ago an object was uploaded or copied, by the clock of S3."""
+    date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+    age: timedelta = now - entry["LastModified"]
+    return age
+
+
+class _Missing(UnavailableError):  # noqa: N818 - never leaves this module
+    """An object is not there, or cannot be read as it is (archived, say)."""
+
+
+def client_error(error: aws.ClientError, action: str, store: S3MediaStore) -> BedrockSessionsError:
+    body = error.response.get("Error", {})
+    code, message = str(body.get("Code", "")), str(body.get("Message", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket":
+        return ConfigurationError(f"There is no bucket {store.bucket!r}: create it, or give S3MediaStore another.")
+    if code in {"NoSuchKey", "404", "InvalidObjectState"}:
+        return _Missing(f"S3 has no such object ({code}): {message}")
+    if code in {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}:
+        return ConfigurationError(f"The bucket {store.bucket!r} is in another region ({code}): give region_name=.")
+    if code in BAD_CREDENTIALS | {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}:
+        return CredentialsError(f"S3 does not accept the credentials ({code}): {message} Renew or replace them.")
+    if code.startswith(("AccessDenied", "KMS.")) or status == 403:
+        return AccessDeniedError(
+            f"AWS does not allow {action} on the bucket {store.bucket!r} ({code}): {message} Allow it below "
+            f"{store.prefix + '/'!r}, and the use of the KMS key if one is set; the README has a policy to paste."
+        )
+    if code in {"SlowDown", "RequestLimitExceeded", "TooManyRequestsException"} or code.startswith("Throttl"):
+        return ThrottledError(f"S3 throttled {error.operation_name} even after retries: {message}")
+    if status >= 500 or code in {"InternalError", "ServiceUnavailable", "RequestTimeout"}:
+        return UnavailableError(f"S3 failed in {error.operation_name} ({code}): {message}")
+    if code in {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}:
+        return RequestRefusedError("A file was changed while it was being stored; store it again.")
+    return RequestRefusedError(f"S3 refused {error.operation_name} ({code}): {message}")

@@ -1,0 +1,80 @@
+"""The metadata entries and tags of a session: ours, and those an application may add."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from llama_index_bedrock_sessions._bedrock.client import SessionInfo
+from llama_index_bedrock_sessions.errors import ConfigurationError
+
+KEY = "llama-index-key"
+NAMESPACE = "llama-index-namespace"
+FORMAT = "llama-index-format"
+DIRECTORY = "llama-index-directory"
+COPY = "llama-index-copy"
+ORIGIN = "llama-index-origin"
+"""The names of our entries in `sessionMetadata`; the last two are not in every session."""
+OURS = (KEY, NAMESPACE, FORMAT, DIRECTORY, COPY, ORIGIN)
+MOST_METADATA, MOST_TAGS = 50 - len(OURS), 200
+"""Entries of the application that a session takes (service model): 50 less ours, and 200."""
+
+
+def is_ours(info: SessionInfo) -> bool:
+    return not info.metadata.keys().isdisjoint(OURS)
+
+
+def refuse_metadata(own: Mapping[str, str]) -> None:
+    """Refuse metadata of the application that a session cannot have.
+
+    Raises:
+        ConfigurationError: not strings, names of ours, more than 44 entries (of the service's 50 six are ours), names
+            of other than 1 to 100 or values of more than 5,000 characters (service model).
+
+    """
+    _refuse_other_than_strings("session_metadata", own)
+    taken = sorted(set(OURS) & set(own))
+    if taken:
+        raise ConfigurationError(f"The name {taken[0]} in session_metadata is used by this library: take another.")
+    _refuse_lengths("session_metadata", own, most=MOST_METADATA, name=100, value=5000)
+
+
+def refuse_tags(tags: Mapping[str, str]) -> None:
+    """Refuse tags that a session cannot have.
+
+    Raises:
+        ConfigurationError: not strings, more than 200, names of other than 1 to 128 or values of more than 256
+            characters, or characters that are not allowed (service model).
+
+    """
+    _refuse_other_than_strings("tags", tags)
+    _refuse_lengths("tags", tags, most=MOST_TAGS, name=128, value=256)
+    for text in (text for item in tags.items() for text in item):
+        if not re.fullmatch(r"[a-zA-Z0-9\s._:/=+@-]*", text):
+            raise ConfigurationError(f"{text!r} in tags: tags have letters, digits, spaces and characters of ._:/=+@-")
+
+
+def _refuse_lengths(what: str, given: Mapping[str, str], *, most: int, name: int, value: int) -> None:
+    if len(given) > most:
+        raise ConfigurationError(f"{what}: a session takes {most} of the application at most, not {len(given)}.")
+    for key, text in given.items():
+        if not 1 <= len(key) <= name or len(text) > value:
+            raise ConfigurationError(
+                f"{what}: {key[:name]!r} has {len(key):,} characters and its value {len(text):,}; a name has 1 to "
+                f"{name:,}, a value up to {value:,}."
+            )
+
+
+def _refuse_other_than_strings(name: str, given: object) -> None:
+    if not isinstance(given, Mapping) or not all(isinstance(text, str) for item in given.items() for text in item):
+        raise ConfigurationError(f"{name} maps strings to strings, or is a function of the key that returns such.")
+
+
+def metadata(ours: Mapping[str, str | None], own: Mapping[str, str]) -> dict[str, str]:
+    """Return the `sessionMetadata` of a session: the application's `own` entries, and those of ours with a value."""
+    return {**own, **{name: value for name, value in ours.items() if value is not None}}
+
+
+def own_metadata(info: SessionInfo) -> dict[str, str]:
+    """Return the application's entries of a session's metadata."""
+    return {k: v for k, v in info.metadata.items() if k not in OURS}

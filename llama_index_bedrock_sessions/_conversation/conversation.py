@@ -1,0 +1,1047 @@
+"""One conversation: what an application reads and writes under one key, and the lock around it.
+
+Over which sessions it goes is the business of `continuation.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.storage.chat_store.base_db import MessageStatus
+from llama_index.core.workflow import Context, Workflow
+from workflows.context.serializers import BaseSerializer
+
+from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Sessions, Summary
+from llama_index_bedrock_sessions._bedrock.directory.base import Directory
+from llama_index_bedrock_sessions._bedrock.errors import Gone
+from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork, caller, in_pool, twin
+from llama_index_bedrock_sessions._bedrock.session_metadata import own_metadata, refuse_metadata, refuse_tags
+from llama_index_bedrock_sessions._conversation import contexts
+from llama_index_bedrock_sessions._conversation.cache import Turn
+from llama_index_bedrock_sessions._conversation.contexts import SavedContext
+from llama_index_bedrock_sessions._conversation.continuation import METADATA, TAGS
+from llama_index_bedrock_sessions._conversation.deletion import Lifecycle
+from llama_index_bedrock_sessions._conversation.invocation import Invocation
+from llama_index_bedrock_sessions._conversation.reader import HOUR, RETENTION, STEPS_PER_SESSION, Settings
+from llama_index_bedrock_sessions._conversation.state import TURN, State, refuse_reserved, state_json
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.encoding import parts_json, shifted
+from llama_index_bedrock_sessions._journal.fold import Draft, Fold
+from llama_index_bedrock_sessions._journal.history import (
+    Cut,
+    Entry,
+    Past,
+    Point,
+    Record,
+    copied,
+    iso,
+    origin,
+    text_id,
+    time_of,
+)
+from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new_id
+from llama_index_bedrock_sessions._journal.limits import Copy, json_size, refuse_size, refuse_too_large
+from llama_index_bedrock_sessions._journal.message_codec import Content, ContentBlock, Offload
+from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
+from llama_index_bedrock_sessions._journal.records import parts
+from llama_index_bedrock_sessions._journal.values import JSON, dump, from_json
+from llama_index_bedrock_sessions.errors import (
+    BedrockSessionsError,
+    ConfigurationError,
+    InvalidMessageError,
+    InvalidPointError,
+    InvalidStateError,
+    StoredDataError,
+)
+from llama_index_bedrock_sessions.events import Action, AuditEvent, tell
+
+RENEW_AFTER = timedelta(days=10)
+"""A weekly job that renews what is older leaves 13 days of the service's 30."""
+_Natives = Mapping[Home, Sequence[ContentBlock]]
+_GONE = "its text is no longer in the service"
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationSummary:
+    """What is known of a conversation without reading it: its key, and how the newest of its sessions stands."""
+
+    key: str
+    session: str
+    status: str
+    created: str
+    updated: str
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, key: str, summary: Summary, info: SessionInfo) -> ConversationSummary:
+        """Return it; times as `describe()` spells them, the metadata without our own entries."""
+        times = iso(summary.created), iso(summary.updated)
+        return cls(key, summary.session, summary.status, *times, own_metadata(info))
+
+
+class Conversation:
+    """All that is stored under one key. Made by `BedrockSessionsChatStore.conversation(key)`; safe to share by threads.
+
+    Every method that talks to the service has a twin with an `a` before its name for use under asyncio, and raises the
+    errors of `errors.py`: `AccountError`, `ServiceError`, `StoredDataError`, and `UsageError` where said.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        sessions: Sessions,
+        where: Directory,
+        settings: Settings,
+        sibling: Callable[[str], Conversation],
+        *,
+        used: Callable[[Conversation, int], Callable[[], None]],
+    ) -> None:
+        self.key = key
+        self.sessions = sessions
+        self._sibling = sibling
+        self._used = used
+        self._directory = where
+        self._reset(settings)
+        after_fork(self)
+
+    @property
+    def _pool(self) -> Pool:
+        return self.sessions.pool
+
+    def _reset(self, settings: Settings) -> None:
+        self._lock = Turn(lambda: self._used(self, self._chain.held()))
+        self._chain = Lifecycle(self.key, self.sessions, self._directory, settings)
+        self._views: weakref.WeakKeyDictionary[Any, list[MessageId]] = weakref.WeakKeyDictionary()
+
+    def configure(self, **given: Any) -> None:
+        """Change what the sessions it will create get: `own_metadata`, `own_tags`, `encryption_key_arn`."""
+        if not given:
+            return
+        refuse_metadata(given.get("own_metadata", {}))
+        refuse_tags(given.get("own_tags", {}))
+        with self._lock:
+            self._chain.settings = dataclasses.replace(self._chain.settings, **given)
+
+    def forget(self) -> None:
+        """Drop all that is cached: a forked child starts anew."""
+        self._reset(self._chain.settings)
+
+    def drop(self) -> bool:
+        """Drop what was read, unless somebody is reading or writing; return whether that was so."""
+        return self._lock.if_free(self._chain.drop)
+
+    # Reading
+
+    def messages(
+        self,
+        *,
+        at: Point | None = None,
+        before: Point | None = None,
+        last: int | None = None,
+        status: MessageStatus | None = MessageStatus.ACTIVE,
+        fresh: bool = True,
+    ) -> list[ChatMessage]:
+        """Return the messages that are there, oldest first: the active ones, the archived ones, or (None) all.
+
+        `fresh=False` makes no call where the conversation was read before: it returns what this process knows, its own
+        writes included; archived messages of earlier sessions are read when they are first wanted. `last` is the number
+        of messages wanted from the end. The caller owns the messages.
+
+        With `at` or `before` they are those that were there at that point, what was removed later included: the id of
+        a change or of a message, as `history()` tells it, or an aware datetime; `at` includes the point, `before` does
+        not. Reads what `history()` reads, and a step for each change of which something was removed since. A message
+        whose text is no longer in the service is replaced by one that says so; what was removed by a change in a
+        session that is gone is left out. The positions that `remove` takes are those of the list without all these.
+
+        Raises:
+            InvalidPointError: the point is unknown, or a time without a time zone; `last` or `status` is nothing known.
+
+        """
+        found, natives, _ = self._look(at, before, last, status, fresh=fresh)
+        return self._shown([message for _, message, _ in found], natives)
+
+    def records(
+        self,
+        *,
+        at: Point | None = None,
+        before: Point | None = None,
+        last: int | None = None,
+        status: MessageStatus | None = MessageStatus.ACTIVE,
+        fresh: bool = True,
+    ) -> list[Record]:
+        """Return the messages with their ids, times and statuses; all else is as with `messages`."""
+        found, natives, changes = self._look(at, before, last, status, fresh=fresh)
+        shown = self._shown([message for _, message, _ in found], natives)
+        return [
+            Record(
+                id=text_id(message_id),
+                time=iso(time_of(message_id, changes)),
+                status=MessageStatus.ARCHIVED if archived else MessageStatus.ACTIVE,
+                message=message,
+            )
+            for (message_id, _, archived), message in zip(found, shown, strict=True)
+        ]
+
+    def _look(
+        self, at: Point | None, before: Point | None, last: int | None, status: MessageStatus | None, *, fresh: bool
+    ) -> tuple[list[tuple[MessageId, Message | None, bool]], _Natives, Mapping[str, Change]]:
+        """Return (id, message, whether archived) of what is wanted, their native blocks, and the changes by id."""
+        if last is not None and (not isinstance(last, int) or last < 0):
+            raise InvalidPointError(f"last={last!r}: it is the number of messages wanted, 0 or more.")
+        status = _status(status)
+        found: list[tuple[MessageId, Message | None, bool]]
+        with self._lock:
+            if at is None and before is None:
+                whole = status is not MessageStatus.ACTIVE
+                fold = self._chain.look(fresh=fresh, whole=whole)
+                found = [(m.id, m, fold.is_archived(m.id)) for m in self._of_status(fold, status)]
+                if status is MessageStatus.ACTIVE and last is None:
+                    self._saw([message_id for message_id, _, _ in found])
+                natives, changes = self._chain.natives, fold.known
+            else:
+                past = self._chain.past()
+                view, natives = self._chain.view(past, past.cut(at, before))
+                wanted = {None: (True, False), MessageStatus.ARCHIVED: (True,)}.get(status, (False,))
+                all_ = ((message_id, message, message_id in view.archived) for message_id, message in view.messages)
+                found, changes = [each for each in all_ if each[2] in wanted], past.known
+        return found if last is None else found[max(len(found) - last, 0) :], natives, changes
+
+    def _shown(self, messages: Sequence[Message | None], natives: _Natives) -> list[ChatMessage]:
+        decoded = iter(self._decoded([message for message in messages if message], natives))
+        return [next(decoded) if message else message_codec.placeholder(_GONE) for message in messages]
+
+    def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
+        """Return how many messages there are: active ones, archived ones, or (None) all."""
+        status = _status(status)
+        with self._lock:
+            return len(self._of_status(self._chain.refresh(whole=status is not MessageStatus.ACTIVE), status))
+
+    def history(self) -> list[Entry]:
+        """Return what was changed, oldest first: frozen, and JSON by `as_dict()`.
+
+        Complete for as long as the sessions are in the service: each of them is read in full, in parallel. Of a
+        conversation over many sessions that is a list and a few gets for each.
+        """
+        with self._lock:
+            past = self._chain.past()
+            return past.entries(self._chain.known().visible())
+
+    def describe(self) -> dict[str, JSON]:
+        """Return how the conversation stands, as JSON; what it takes to judge an incident is in it.
+
+        `name` is how logs tell the key. `complete_until`: when the service deletes the first of what is there (30 days
+        after its session was created), unless somebody writes before; None if it never does. Of each session, oldest
+        first: `age` in seconds; `steps` and `steps_left` of 1,000, None where they were not listed; `idle_at`, when it
+        expires unless somebody writes, and `deleted_at`. `orphans` are sessions of the key that nobody has opened:
+        nothing of the conversation is in them, and it may go on in one of them.
+
+        `state` is the application's. With `[entry.as_dict() for entry in history()]` this is all there is to know, to
+        hand over.
+        """
+        with self._lock:
+            fold = self._chain.refresh()
+            alive = fold.visible()
+            archived = sum(fold.is_archived(m.id) for m in alive)
+            heads = set(fold.heads)
+            # Of the sessions it has itself continued it knows all without a list.
+            steps = {session: len(listed) for session, listed in fold.listed.items() if listed}
+            until = self._chain.complete_until(fold)
+            orphans = self._chain.orphans(fold)
+            wanted = [*fold.covers(), *fold.heads]
+            generation, hidden = fold.generation(), fold.hidden()
+            state = self.state.copy(fresh=False)
+            source = next((change.origin for change in fold.changes() if change.origin), None)
+            ended = fold.ended()
+        infos = self.sessions.pool.map(self._info_or_none, wanted)
+        now = self.sessions.clock.now()
+        return {
+            "key": self.key,
+            "name": self._chain.name,
+            "namespace": self._chain.settings.namespace,
+            "messages": len(alive) - archived,
+            "archived": archived,
+            "state": state,
+            "origin": source,
+            "generation": generation,
+            "complete_until": None if until is None else iso(until),
+            "ended": {**ended[1], "at": iso(ended[0])} if ended else None,
+            "hidden": hidden,
+            "sessions": [
+                {
+                    "session": info.session,
+                    "status": info.status,
+                    "created": iso(info.created),
+                    "updated": iso(info.updated),
+                    "age": (now - info.created) // 1000,
+                    "idle_at": iso(info.updated + HOUR) if info.status == "ACTIVE" else None,
+                    "deleted_at": iso(info.created + RETENTION) if self._chain.settings.has_retention else None,
+                    "encryption_key_arn": info.encryption_key_arn,
+                    "metadata": dict(info.metadata),
+                    "head": info.session in heads,
+                    "steps": steps.get(info.session),
+                    "steps_left": max(0, STEPS_PER_SESSION - steps[info.session]) if info.session in steps else None,
+                }
+                for info in sorted((i for i in infos if i), key=lambda i: i.created)
+            ],
+            "orphans": [{"session": s.session, "status": s.status, "created": iso(s.created)} for s in orphans],
+        }
+
+    amessages, arecords, acount = twin(messages), twin(records), twin(count)
+    ahistory, adescribe = twin(history), twin(describe)
+
+    def _info_or_none(self, session: str) -> SessionInfo | None:
+        try:
+            info = self.sessions.get(session)
+        except Gone:
+            return None
+        # Anybody may name any session.
+        return info if self._directory.is_of(info, self.key) else None
+
+    def _active(self, fold: Fold) -> list[Message]:
+        return self._of_status(fold, MessageStatus.ACTIVE)
+
+    def _of_status(self, fold: Fold, status: MessageStatus | None) -> list[Message]:
+        if status is None:
+            return list(fold.visible())
+        return [m for m in fold.visible() if fold.is_archived(m.id) is (status is MessageStatus.ARCHIVED)]
+
+    def fork(self, new_key: str, *, at: Point | None = None, before: Point | None = None) -> Conversation:
+        """Copy the conversation, as it was at a point, to a key of its own; return that conversation.
+
+        Points are those of `messages`; without one all that is there now is copied. The fork has the messages with
+        their pictures and statuses, the named state, and the session metadata, tags and encryption key that new
+        sessions of this conversation get. It depends on nothing of this one. Its messages have ids and a time of their
+        own; `history()` and `describe()` tell its origin. Where a point is inside of a change, what that change removes
+        and archives counts, and its state does not. What is no longer in the service is as `messages` shows it. Saved
+        contexts, and what `autosave=True` keeps of a turn that has not ended, stay here: they go on once, and here.
+
+        All or nothing: it is there once its last step is stored. After a failure the call can be repeated; that the
+        conversation exists then says that the first one had stored it (the error's `may_have_happened`).
+
+        Raises:
+            InvalidPointError: the point is unknown, or a time without a time zone; there is nothing under this key, or
+                what there was at that point is hidden.
+            InvalidKeyError: the new key is not a string of 1 to 5,000 characters.
+            ConfigurationError: there are contents in S3, and the store was constructed without `media=`.
+            ConversationExists: there is something under the new key, or two forked onto it at once, of which one at
+                most succeeds.
+
+        """
+        target = self._sibling(new_key)
+        with self._changing():
+            past = self._chain.past()
+            cut = past.cut(at, before)
+            view, natives = self._chain.view(past, cut)
+            like = self._chain.likeness()._replace(origin=self.key)
+            # Its session is made with the metadata and the tags; the others go on once, and with this conversation.
+            left = (METADATA, TAGS, TURN, contexts.PREFIX)
+            state = {name: value for name, value in view.state.items() if value and not name.startswith(left)}
+            if not view.messages and not state:
+                self._refuse_to_fork_nothing(past, cut)
+        media, place = self._media_for(target, [message for _, message in view.messages if message])
+        copies = [
+            Copy(
+                copied(message, lambda home, n: _native(natives.get(home, ()), n), place)
+                if message
+                else message_codec.encode([message_codec.placeholder(_GONE)]),
+                message_id in view.archived,
+            )
+            for message_id, message in view.messages
+        ]
+        draft = Draft(state=state, origin=origin(self.key, past, at, before))
+        with target._changing():  # noqa: SLF001 - another of this class
+            target._chain.begin(copies, draft, like, media)  # noqa: SLF001
+        return target
+
+    afork = twin(fork)
+
+    def _refuse_to_fork_nothing(self, past: Past, cut: Cut) -> None:
+        """Refuse what would be an empty fork by mistake. At a point before the first message it is empty rightly."""
+        fold = self._chain.known()
+        if not fold.heads:
+            raise InvalidPointError(
+                f"There is no conversation {self.key!r} that could be forked: store.get_keys() tells the keys."
+            )
+        if past.hides(cut) or (fold.hidden() and not fold.visible()):
+            raise InvalidPointError(
+                f"What the conversation {self.key!r} held is hidden. To fork it, bring it back before: restore()."
+            )
+
+    def _media_for(self, target: Conversation, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
+        """Return what copies the contents in S3 that messages refer to, and the place of the copies."""
+        used = {sha256 for message in messages for sha256 in message_codec.objects(message.record)}
+        mine, other = self._chain.settings.media, target._chain.settings.media
+        if not used:
+            return bool, ""
+        if mine is None or other is None:
+            raise ConfigurationError(
+                f"The conversation {self.key!r} has contents in S3, which a fork has to copy: construct the chat store "
+                "with the media= it was written with."
+            )
+        return functools.partial(mine.copy, other, used), other.offload().places[0]
+
+    # Writing
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the lock; an error says whether the operation may have happened, and not one call of it."""
+        with self._lock:
+            before = self._chain.effects
+            try:
+                yield
+            except BedrockSessionsError as error:
+                error.may_have_happened = self._chain.effects != before
+                raise
+
+    def invocation(self, description: str, *, by: str | None = None) -> Invocation:
+        """Return a block, for `with` or `async with`: what is written in it goes into an invocation of its own.
+
+        That is whatever is written to this conversation, by the store and by memories too, in the block and in the
+        tasks started in it; other keys are not affected. `history()` tells the description and who wrote (`by`) with
+        each change. The invocation is made at the first write, by one call, and again with the same description in
+        the session in which the conversation goes on. No call is made by the block itself.
+
+        Raises:
+            ConfigurationError: the description has not 1 to 200 characters, or `by` is not a string.
+
+        """
+        return Invocation(self.sessions, self.key, description, by)
+
+    def add(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        status: MessageStatus = MessageStatus.ACTIVE,
+        state: Mapping[str, JSON] | None = None,
+        forget: Iterable[str] = (),
+    ) -> None:
+        """Add messages at the end, set named state and delete the names in `forget`: all or nothing, by one step.
+
+        Raises:
+            InvalidMessageError: something is not a ChatMessage.
+            InvalidStateError: a name or a value that named state cannot have.
+            StepTooLargeError: a content block or the state exceeds 50 MB.
+            ConversationEnded: the conversation was ended on purpose.
+
+        """
+        state, forget = dict(state or {}), tuple(forget)
+        refuse_reserved((*state, *forget))
+        self._add(messages, status=status, state=state, forget=forget)
+
+    def _add(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        status: MessageStatus = MessageStatus.ACTIVE,
+        state: Mapping[str, JSON] | None = None,
+        forget: Iterable[str] = (),
+    ) -> None:
+        """`add`, of names of the memory too."""
+        encoded, named = self._encode(messages), state_json(state or {}, forget)
+        if not encoded.records and not named:
+            return
+        draft = Draft(encoded, archived=_of_its_own(encoded, _status(status)), state=named)
+        with self._changing():
+            self._chain.append(lambda _: draft, whole=False)
+            if not draft.archived:
+                self._seen_also(draft)
+
+    def set(self, messages: Sequence[ChatMessage], *, status: MessageStatus = MessageStatus.ACTIVE) -> None:
+        """Make these all the messages, of a status; what is there already, in this order, stays as it is.
+
+        Raises as `add` does.
+        """
+        encoded, wanted_status = self._encode(messages), _status(status)
+        # As they will be read: a stream could not be read twice.
+        wanted = [
+            message_codec.outline(record, functools.partial(_native, encoded.blocks)) for record in encoded.records
+        ]
+        sent: list[Draft] = []
+
+        def resolve(fold: Fold) -> Draft | None:
+            draft = self._difference(fold, wanted, encoded, wanted_status)
+            if draft and sent:
+                draft.id = sent[0].id
+            if draft:
+                sent[:1] = [draft]
+            return draft
+
+        with self._changing():
+            self._chain.refresh(force=True)
+            self._chain.append(resolve, fresh=True)
+            self._saw([m.id for m in self._active(self._chain.known())])
+
+    def _difference(
+        self, fold: Fold, wanted: list[ChatMessage], encoded: message_codec.Encoded, status: MessageStatus | None
+    ) -> Draft | None:
+        """Return the least that makes `wanted` of what is there: nothing, removals and additions, or a set."""
+        alive, same = fold.visible(), {m.id for m in self._of_status(fold, status)}
+        kept = 0
+        gone: list[MessageId] = []
+        gone_contents: list[ChatMessage] = []
+        for message in alive:
+            resolve = functools.partial(_resolve, message, self._chain.natives)
+            content = message_codec.outline(message.record, resolve) if message.id in same else None
+            if kept < len(wanted) and content == wanted[kept]:
+                kept += 1
+                continue
+            gone.append(message.id)
+            if content is not None:
+                gone_contents.append(content)
+        if kept == len(wanted) and not gone:
+            return None
+        if wanted and (kept == 0 or _have_one_in_common(gone_contents, wanted[kept:])):
+            # What stays would have to move, or nothing stays: of two such writers, one shall win. But a set would do
+            # away with what an earlier one has added and is hidden now.
+            draft = Draft(encoded, removed=frozenset(m.id for m in alive), is_set=not fold.hidden())
+        else:
+            draft = Draft(_tail(encoded, kept), removed=frozenset(gone))
+        draft.archived = _of_its_own(draft.messages, status)
+        return draft
+
+    def remove(self, index: int) -> ChatMessage | None:
+        """Remove the message at a position of the list this task was last given, and return it; None if there is none.
+
+        A task (or a thread) that was given none yet means the list as it is now.
+        """
+        with self._changing():
+            active = {m.id: m for m in self._active(self._chain.refresh(force=True))}
+            view = self._views.get(caller(), list(active))
+            try:
+                target = view[index]
+            except IndexError:
+                return None
+            return self._remove(active.get(target))
+
+    def remove_last(self) -> ChatMessage | None:
+        """Remove the message that is last now, and return it; None if there is none."""
+        with self._changing():
+            active = self._active(self._chain.refresh(force=True))
+            return self._remove(active[-1] if active else None)
+
+    def _remove(self, message: Message | None) -> ChatMessage | None:
+        if message is None:
+            return None
+        (removed,) = self._decoded([message])
+        draft = Draft(removed=frozenset({message.id}))
+        self._chain.append(lambda _: draft, fresh=True)
+        view = self._views.get(caller())
+        if view is not None and message.id in view:
+            view.remove(message.id)
+        return removed
+
+    def remove_oldest(self, n: int) -> list[ChatMessage]:
+        """Remove the n oldest messages of the list this task was last given, less what it removed; return them."""
+        return self._take_oldest(n, lambda ids: Draft(removed=ids))
+
+    def archive_oldest(self, n: int, *, whole: bool = False) -> list[ChatMessage]:
+        """Archive the n oldest messages of the list this task was last given, less what it removed; return them.
+
+        With `whole` none is archived, and [] returned, if one of them is known to have been archived or removed since.
+        """
+        return self._take_oldest(n, lambda ids: Draft(archived=ids), whole=whole)
+
+    def _take_oldest(
+        self, n: int, draft: Callable[[frozenset[MessageId]], Draft], *, whole: bool = False
+    ) -> list[ChatMessage]:
+        with self._changing():
+            view = self._views.get(caller())
+            # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
+            fold = self._chain.refresh(whole=False) if view is None else self._chain.known(whole=False)
+            active = {m.id: m for m in self._active(fold)}
+            oldest = (list(active) if view is None else view)[: max(n, 0)]
+            found = [active[message_id] for message_id in oldest if message_id in active]
+            if whole and len(found) < len(oldest):
+                return []
+            taken = self._decoded(found)
+            if found:
+                change = draft(frozenset(m.id for m in found))
+                self._chain.append(lambda _: change, whole=False)
+            if view is not None:
+                del view[: len(oldest)]
+            return taken
+
+    def clear(self, status: MessageStatus | None = None) -> list[ChatMessage] | None:
+        """Remove every message (of a status) by one step, and return those that were active; named state stays.
+
+        None if the key is unknown.
+        """
+        with self._changing():
+            fold = self._chain.refresh(force=True)
+            removed = self._decoded(self._active(fold))
+            if not self._of_status(fold, status):
+                return [] if fold.heads else None
+            drafts: list[Draft] = []
+
+            def resolve(fold: Fold) -> Draft:
+                gone = frozenset(m.id for m in self._of_status(fold, status))
+                draft = Draft(removed=gone, id=drafts[0].id if drafts else None)
+                drafts[:1] = [draft]
+                return draft
+
+            self._chain.append(resolve, fresh=True)
+            self._saw([m.id for m in self._active(self._chain.known())])
+            return removed
+
+    # The life of a conversation
+
+    def end(self, summary: str | None = None, *, kind: str | None = None, by: str | None = None) -> bool:
+        """End the conversation: it can be read, and takes no more messages until `reopen()`. False if it was ended.
+
+        What is said (its resolution, of what kind it is, who ended it) is shown by `describe()`. The Bedrock session
+        is ended too; where it has expired, the conversation goes on in a new one, which is ended.
+
+        Raises:
+            InvalidStateError: something else than text was given.
+
+        """
+        said = _texts(summary=summary, kind=kind, by=by)
+        refuse_size(json_size(dump(said)))
+        mark = Draft(marks={ENDED: Mark(on=True, said=said)})
+        with self._changing():
+            before = self._chain.effects
+            try:
+                return self._chain.end(mark)
+            finally:
+                # Called again, it may be ended already.
+                if self._chain.effects != before:
+                    self._tell("ended", reason=kind, approver=by)
+
+    def reopen(self, *, reason: str | None = None, approver: str | None = None) -> bool:
+        """Let a conversation that was ended take messages again, in a new session; False if it was not ended."""
+        said = _texts(reason=reason, approver=approver)
+        with self._changing():
+            if not self._chain.refresh(force=True).ended():
+                return False
+            self._mark(ENDED, said, on=False)
+            self._tell("reopened", **said)
+            return True
+
+    def _mark(self, name: str, said: Mapping[str, str], *, on: bool) -> None:
+        """Write a change that marks the conversation, or takes its mark back; it has just been read."""
+        known_as = {"reason": "reason", "approver": "by"}
+        draft = Draft(marks={name: Mark(on, {known_as[each]: text for each, text in said.items()})})
+        self._chain.append(lambda _: draft, fresh=True, ended=True)
+
+    def hide(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
+        """Hide all messages and named state, and leave the session; return the messages, None if the key is unknown.
+
+        What is written later is seen: the key begins anew. `restore()` brings the hidden back for as long as the
+        service keeps it: at least 20 days after the last write or `renew()`.
+        """
+        said = _texts(reason=reason, approver=approver)
+        with self._changing():
+            fold = self._chain.refresh(force=True)
+            hidden = self._decoded(self._active(fold))
+            if not fold.visible() and not fold.state():
+                return [] if fold.heads else None
+            self._mark(HIDDEN, said, on=True)
+            self._saw([])
+            self._tell("hidden", **said)
+            self._chain.close()
+            return hidden
+
+    def restore(self, *, reason: str | None = None, approver: str | None = None) -> bool:
+        """Undo `hide()`: what was hidden is there again, before what was written since; False if nothing is hidden."""
+        said = _texts(reason=reason, approver=approver)
+        with self._changing():
+            if not self._chain.refresh(force=True).hidden():
+                return False
+            self._mark(HIDDEN, said, on=False)
+            self._tell("restored", **said)
+            return True
+
+    def redact(self, *message_ids: str, reason: str | None = None, approver: str | None = None) -> None:
+        """Delete messages from the service for good; ids are those of `history()`, also of messages removed before.
+
+        The messages leave the view first. Then all that is alive is copied by value to a new session, and every
+        earlier session of the conversation is deleted, and with it whatever was removed at any time. It takes about 16
+        calls for a short conversation, one more for each further session, and waits three settling times
+        (`settling_time` of the store). Other processes may write at the same time. Named state is not searched for
+        what the messages said. If it fails half-way, call it again: nothing but what was removed is lost.
+
+        Raises:
+            UnavailableError: sessions cannot be found yet, or another process has opened sessions that may hold copies;
+                `may_have_happened` says whether the messages have left the view. Call it again.
+            InvalidMessageError: an id that names no message of this conversation; nothing was changed.
+            ConfigurationError: a message has contents in S3, and the store was constructed without `media=`; nothing
+                was changed.
+
+        """
+        said = _texts(reason=reason, approver=approver)
+        with self._changing():
+            fold = self._chain.refresh(force=True)
+            doomed = frozenset(map(_message_id, message_ids))
+            if not doomed:
+                return
+            # What was removed in a session before the last is told by that alone.
+            past = None if all(map(fold.holds, doomed)) else self._chain.past()
+            if past and (unknown := next((m for m in doomed if not past.holds(m)), None)):
+                raise _no_message(text_id(unknown))
+            self._refuse_what_stays_in_s3(doomed, (past or fold).known)
+            sessions: dict[str, None] = {}
+            try:
+                self._chain.rewrite(doomed, sessions)
+            finally:
+                if sessions:
+                    self._tell("redacted", sessions=sessions, messages=message_ids, **said)
+            self._saw([m.id for m in self._active(self._chain.known())])
+
+    def _refuse_what_stays_in_s3(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
+        messages = (known[change].messages.get(position) for change, position in doomed if change in known)
+        if self._chain.settings.media is None and any(m and message_codec.objects(m.record) for m in messages):
+            raise ConfigurationError(
+                "The message has contents in S3, which would stay there: construct the chat store with the media= it "
+                "was written with."
+            )
+
+    def renew(self, older_than: timedelta = RENEW_AFTER) -> bool:
+        """Continue in a new session if the newest one is older; return whether that was so.
+
+        The service deletes a session 30 days after its creation. A conversation is complete for at least 20 days after
+        this, or after its last write; one that is written at least every 20 days needs no renewing.
+        """
+        age = milliseconds(older_than)
+        with self._changing():
+            return self._chain.renew(age)
+
+    def update_metadata(self, session_metadata: Mapping[str, str], *, tags: Mapping[str, str] | None = None) -> None:
+        """Add to the metadata and tags of the Bedrock session that is written, and of those that continue it.
+
+        It counts more than what `store.conversation(key, session_metadata=...)` is given, then and later. Of two that
+        do so at the same moment one may win.
+
+        Raises:
+            ConfigurationError: metadata or tags that a session cannot have, alone or with those it has; nothing was
+                changed.
+
+        """
+        refuse_metadata(session_metadata)
+        refuse_tags(tags or {})
+        with self._changing():
+            self._chain.update(session_metadata, tags or {})
+
+    def delete(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
+        """Delete every session of the key from the service, and return the messages; None if there were none.
+
+        Every session that exists when this begins, or that continues one of them, is ended and deleted, oldest first.
+        If it fails half-way, call it again for the rest: each audit event tells the sessions whose deletion it began.
+        """
+        said = _texts(reason=reason, approver=approver)
+        with self._changing():
+            fold = self._chain.refresh(force=True)
+            removed = self._decoded(self._active(fold)) if fold.heads else None
+            sessions: dict[str, None] = {}
+            try:
+                self._chain.erase(sessions)
+            finally:
+                # Called again, it finds those no more.
+                if sessions:
+                    self._tell("deleted", sessions=sessions, **said)
+            self._saw([])
+            return removed
+
+    def _tell(
+        self,
+        action: Action,
+        *,
+        sessions: Iterable[str] = (),
+        messages: Iterable[str] = (),
+        reason: str | None = None,
+        approver: str | None = None,
+    ) -> None:
+        settings, fold = self._chain.settings, self._chain.fold
+        done_to = tuple(sessions) or tuple(fold.heads if fold else ())
+        now = iso(self.sessions.clock.now())
+        event = AuditEvent(action, self.key, settings.namespace, now, done_to, tuple(messages), reason, approver)
+        tell(event, settings.audit)
+
+    aend, areopen, ahide, arestore = twin(end), twin(reopen), twin(hide), twin(restore)
+    aredact, arenew, adelete, aupdate_metadata = twin(redact), twin(renew), twin(delete), twin(update_metadata)
+    aadd, aset = twin(add), twin(set)  # noqa: A003 - the method above
+    aremove, aremove_last = twin(remove), twin(remove_last)
+    aremove_oldest, aarchive_oldest = twin(remove_oldest), twin(archive_oldest)
+    aclear = twin(clear)
+
+    # Named state
+
+    @property
+    def state(self) -> State:
+        """JSON values by name, kept beside the messages: preferences, hypotheses, carts."""
+        return State(self.key, self.sessions, self._named, self._name)
+
+    def last_id(self, *, fresh: bool = True) -> str | None:
+        """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
+        with self._lock:
+            fold = self._chain.look(fresh=fresh, whole=False)
+            active = self._active(fold)
+            return text_id(active[-1].id) if active else None
+
+    alast_id = twin(last_id)
+
+    # Paused workflows
+
+    def save_context(
+        self, ctx: Context[Any], name: str = "default", *, serializer: BaseSerializer | None = None
+    ) -> SavedContext:
+        """Save where a workflow stands (`handler.ctx`), for `load_context` in any process; what had the name is gone.
+
+        All that the workflow put into its context is stored. Cancel the run afterwards (`handler.cancel_run()`): it
+        would go on where it is, too. One list and one step, and a step for each 4 MB beyond 16 KB (compressed).
+
+        Raises:
+            InvalidContextError: something in it that JSON cannot say.
+            StepTooLargeError: it exceeds 50 MB of JSON.
+
+        """
+        contexts.refuse_bad_name(name)
+        return self._save_context(contexts.snapshot(ctx, serializer), name)
+
+    async def asave_context(
+        self, ctx: Context[Any], name: str = "default", *, serializer: BaseSerializer | None = None
+    ) -> SavedContext:
+        """`save_context`, without blocking the event loop."""
+        contexts.refuse_bad_name(name)
+        # Here, not in the pool: the workflow's steps run in this event loop, and none may while it is looked at.
+        taken = contexts.snapshot(ctx, serializer)
+        return await in_pool(self.sessions.pool, functools.partial(self._save_context, taken, name))
+
+    def _save_context(self, snapshot: contexts.Snapshot, name: str) -> SavedContext:
+        content = snapshot.content()
+        with self._changing():
+            self._chain.refresh(force=True)
+            inline = contexts.is_inline(content)
+
+            def draft(references: list[tuple[Home, int]]) -> Draft:
+                stored = content[0] if inline else parts_json(references)
+                now = self.sessions.clock.now()
+                return Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), iso(now), stored))
+
+            self._chain.append_with([] if inline else content, draft)
+            return contexts.find(self._chain.known().state(), name).listed()
+
+    def load_context(
+        self,
+        workflow: Workflow,
+        name: str = "default",
+        *,
+        by: str | None = None,
+        again: bool = False,
+        serializer: BaseSerializer | None = None,
+    ) -> Context[Any]:
+        """Return a saved context for `workflow.run(ctx=...)`, once: of all who load it, in any process, one gets it.
+
+        `by` says who that is, to the others and in `contexts()`. If the process dies after that, nobody has it until
+        somebody says `again=True`. What is wrong is found before it is taken: it stays for the next who tries.
+
+        Raises:
+            AlreadyResumed: somebody has loaded it, and not `again`.
+            InvalidContextError: there is none of that name, it is another workflow's, or needs another serializer.
+            ConfigurationError: a memory or a store in it has to be constructed first.
+            StoredDataError: its content is not there any more, or cannot be read.
+
+        """
+        contexts.refuse_bad_name(name)
+        contexts.refuse_bad_reader(by)
+        with self._changing():
+            missing: object = None
+            while True:
+                found = contexts.find(self._chain.refresh(force=True).state(), name)
+                found.refuse_other(workflow, serializer)
+                if not again:
+                    found.refuse_taken()
+                try:
+                    references = parts(found.content)
+                    texts = self._chain.texts(references) if references else [str(found.content)]
+                    break
+                except StoredDataError:
+                    if found.content == missing:
+                        raise
+                    missing = found.content
+                    self._chain.drop()  # another process that redacts may have moved it to a session not known here
+        context = found.restored(texts, workflow, serializer)
+        with self._changing():
+            draft = Draft(state=found.claim(by, iso(self.sessions.clock.now())), by=by)
+            if again:
+                self._chain.append(lambda _: draft)
+            elif rival := self._chain.claim(found.id, lambda fold: _unless_taken(fold, found, draft)):
+                raise found.lost_to(rival)
+        return context
+
+    def contexts(self) -> list[SavedContext]:
+        """Return the saved contexts, by name: when each was saved, of which workflow, and who has taken it when."""
+        with self._lock:
+            state = self._chain.refresh().state()
+        return [contexts.find(state, name).listed() for name in contexts.names(state)]
+
+    def delete_context(self, name: str = "default") -> None:
+        """Delete a saved context, by one step; nothing happens if there is none.
+
+        It can be loaded no more. Content of more than 16 KB stays in its session until that is deleted.
+        """
+        with self._changing():
+            if name in contexts.names(self._chain.refresh(force=True).state()):
+                draft = Draft(state=contexts.deleted(name))
+                self._chain.append(lambda _: draft, fresh=True)
+
+    aload_context, acontexts, adelete_context = twin(load_context), twin(contexts), twin(delete_context)
+
+    def _named(self, *, fresh: bool) -> dict[str, JSON]:
+        with self._lock:
+            fold = self._chain.look(fresh=fresh, whole=False)
+            state = fold.state()
+        return {name: from_json(value, lambda: "[unreadable value]") for name, value in state.items()}
+
+    def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
+        named = state_json(values, forget)
+        draft = Draft(state=named)
+        with self._changing():
+            if named:
+                self._chain.refresh(force=True, whole=False)
+                self._chain.append(lambda _: draft, fresh=True, whole=False)
+
+    def _encode(self, messages: Iterable[ChatMessage]) -> message_codec.Encoded:
+        if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, ChatMessage)):
+            raise InvalidMessageError(f"a list of messages is wanted, not {type(messages).__name__}")
+        media = self._chain.settings.media
+        offload = media.offload() if media else None
+        read = functools.partial(read_file, offload=offload)
+        encoded = message_codec.encode(list(messages), read, offload=offload)
+        refuse_too_large(encoded)
+        return encoded
+
+    def _decoded(self, messages: Sequence[Message], natives: _Natives | None = None) -> list[ChatMessage]:
+        """Return messages as the caller gets them; what of them is in S3 is fetched, in parallel."""
+        natives, media = self._chain.natives if natives is None else natives, self._chain.settings.media
+        found = media.fetch(sha256 for m in messages for sha256 in message_codec.objects(m.record)) if media else {}
+        fetch = found.get if media else None
+        return [message_codec.decode(m.record, functools.partial(_resolve, m, natives), fetch) for m in messages]
+
+    def __copy__(self) -> Conversation:
+        """Return the conversation itself: it stands for what is in the service."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Conversation:
+        """Return the conversation itself."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the store and the key; what was said of the sessions it will create is not kept."""
+        if self._sibling(self.key) is not self:
+            raise TypeError("A conversation that was attached is not pickled: pickle its key, and attach() that again.")
+        return self._sibling, (self.key,)
+
+    # Positions
+
+    def _saw(self, ids: list[MessageId]) -> None:
+        self._views[caller()] = ids
+
+    def _seen_also(self, draft: Draft) -> None:
+        view = self._views.get(caller())
+        if view is not None and draft.id is not None:
+            view += [(draft.id, position) for position in range(len(draft.messages.records))]
+
+
+def _of_its_own(encoded: message_codec.Encoded, status: MessageStatus | None) -> frozenset[MessageId]:
+    """Return the messages of a draft that it archives as it adds them."""
+    return frozenset(("", n) for n in range(len(encoded.records)) if status is MessageStatus.ARCHIVED)
+
+
+def milliseconds(older_than: timedelta) -> int:
+    """Return an age in ms. Raises ConfigurationError: it is no timedelta."""
+    if not isinstance(older_than, timedelta):
+        raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
+    return older_than // timedelta(milliseconds=1)
+
+
+def _status(status: MessageStatus | None) -> MessageStatus | None:
+    """Return a status, also where it is given as its text. Raises InvalidPointError: there is no such status."""
+    try:
+        return None if status is None else MessageStatus(status)
+    except ValueError:
+        named = ", ".join(repr(one.value) for one in MessageStatus)
+        raise InvalidPointError(f"status={status!r}: there are {named}, and None for all.") from None
+
+
+def _texts(**given: str | None) -> dict[str, str]:
+    """Return what was given, all of it text. Raises InvalidStateError."""
+    for name, text in given.items():
+        if text is not None and not isinstance(text, str):
+            raise InvalidStateError(f"{name}= is a text, not {type(text).__name__}.")
+    return {name: text for name, text in given.items() if text is not None}
+
+
+def _message_id(text: str) -> MessageId:
+    change, _, position = text.rpartition("/") if isinstance(text, str) else ("", "", "")
+    if not (position.isdecimal() and len(position) < 10):
+        raise _no_message(text)
+    return change, int(position)
+
+
+def _no_message(text: object) -> InvalidMessageError:
+    # A message given in place of its id holds what has to go: it is not quoted.
+    told = repr(text) if isinstance(text, str) else f"Something of type {type(text).__name__}"
+    return InvalidMessageError(
+        f"{told} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
+    )
+
+
+def _unless_taken(fold: Fold, saved: contexts.Found, draft: Draft) -> Draft:
+    """Return the draft of a claim. Raises AlreadyResumed."""
+    now = fold.state()
+    if saved.name in contexts.names(now) and (there := contexts.find(now, saved.name)).id == saved.id:
+        there.refuse_taken()
+    return draft
+
+
+def _resolve(message: Message, natives: _Natives, item: Any) -> ContentBlock | None:
+    """Return the native block that an item of a message's record stands for, None if there is none."""
+    h = item.get("h", 0) if isinstance(item, dict) else None
+    if not isinstance(h, int) or not 0 <= h < len(message.homes):
+        return None
+    return _native(natives.get(message.homes[h], ()), item)
+
+
+def _native(payload: Sequence[ContentBlock], item: Any) -> ContentBlock | None:
+    """Return the block of a payload that an item of a record stands for, None if there is none."""
+    n = item.get("n") if isinstance(item, dict) else item
+    return payload[n] if isinstance(n, int) and 0 <= n < len(payload) else None
+
+
+def _have_one_in_common(some: Iterable[ChatMessage], others: Iterable[ChatMessage]) -> bool:
+    # Messages have no hash: only those of one text are compared.
+    by_text: dict[str | None, list[ChatMessage]] = {}
+    for message in others:
+        by_text.setdefault(message.content, []).append(message)
+    return any(message == other for message in some for other in by_text.get(message.content, ()))
+
+
+def _tail(encoded: message_codec.Encoded, skip: int) -> message_codec.Encoded:
+    """Return the encoding without its first messages: native blocks are numbered anew."""
+    if skip == 0:
+        return encoded
+    used = [n for record in encoded.records[skip:] for n in message_codec.references(record)]
+    first = min(used, default=len(encoded.blocks))
+    records = [shifted(record, -first) for record in encoded.records[skip:]]
+    used_contents = {sha256: encoded.contents[sha256] for r in records for sha256 in message_codec.objects(r)}
+    return message_codec.Encoded(records, encoded.blocks[first:], used_contents)
+
+
+def read_file(path: str, *, offload: Offload | None = None) -> bytes | Content | None:
+    """Return what is in a file, None if it cannot be read; a `Content` where it is to be offloaded."""
+    file = Path(path)
+    try:
+        # What may become a native image has to be looked at.
+        if offload and file.stat().st_size > max(offload.threshold, message_codec.MAX_IMAGE_BYTES):
+            return Content.of_file(file)
+        return file.read_bytes()
+    except OSError:
+        return None

@@ -1,0 +1,143 @@
+"""Named state: what an application, and the memory of its agents, keep beside the messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from typing import Any, Protocol
+
+from llama_index_bedrock_sessions._bedrock.client import Sessions
+from llama_index_bedrock_sessions._bedrock.pool import twin
+from llama_index_bedrock_sessions._conversation import contexts
+from llama_index_bedrock_sessions._conversation.continuation import METADATA, TAGS
+from llama_index_bedrock_sessions._journal.limits import json_size, refuse_size
+from llama_index_bedrock_sessions._journal.values import JSON, Walk, dump, to_json
+from llama_index_bedrock_sessions.errors import InvalidStateError
+
+OF_MEMORY = "memory/"
+"""Begins the names of the state that `BedrockSessionsMemory` keeps."""
+TURN = OF_MEMORY + "turn"
+"""Begins the name of the state of an unfinished turn, which a run of an agent keeps while it goes on."""
+RESERVED = {
+    OF_MEMORY: "what BedrockSessionsMemory remembers",
+    METADATA: "the metadata of sessions",
+    contexts.PREFIX: "saved contexts",
+    TAGS: "the tags of sessions",
+}
+"""How the names of state begin that applications neither see nor write, and what it is."""
+
+
+class _Read(Protocol):
+    def __call__(self, *, fresh: bool) -> dict[str, JSON]: ...
+
+
+_Write = Callable[[Mapping[str, JSON], Iterable[str]], None]
+
+
+class State(MutableMapping[str, JSON]):
+    """The named state of a conversation: JSON values by name, for the application's own use.
+
+    Of several writes of one name the last counts, whoever wrote it. Every read is one list of the service's steps;
+    every write one list and one step. What is read belongs to the caller: changing it in place stores nothing.
+    Names that begin with "memory/" are those of `BedrockSessionsMemory`, those with "context/" of saved contexts, those
+    with "session/metadata/" or "session/tags/" of `Conversation.update_metadata`: they are neither shown nor taken
+    here, and `clear` leaves them. Under asyncio use the methods with an `a`.
+
+    Raises:
+        KeyError: the name is not there.
+        InvalidStateError: a name that is not a string or is reserved, or a value that JSON cannot say.
+        StepTooLargeError: the values exceed 50 MB.
+
+    """
+
+    def __init__(self, key: str, sessions: Sessions, read: _Read, write: _Write) -> None:
+        self._pool = sessions.pool
+        self._key, self._read, self._write = key, read, write
+
+    def __repr__(self) -> str:
+        return f"State({self._key!r})"
+
+    def __getitem__(self, name: str) -> JSON:
+        return self.copy()[name]
+
+    def __setitem__(self, name: str, value: JSON) -> None:
+        self.update({name: value})
+
+    def __delitem__(self, name: str) -> None:
+        del self.copy()[name]
+        self._write({}, [name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.copy())
+
+    def __len__(self) -> int:
+        return len(self.copy())
+
+    def items(self) -> ItemsView[str, JSON]:
+        """Return the names and values, by one read."""
+        return self.copy().items()
+
+    def values(self) -> ValuesView[JSON]:
+        """Return the values, by one read."""
+        return self.copy().values()
+
+    def get(self, name: str, default: JSON = None, *, fresh: bool = True) -> JSON:
+        """Return a value, or the default; `fresh` as in `Conversation.messages`."""
+        return self.copy(fresh=fresh).get(name, default)
+
+    def pop(self, name: str, *default: JSON) -> JSON:
+        """Delete a name, and return the value it had; the default, if one is given, where there is none."""
+        values = self.copy()
+        there = name in values
+        value = values.pop(name, *default)
+        if not there:
+            return value
+        self._write({}, [name])
+        return value
+
+    def update(self, *values: Any, **more: JSON) -> None:
+        """Set several names by one step."""
+        named = dict(*values, **more)
+        refuse_reserved(named)
+        self._write(named, ())
+
+    def clear(self) -> None:
+        """Delete every name by one step."""
+        self._write({}, self.copy())
+
+    def copy(self, *, fresh: bool = True) -> dict[str, JSON]:
+        """Return all of it by one read; `fresh` as in `Conversation.messages`."""
+        named = self._read(fresh=fresh)
+        return {name: value for name, value in named.items() if not name.startswith(tuple(RESERVED))}
+
+    aget, apop, aupdate, aclear, acopy = twin(get), twin(pop), twin(update), twin(clear), twin(copy)
+
+
+def state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[str, list[JSON]]:
+    """Return named state as a change says it: {name: [value]}, or {name: []} where it is deleted.
+
+    Raises InvalidStateError and StepTooLargeError.
+    """
+    named: dict[str, list[JSON]] = {name: [] for name in forget}
+    for name in (*named, *values):
+        if not isinstance(name, str):
+            raise InvalidStateError(f"The name of a state is a string, not {type(name).__name__}.")
+    for name, value in values.items():
+        walk = Walk()
+        plain = walk.plain(value)
+        if walk.notes:
+            raise InvalidStateError(f"The state {name!r} is not a JSON value: {'; '.join(walk.notes)}.")
+        named[name] = [to_json(plain)]
+    if values:
+        refuse_size(json_size(dump(named)))
+    return named
+
+
+def refuse_reserved(names: Iterable[object]) -> None:
+    """Refuse names that are not the application's. Raises InvalidStateError."""
+    for name in names:
+        for prefix, what in RESERVED.items():
+            if isinstance(name, str) and name.startswith(prefix):
+                raise InvalidStateError(
+                    f'{name!r} cannot be the name of a state: those that begin with "{prefix}" are kept for {what}. '
+                    "Choose another name."
+                )

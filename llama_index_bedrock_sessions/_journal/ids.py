@@ -1,0 +1,74 @@
+"""The ids of steps: a time, the kind of step and a hint, in the form of a UUID."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+import re
+import uuid
+from typing import NamedTuple
+
+YEAR_2100 = 4_102_444_800_000
+HINT_MAX = 1023
+STEP_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Kind(enum.IntEnum):
+    """The two bits of a step id that say what kind of step it is."""
+
+    CHANGE = 0
+    OPENING = 1
+    CLOSING = 2
+    ATTACHMENT = 3
+
+
+class StepId(NamedTuple):
+    """What a step id of ours says: its time in ms, the kind of step, and the hint."""
+
+    ms: int
+    kind: Kind
+    hint: int
+
+
+class Home(NamedTuple):
+    """Where a step is: `GetInvocationStep` needs all three."""
+
+    session: str
+    invocation: str
+    step: str
+
+
+MessageId = tuple[str, int]
+"""The id of a change, and the position of the message in it."""
+
+
+def new_id(ms: int, kind: Kind, hint: int = 0) -> str:
+    """Return a new step id for a time in ms."""
+    random = int.from_bytes(os.urandom(8), "big") >> 2
+    bits = ms << 80 | 8 << 76 | kind << 74 | min(hint, HINT_MAX) << 64 | 2 << 62 | random
+    return str(uuid.UUID(int=bits))
+
+
+def parse_id(step: str) -> StepId | None:
+    """Return what an id says, or None if it is not ours."""
+    if not STEP_ID.fullmatch(step) or step[14] != "8" or step[19] not in "89ab":
+        return None
+    bits = int(step.replace("-", ""), 16)
+    ms = bits >> 80
+    if ms > YEAR_2100:
+        return None
+    return StepId(ms, Kind(bits >> 74 & 3), bits >> 64 & HINT_MAX)
+
+
+def claim_place(of: str, session: str) -> tuple[str, str]:
+    """Return the invocation and the step by which what has an id of ours is claimed in a session; see `Chain.claim`."""
+    parsed = parse_id(of)
+    ms = parsed.ms if parsed else 0
+    digest = hashlib.sha256(f"{of} {session}".encode()).digest()
+    step = uuid.UUID(int=ms << 80 | 8 << 76 | 2 << 62 | int.from_bytes(digest[:8], "big") >> 2)
+    return str(uuid.uuid5(uuid.UUID(session), of)), str(step)
+
+
+Place = tuple[str, str]
+"""A session and an invocation of it."""

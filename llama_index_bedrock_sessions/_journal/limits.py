@@ -1,0 +1,109 @@
+"""What one step takes: the service's limits, how much something is on the wire, and what goes into several steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.encoding import shifted
+from llama_index_bedrock_sessions._journal.fold import Draft
+from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
+from llama_index_bedrock_sessions._journal.values import dump
+from llama_index_bedrock_sessions.errors import StepTooLargeError
+
+STEP_LIMIT = 50_000_000
+"""Bytes of one step: 50 MB (Bedrock user guide), taken as what goes over the wire, the smallest reading of it."""
+IMAGES_PER_STEP = 20
+"""Bedrock user guide, quotas."""
+_ROOM = STEP_LIMIT - 2_000_000
+
+
+def refuse_too_large(encoded: message_codec.Encoded) -> None:
+    """Refuse messages of which something does not fit into a step. Raises StepTooLargeError."""
+    if is_small(encoded):
+        return
+    for block in encoded.blocks:
+        refuse_size(wire_size(block))
+    refuse_size(sum(json_size(dump(record)) for record in encoded.records))
+
+
+def refuse_size(size: int) -> None:
+    """Refuse what does not fit into a step; `size` in bytes on the wire. Raises StepTooLargeError."""
+    if size > STEP_LIMIT - 1_000_000:
+        raise StepTooLargeError(
+            f"{size / 1e6:.1f} MB do not fit into one invocation step, which holds 50 MB (Bedrock's limit). "
+            "Nothing was stored. Images, audio, video and documents of any size can be kept in S3, by the chat store's "
+            "argument media=; put the URL of all else into the message."
+        )
+
+
+def is_small(encoded: message_codec.Encoded) -> bool:
+    """Whether it fits into a step by far, so that it need not be measured: a character takes 12 bytes at most."""
+    texts = sum(len(block["text"]) if "text" in block else STEP_LIMIT for block in encoded.blocks)
+    return 12 * (texts + sum(len(dump(record)) for record in encoded.records)) < STEP_LIMIT // 10
+
+
+def json_size(text: str) -> int:
+    """Return the bytes of a text in botocore's JSON, which escapes all that is not ASCII."""
+    return len(json.dumps(text))
+
+
+def wire_size(block: ContentBlock) -> int:
+    """Return about the bytes of a native block in a request."""
+    if "text" in block:
+        return json_size(block["text"])
+    return len(block["image"]["source"].get("bytes", b"")) * 4 // 3 + 1200  # an s3Location has up to 1,024
+
+
+def split(natives: list[ContentBlock], records: int) -> list[list[ContentBlock]]:
+    """Split native blocks into steps within the limits of bytes and images; usually one."""
+    parts: list[list[ContentBlock]] = [[]]
+    size, images = 0, 0
+    for block in natives:
+        weight, image = wire_size(block), "image" in block
+        if parts[-1] and (size + weight > _ROOM or (image and images == IMAGES_PER_STEP)):
+            parts.append([])
+            size, images = 0, 0
+        parts[-1].append(block)
+        size, images = size + weight, images + image
+    if size + records > _ROOM and parts[-1]:
+        parts.append([])
+    return parts
+
+
+class Copy(NamedTuple):
+    """A message with all that it needs, and whether it is archived."""
+
+    content: message_codec.Encoded
+    archived: bool
+
+
+def drafts(copies: Iterable[Copy], last: Draft) -> list[Draft]:
+    """Return copies as the fewest drafts that fit into a step each; the last is `last`, with the others as parts."""
+    groups: list[list[Copy]] = [[]]
+    size, images = 0, 0
+    for copy in copies:
+        weight = sum(wire_size(block) for block in copy.content.blocks) + json_size(dump(copy.content.records[0]))
+        pictures = sum("image" in block for block in copy.content.blocks)
+        if groups[-1] and (size + weight > _ROOM or images + pictures > IMAGES_PER_STEP):
+            groups.append([])
+            size, images = 0, 0
+        groups[-1].append(copy)
+        size, images = size + weight, images + pictures
+    parts = [Draft() for _ in groups[1:]]
+    whole = [*parts, last]
+    for draft, group in zip(whole, groups, strict=True):
+        draft.messages = _joined(copy.content for copy in group)
+        draft.archived = frozenset(("", position) for position, copy in enumerate(group) if copy.archived)
+    last.parts = parts
+    return whole
+
+
+def _joined(several: Iterable[message_codec.Encoded]) -> message_codec.Encoded:
+    whole = message_codec.Encoded([], [])
+    for encoded in several:
+        whole.records.extend(shifted(record, len(whole.blocks)) for record in encoded.records)
+        whole.blocks.extend(encoded.blocks)
+    return whole

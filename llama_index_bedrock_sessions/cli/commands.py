@@ -1,0 +1,183 @@
+"""The command line, `bedrock-sessions`. It asks and shows; what is done is done in the modules below it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+try:
+    import click
+    from rich.console import Console
+    from rich.progress import Progress
+except ModuleNotFoundError as missing:
+    raise SystemExit(
+        f"bedrock-sessions needs the package {missing.name}: pip install 'llama-index-bedrock-sessions[cli]'"
+    ) from None
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llama_index_bedrock_sessions import BedrockSessionsChatStore
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="llama-index-bedrock-sessions", prog_name="bedrock-sessions")
+def main() -> None:
+    """Durable LlamaIndex conversations on Amazon Bedrock sessions."""
+
+
+@main.command()
+@click.option(
+    "--database",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A new file for the embedded service to keep its sessions in. Default: in a temporary directory.",
+)
+@click.option("--forget", is_flag=True, help="The same on LlamaIndex's SimpleChatStore, to see the difference.")
+@click.option("--region", help="The same on AWS, in this region, with boto3's usual credentials; deleted afterwards.")
+@click.option("--profile", help="The same on AWS, with this profile of the AWS configuration; deleted afterwards.")
+@click.option("--model", help="On AWS: the id of a Bedrock model to use in place of the scripted one.")
+def demo(*, database: Path | None, forget: bool, region: str | None, profile: str | None, model: str | None) -> None:
+    """Hold one conversation in two processes, a day apart, and show what Bedrock then holds.
+
+    An agent with two tools is told of an incident and shown a dashboard; its process ends. 26 hours later another
+    process goes on with the conversation. It needs no account, no key and no network.
+
+    With --region or --profile the same is done on AWS, where a few calls to Amazon Bedrock are billed to the account
+    and everything is deleted at the end.
+    """
+    on_aws = bool(region or profile)
+    if on_aws and (database or forget):
+        raise click.UsageError("--region and --profile are for AWS, --database and --forget for this machine.")
+    if forget and database:
+        raise click.UsageError("--forget keeps nothing in a file: leave out --database.")
+    if model and not on_aws:
+        raise click.UsageError("--model runs on AWS: give --region or --profile as well.")
+    if model and importlib.util.find_spec("llama_index.llms.bedrock_converse") is None:
+        raise click.ClickException("--model needs one more package: pip install llama-index-llms-bedrock-converse")
+    if database is None:
+        database = Path(tempfile.mkdtemp(prefix="bedrock-sessions-")) / "incident.db"
+    for path in (database, database.with_suffix(".png")):
+        if path.exists():
+            raise click.ClickException(f"{path} exists, and nothing is overwritten. Name a new file.")
+    from llama_index_bedrock_sessions.cli import demo_view
+
+    demo_view.run(database, forget=forget, region=region, profile=profile, model=model)
+
+
+def _store_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command say which store it is about: on AWS as boto3 finds it, or a file of this machine."""
+
+    @click.option("--database", type=click.Path(exists=True, dir_okay=False), help="A file of the embedded service.")
+    @click.option("--region", help="The AWS region; boto3's usual default if left out.")
+    @click.option("--profile", help="A profile of the AWS configuration; boto3's usual default.")
+    @click.option("--endpoint-url", help="Another endpoint, such as that of `bedrock-sessions emulate`.")
+    @click.option("--namespace", default="default", show_default=True, help="That of the application.")
+    @functools.wraps(command)
+    def run(
+        *,
+        database: str | None,
+        region: str | None,
+        profile: str | None,
+        endpoint_url: str | None,
+        namespace: str,
+        **options: Any,
+    ) -> None:
+        from llama_index_bedrock_sessions import BedrockSessionsChatStore, BedrockSessionsError
+
+        try:
+            store = BedrockSessionsChatStore(
+                region_name=region,
+                profile_name=profile,
+                endpoint_url=endpoint_url,
+                database=database,
+                namespace=namespace,
+            )
+            command(store, **options)
+        except BedrockSessionsError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+@main.command()
+@click.option("--older-than", type=click.IntRange(min=0), default=10, show_default=True, metavar="DAYS")
+@_store_options
+def renew(store: BedrockSessionsChatStore, *, older_than: int) -> None:
+    """Let every conversation go on in a new session whose newest one is older than so many days.
+
+    Bedrock deletes a session 30 days after it was made. Run this once a week for conversations that have to stay
+    although nobody writes to them.
+    """
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Looking for old conversations", total=None)
+        done = store.renew(
+            older_than=timedelta(days=older_than),
+            progress=lambda now, total: bar.update(task, description="Renewing", completed=now, total=total),
+        )
+    number = len(done.keys)
+    click.echo(f"{number} conversation{'s' if number != 1 else ''} renewed.")
+    for key, error in done.failed.items():
+        click.echo(f"{key}: {error}", err=True)
+    if done.failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The port; 0, the default, takes a free one.")
+@click.option(
+    "--database",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The SQLite file that keeps the sessions; created if it is missing. Default: in memory.",
+)
+@click.option("--region", default="us-east-1", show_default=True, help="The region the service stands for.")
+@click.option(
+    "--behaviour",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A JSON file of settings for what AWS leaves open.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    metavar="OPERATION:NTH:FAULT",
+    multiple=True,
+    help="Let the nth call of an operation fail, such as PutInvocationStep:2:lost_reply. May be repeated.",
+)
+@click.option("--latency", type=click.FloatRange(0, 3600), default=0.0, metavar="SECONDS", help="Added to every call.")
+@click.option("--control", is_flag=True, help="Let clients set faults, clock and behaviour beneath /__control__.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every request to standard error: never its content.")
+def emulate(
+    *,
+    port: int,
+    database: Path | None,
+    region: str,
+    behaviour: Path | None,
+    faults: tuple[str, ...],
+    latency: float,
+    control: bool,
+    verbose: bool,
+) -> None:
+    """Serve Amazon Bedrock sessions on 127.0.0.1, for any program that uses an AWS SDK.
+
+    It prints the one environment variable to set, and runs until it is interrupted.
+    """
+    from llama_index_bedrock_sessions.emulator import Behaviour, Emulator, EmulatorError, run
+
+    def started(url: str) -> None:
+        click.echo(f"export AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME={url}")
+        click.echo(f"Ready: Amazon Bedrock sessions of {region}, {database or 'in memory'}. Interrupt to stop.")
+
+    log = (lambda line: click.echo(line, err=True)) if verbose else None
+    try:
+        settings = Behaviour.load(behaviour) if behaviour else Behaviour()
+        with Emulator(database, behaviour=settings, region_name=region) as emulator:
+            emulator.faults.latency = latency
+            for fault in faults:
+                emulator.faults.add_written(fault)
+            run(emulator, port, started=started, log=log, control=control)
+    except (EmulatorError, ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None

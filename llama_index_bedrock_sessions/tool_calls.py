@@ -1,0 +1,189 @@
+"""Tool calls and their results in pairs, as models require them. Pure: it reads nothing, and changes no message.
+
+The rule is that of Bedrock's Converse API, and of other providers alike: a message with tool calls is followed by the
+result of each of them before anything else is said, and a result follows its call. A conversation that breaks it is
+refused as a whole, on every later turn. What is stored stays as it is: only what a model is shown is healed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+
+from llama_index_bedrock_sessions.events import hashed
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+NO_RESULT = "[There is no result: the turn was interrupted before this tool call had returned.]"
+"""What stands for a result that was never stored."""
+_RESULTS = (MessageRole.TOOL, MessageRole.FUNCTION)
+_ID_NAMES = ("call_id", "toolUseId", "tool_call_id", "id")
+"""Where the LLM packages keep the id of a call in `additional_kwargs["tool_calls"]`; what results refer to is first."""
+
+
+class Healed(NamedTuple):
+    """One thing that was healed: what it was, and the id of the tool call."""
+
+    what: str
+    call: str | None
+
+
+class _Call(NamedTuple):
+    """A tool call: its id, or None where the model gives none (Ollama), and the name of the tool."""
+
+    id: str | None
+    tool: str | None = None
+
+    @property
+    def key(self) -> str | None:
+        """What its result refers to: the id; LlamaIndex takes the tool's name where there is none."""
+        return self.id or self.tool
+
+
+def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """Return the messages with every tool call followed by its result; what was healed is logged.
+
+    A call without a result gets one that says so; a result that stands later is moved to its call; a result without
+    a call is left out. Calls are found in `ToolCallBlock`s and in `additional_kwargs["tool_calls"]`. The list is new,
+    the messages are those given; a list that needs no healing comes back equal, and healing twice changes nothing.
+    """
+    healed, notes = heal(messages)
+    tell(notes)
+    return healed
+
+
+def tell(notes: Sequence[Healed], key: str | None = None) -> None:
+    """Log what was healed, of the conversation `key` if it is known."""
+    if notes:
+        of = "" if key is None else f" of conversation {hashed(key)}"
+        said = "; ".join(f"{count} x {what}" for what, count in Counter(note.what for note in notes).items())
+        calls = ", ".join(sorted({note.call for note in notes if note.call}))
+        logger.warning("healed tool calls%s for the model: %s (%s)", of, said, calls or "without an id")
+
+
+def heal(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Healed]]:
+    """Return the healed messages, and what was healed."""
+    healed: list[ChatMessage] = []
+    notes: list[Healed] = []
+    placed: set[int] = set()
+    for position, message in enumerate(messages):
+        if position in placed:
+            continue
+        if message.role in _RESULTS:
+            notes.append(Healed("a result without a call left out", _result_id(message)))
+            continue
+        healed.append(message)
+        if not (calls := _calls(message)):
+            continue
+        results, missing = _results(messages, position, calls, placed)
+        last = position + len(results)
+        notes += [Healed("a result moved to its call", _result_id(messages[i])) for i in results if i > last]
+        healed += [messages[i] for i in results]
+        placed.update(results)
+        for call in missing:
+            notes.append(Healed("a call without a result", call))
+            healed.append(
+                ChatMessage(role=MessageRole.TOOL, content=NO_RESULT, additional_kwargs={"tool_call_id": call})
+            )
+    return healed, notes
+
+
+def _results(
+    messages: Sequence[ChatMessage], position: int, calls: Sequence[_Call], placed: set[int]
+) -> tuple[list[int], list[str]]:
+    """Return where the results of the calls of a message are, and the ids of the calls that have none."""
+    wanted = Counter(call.key for call in calls)
+    missing: list[str | None] = []
+    found: list[int] = []
+    for later in range(position + 1, len(messages)):
+        if not wanted:
+            break
+        message = messages[later]
+        if message.role in _RESULTS:
+            key = _result_key(message)
+            if later not in placed and wanted[key] > 0:
+                found.append(later)
+                wanted[key] -= 1
+            wanted += Counter()  # forgets what is at zero
+        else:
+            # From here on, results of this id belong to the later call.
+            missing += [key for key in {call.key for call in _calls(message)} for _ in range(wanted.pop(key, 0))]
+    missing += wanted.elements()
+    unpaired = [call for call in calls if _take(missing, call.key)]
+    without_id = sum(call.id is None for call in unpaired)
+    found += _next_results(messages, position, placed.union(found), without_id)
+    return sorted(found), [call.id for call in unpaired if call.id is not None]
+
+
+def _next_results(messages: Sequence[ChatMessage], position: int, taken: set[int], count: int) -> list[int]:
+    """Return where the results of `count` calls without an id are that do not say whose they are: what comes next."""
+    found: list[int] = []
+    direct = True
+    for later in range(position + 1, len(messages)):
+        if len(found) == count:
+            break
+        message = messages[later]
+        if message.role not in _RESULTS:
+            direct = False
+            if any(call.id is None for call in _calls(message)):
+                break
+        elif later not in taken and (direct or _result_key(message) is None):
+            found.append(later)
+    return found
+
+
+def _take(items: list[str | None], item: str | None) -> bool:
+    if item not in items:
+        return False
+    items.remove(item)
+    return True
+
+
+def has_calls(message: ChatMessage) -> bool:
+    """Tell whether a message calls tools."""
+    return bool(_calls(message))
+
+
+def _calls(message: ChatMessage) -> list[_Call]:
+    """Return a message's tool calls; one that is kept in a block and the older way too is one."""
+    if message.role in _RESULTS:
+        return []
+    calls = [
+        _Call(block.tool_call_id or None, block.tool_name)
+        for block in message.blocks
+        if isinstance(block, ToolCallBlock)
+    ]
+    if not message.additional_kwargs:
+        return calls
+    in_blocks = {call.id for call in calls}
+    older = message.additional_kwargs.get("tool_calls")
+    for call in older if isinstance(older, (list, tuple)) else ():
+        ids = [_text(call, name) for name in _ID_NAMES]
+        ids = [value for value in ids if value] or [None]
+        if in_blocks.isdisjoint(ids):
+            calls.append(_Call(ids[0], _text(call, "name") or _text(_member(call, "function"), "name")))
+    function = message.additional_kwargs.get("function_call")
+    if function and not calls:
+        calls.append(_Call(None, _text(function, "name")))
+    return calls
+
+
+def _result_key(message: ChatMessage) -> str | None:
+    return _result_id(message) or _text(message.additional_kwargs, "name")
+
+
+def _result_id(message: ChatMessage) -> str | None:
+    call = message.additional_kwargs.get("tool_call_id")
+    return str(call) if call else None
+
+
+def _text(call: Any, name: str) -> str | None:
+    value = _member(call, name)
+    return value if isinstance(value, str) and value else None
+
+
+def _member(call: Any, name: str) -> Any:
+    return call.get(name) if isinstance(call, Mapping) else getattr(call, name, None)
