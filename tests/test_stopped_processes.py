@@ -11,7 +11,7 @@ import pytest
 from llama_index_bedrock_sessions import ConversationExists, ForeignSessionError
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.broken import BROKEN
-from tests.histories import MINUTE, History
+from tests.histories import FORKS, KEY, MINUTE, History
 from tests.service import Service, sessions, stored, user
 
 pytestmark = pytest.mark.once
@@ -161,6 +161,21 @@ def test_renewing_and_forking_keep_the_encryption_key(other: str | None) -> None
         store.conversation("source").fork("x")
     of_x = [s for s in service.sessions() if s["sessionMetadata"]["llama-index-key"] == "x"]
     assert {session["encryptionKeyArn"] for session in of_x} == {FIRST}
+
+
+@pytest.mark.parametrize("until", ["create_invocation", "put_invocation_step"])
+def test_a_fork_whose_session_a_tool_ends_begins_again(until: str) -> None:
+    """Its session takes no opening, and no other process has begun the key: the fork goes to another session."""
+    history = History(0, processes=1, keys=(KEY, FORKS[0]))
+    added = history.do(0, "add")
+    fork = history.do(0, "fork", key=FORKS[0], until=until)
+    (created,) = (s for s in sessions(history.client) if s["sessionMetadata"]["llama-index-key"] == FORKS[0])
+    history.client.end_session(sessionIdentifier=created["sessionId"])
+    history.go_on(0)
+    assert (fork.outcome, fork.error) == ("ok", ""), "\n".join(history.log)
+    assert history.cold("read", key=FORKS[0]).result == added.tokens
+    assert len(sessions(history.client)) == 2
+    assert not history.conclude(), "\n".join(history.log)
 
 
 def test_a_key_that_holds_hidden_state_is_taken() -> None:

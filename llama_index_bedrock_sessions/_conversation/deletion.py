@@ -82,8 +82,6 @@ class Lifecycle(Chain):
                 if like:
                     self._close_others()
                 return True
-            if is_alone and like:
-                raise self._begun_by_another()
         if mine:
             self._delete_unopened(mine.session)
         self.drop()
@@ -100,13 +98,10 @@ class Lifecycle(Chain):
         """
         if any((info.created, info.session) > (mine.created, mine.session) for info in copies):
             self._delete_unopened(mine.session)
-            raise self._begun_by_another()
+            raise ConversationExists(
+                f"Another process begins the conversation {self.key!r} at the same moment. Take another key."
+            )
         return all(self._delete_unopened(info.session) for info in copies)
-
-    def _begun_by_another(self) -> ConversationExists:
-        return ConversationExists(
-            f"Another process begins the conversation {self.key!r} at the same moment. Take another key."
-        )
 
     # Ending, continuing, deleting
 
