@@ -18,7 +18,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
+from llama_index_bedrock_sessions import BedrockSessionsChatStore
+from llama_index_bedrock_sessions.cli import demo
 
 pytestmark = pytest.mark.once
 
@@ -126,7 +127,7 @@ def test_boto3_alone_reads_the_demos_text_and_picture(tmp_path: Path) -> None:
     database = tmp_path / "incident.db"
     run(tmp_path, "-m", "llama_index_bedrock_sessions.cli", "demo", "--database", str(database))
     output = run(tmp_path, str(EXAMPLES / "raw_boto3.py"), str(database), "--save", "pictures")
-    messages = BedrockSessionsChatStore.local(database).get_messages(_demo.INCIDENT)
+    messages = BedrockSessionsChatStore.local(database).get_messages(demo.INCIDENT)
     texts = [message.content for message in messages if message.content]
     assert len(texts) == 6
     assert [text for text in texts if f"text: {text}\n" not in output] == []

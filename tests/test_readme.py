@@ -20,8 +20,9 @@ from click.testing import CliRunner
 from llama_index.core.async_utils import asyncio_run
 from llama_index.core.base.llms.types import ChatMessage
 
-from llama_index_bedrock_sessions import BedrockSessionsChatStore, _demo
+from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from llama_index_bedrock_sessions._bedrock import client, media
+from llama_index_bedrock_sessions.cli import demo
 from llama_index_bedrock_sessions.cli.commands import main
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from llama_index_bedrock_sessions.emulator import Emulator
@@ -40,7 +41,7 @@ def fenced(language: str, *, after: str = "") -> list[str]:
 
 def execute(block: str) -> dict[str, Any]:
     """Run a block, `llm` being the scripted model; it may await as in a notebook."""
-    names: dict[str, Any] = {"llm": _demo.scripted_model(), "__name__": "readme"}
+    names: dict[str, Any] = {"llm": demo.scripted_model(), "__name__": "readme"}
     code = compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     if code.co_flags & inspect.CO_COROUTINE:
 
@@ -89,7 +90,7 @@ def test_the_fastapi_snippet_remembers_each_user(tmp_path: Path, monkeypatch: py
 
     first, second = asyncio.run(talk())
     assert "INC-4711, as we left it" in first
-    assert second == _demo.GREETING
+    assert second == demo.GREETING
 
 
 def test_the_lambda_snippet_remembers_each_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +109,7 @@ def test_the_lambda_snippet_remembers_each_user(monkeypatch: pytest.MonkeyPatch)
         names["store"] = BedrockSessionsChatStore(client=service.client())
         ask("one", "INC-4711: checkout is slow.")
         assert "INC-4711, as we left it" in ask("one", "What do we know?")
-        assert ask("two", "What do we know?") == _demo.GREETING
+        assert ask("two", "What do we know?") == demo.GREETING
 
 
 def test_the_contract_snippet_is_a_test_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

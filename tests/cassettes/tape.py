@@ -35,7 +35,7 @@ from vcr.record_mode import RecordMode  # type: ignore[import-untyped]
 from vcr.request import Request  # type: ignore[import-untyped]
 from vcr.serialize import deserialize, serialize  # type: ignore[import-untyped]
 
-from llama_index_bedrock_sessions._journal import decoding
+from llama_index_bedrock_sessions._journal import ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -270,8 +270,8 @@ class World:
 
 @contextmanager
 def seeded(world: World) -> Iterator[None]:
-    """Let the library take its random bits from the tape's seed: `journal` asks `os.urandom` for them."""
-    with mock.patch.object(decoding, "os", SimpleNamespace(urandom=world.bits)):
+    """Let the library take its random bits from the tape's seed: `_journal.ids` asks `os.urandom` for them."""
+    with mock.patch.object(ids, "os", SimpleNamespace(urandom=world.bits)):
         yield
 
 
