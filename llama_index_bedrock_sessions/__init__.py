@@ -33,7 +33,8 @@ from llama_index_bedrock_sessions.errors import (
     UsageError,
 )
 from llama_index_bedrock_sessions.events import AuditEvent, ServiceCallEvent
-from llama_index_bedrock_sessions.memory import BedrockSessionsMemory, BedrockSessionsMemoryStore
+from llama_index_bedrock_sessions.memory.memory import BedrockSessionsMemory
+from llama_index_bedrock_sessions.memory.store import BedrockSessionsMemoryStore
 from llama_index_bedrock_sessions.tool_calls import heal_tool_calls
 
 __all__ = [

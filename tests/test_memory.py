@@ -48,7 +48,7 @@ from llama_index_bedrock_sessions._conversation.state import TURN
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions.cli.demo import query_metrics, scripted_model, search_logs
 from llama_index_bedrock_sessions.events import hashed
-from llama_index_bedrock_sessions.memory import BLOCK
+from llama_index_bedrock_sessions.memory.block_state import BLOCK
 from tests.service import HOUR, KEY, Service, picture, run, user, users
 
 if TYPE_CHECKING:

@@ -1,0 +1,160 @@
+"""What memory blocks have learnt: saved in named state, restored, and made again from a dict."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import logging
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llama_index.core.memory import Memory
+from llama_index.core.memory.memory import BaseMemoryBlock
+from pydantic import BaseModel, TypeAdapter
+
+from llama_index_bedrock_sessions._conversation.state import OF_MEMORY
+from llama_index_bedrock_sessions._journal.values import JSON
+from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
+from llama_index_bedrock_sessions.errors import ConfigurationError
+
+logger = logging.getLogger("llama_index_bedrock_sessions")
+BLOCK = OF_MEMORY + "block/"
+"""Begins the name of the state of a memory block: {field: value}."""
+
+
+@dataclasses.dataclass
+class BoundBlock:
+    """The one conversation a block learns from, what the block was made with, and what is stored of it."""
+
+    chat_store: weakref.ref[BedrockSessionsChatStore]
+    session_id: str
+    configured: dict[str, JSON]
+    learnt: dict[str, JSON] = dataclasses.field(default_factory=dict)
+
+
+bound_blocks: dict[int, BoundBlock] = {}
+"""By the `id()` of a block, for as long as there is the block: blocks have no hash."""
+
+
+def bind_block(block: BaseMemoryBlock[Any], chat_store: BedrockSessionsChatStore, session_id: str) -> BoundBlock:
+    """Bind a block to the one conversation that it learns from, for as long as there is the block."""
+    bound = bound_blocks[id(block)] = BoundBlock(weakref.ref(chat_store), session_id, json_fields(block))
+    weakref.finalize(block, bound_blocks.pop, id(block), None)
+    return bound
+
+
+@functools.cache
+def _adapters(cls: type[BaseModel]) -> dict[str, TypeAdapter[Any]]:
+    """Return the fields of a class whose type pydantic can read, without those it excludes."""
+    adapters: dict[str, TypeAdapter[Any]] = {}
+    for name, field in cls.model_fields.items():
+        if not field.exclude:
+            try:
+                adapters[name] = TypeAdapter(field.rebuild_annotation())
+            except Exception:  # noqa: BLE001, S112 - a type that has no schema: a client, a function
+                continue
+    return adapters
+
+
+def json_fields(model: BaseModel, names: Iterable[str] | None = None) -> dict[str, JSON]:
+    """Return the fields that JSON brings back as they are: no models, clients, templates, or secrets."""
+    fields: dict[str, JSON] = {}
+    for name, adapter in _adapters(type(model)).items():
+        if names is not None and name not in names:
+            continue
+        value = getattr(model, name)
+        try:
+            plain = adapter.dump_python(value, mode="json", warnings=False)
+            if isinstance(value, (set, frozenset)):
+                plain.sort(key=json.dumps)  # its order differs from process to process
+            if adapter.validate_json(json.dumps(plain)) == value:
+                fields[name] = plain
+        except Exception:  # noqa: BLE001, S112 - the serialisers of others raise what they like
+            continue
+    return fields
+
+
+def from_json(cls: type[BaseModel], name: str, value: JSON) -> Any:
+    """Return the value of a field of a class. Raises KeyError, ValueError."""
+    return _adapters(cls)[name].validate_json(json.dumps(value))
+
+
+def set_fields(block: BaseMemoryBlock[Any], stored: Mapping[str, JSON]) -> None:
+    """Set what a block has learnt; a field that it does not take is logged and left as it is."""
+    for name, value in stored.items():
+        try:
+            setattr(block, name, from_json(type(block), name, value))
+        except (KeyError, ValueError) as error:
+            logger.warning(
+                "what the memory block %r has learnt (%s) is not restored: %s", block.name, name, type(error).__name__
+            )
+
+
+def block_json(block: BaseMemoryBlock[Any], bound: BoundBlock) -> dict[str, JSON]:
+    """Return a block as JSON, less what is stored of it; `fields` are None where they do not make it again whole."""
+    cls = type(block)
+    entry: dict[str, JSON] = {"name": block.name, "class": f"{cls.__module__}:{cls.__qualname__}", "fields": None}
+    if cls.__module__ == "__main__" or _block_class(entry) is not cls:
+        return entry
+    now = json_fields(block)
+    stored = {n: v for n, v in bound.configured.items() if n in bound.learnt and now.get(n) == bound.learnt[n]}
+    try:
+        fields = block.model_dump(mode="json", warnings=False)
+        # Of pydantic, whatever the class says: it compares what is excluded, private or secret too.
+        whole = BaseModel.__eq__(cls.model_validate_json(json.dumps(fields)), block)
+        fields |= stored
+        if whole and json_fields(cls.model_validate_json(json.dumps(fields))) == now | stored:
+            entry["fields"] = fields
+    except Exception as error:  # noqa: BLE001 - it holds a model, a client, a template: these raise what they like
+        logger.debug("the memory block %r has to be given again: %s", block.name, type(error).__name__)
+    return entry
+
+
+def blocks_of(
+    saved: Iterable[Mapping[str, Any]],
+    given: Sequence[BaseMemoryBlock[Any]] | None,
+    alike: Sequence[Memory],
+) -> list[BaseMemoryBlock[Any]]:
+    """Return the blocks of a dict: those given, those of memories that are alike, else made again."""
+    mine = {block.name: block for block in given or ()}
+    theirs = {block.name: block for memory in alike for block in memory.memory_blocks}
+    found = []
+    for entry in saved:
+        name = entry["name"]
+        block = mine.pop(name, None) or theirs.get(name) or _block(entry)
+        found.append(block or required(f"memory_blocks: {name} ({entry['class']})", []))
+    return [*found, *mine.values()]
+
+
+def _block(entry: Mapping[str, Any]) -> BaseMemoryBlock[Any] | None:
+    """Return the block of an entry, None if it cannot be made: it lacks something, or its class is another by now."""
+    cls = _block_class(entry)
+    if entry["fields"] is None or cls is None:
+        return None
+    try:
+        return cls.model_validate_json(json.dumps(entry["fields"]))
+    except ValueError:
+        return None
+
+
+def _block_class(entry: Mapping[str, Any]) -> type[BaseMemoryBlock[Any]] | None:
+    module, _, name = entry["class"].partition(":")
+    try:
+        found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return None
+    return found if isinstance(found, type) and issubclass(found, BaseMemoryBlock) else None
+
+
+def required(what: str, found: Sequence[Any]) -> Any:
+    """Return the first that was found. Raises ConfigurationError: there is none, and a dict cannot hold it."""
+    if not found:
+        raise ConfigurationError(
+            f"A dict cannot hold everything of this memory; give it again: {what}. Pass it to from_dict, or make "
+            "BedrockSessionsMemory.from_defaults(...) of the same session_id and chat_store with it before "
+            "Context.from_dict, and keep that memory."
+        )
+    return found[0]
