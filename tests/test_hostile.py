@@ -22,7 +22,7 @@ from llama_index.core.base.llms.types import TextBlock
 
 from llama_index_bedrock_sessions import ConversationEnded, NewerFormatError
 from llama_index_bedrock_sessions._bedrock.client import default_invocation
-from llama_index_bedrock_sessions._journal import decoding, ids, message_codec, model
+from llama_index_bedrock_sessions._journal import decoding, encoding, ids, message_codec, model
 from llama_index_bedrock_sessions._journal.decoding import read_step
 from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json
 from llama_index_bedrock_sessions._journal.fold import Draft, Fold, Listed, Placed
@@ -354,13 +354,15 @@ def test_an_old_and_a_new_release_side_by_side(monkeypatch: pytest.MonkeyPatch) 
     ]
     around.add_message(KEY, user("three"))
     with monkeypatch.context() as upgraded:
-        upgraded.setattr(model, "VERSION", 2)
+        for reads_or_writes in (decoding, encoding):
+            upgraded.setattr(reads_or_writes, "VERSION", 2)
         assert texts(new) == texts(service.store()) == ["one", "two", "three"]
     service.later(IDLE)
     with pytest.raises(NewerFormatError, match="left behind"):
         around.add_message(KEY, user("would leave two behind"))
     with monkeypatch.context() as upgraded:
-        upgraded.setattr(model, "VERSION", 2)
+        for reads_or_writes in (decoding, encoding):
+            upgraded.setattr(reads_or_writes, "VERSION", 2)
         new.add_message(KEY, user("four"))
         assert texts(service.store()) == ["one", "two", "three", "four"]
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ToolCallBlock
-from llama_index.llms.bedrock_converse.utils import messages_to_converse_messages
 
 from llama_index_bedrock_sessions import heal_tool_calls
 from llama_index_bedrock_sessions.tool_calls import NO_RESULT
+
+bedrock_converse = pytest.importorskip("llama_index.llms.bedrock_converse.utils", reason="only with the extra `test`")
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,7 @@ def result(call: str, text: str = "42") -> ChatMessage:
 
 def converse(messages: Sequence[ChatMessage]) -> Sequence[dict[str, Any]]:
     """Convert as the Bedrock LLM package does before it calls the API."""
-    converted: Sequence[dict[str, Any]] = messages_to_converse_messages(messages)[0]
+    converted: Sequence[dict[str, Any]] = bedrock_converse.messages_to_converse_messages(messages)[0]
     return converted
 
 
