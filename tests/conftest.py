@@ -16,7 +16,7 @@ pytest.register_assert_rewrite("llama_index_bedrock_sessions.conformance")
 
 ALLOWED_SKIPS = (
     "needs an AWS account",
-    "needs Python 3.11, with which the test extra brings",
+    "needs llama-index-llms-bedrock-converse, whose boto3 is newer",
     "needs llama-index-storage-chat-store-dynamodb, whose boto3 is older",
 )
 """What a skip's reason may begin with in CI. All else is a missing package or tool, which `.ci/run` has to install."""

@@ -14,7 +14,10 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from llama_index_bedrock_sessions import heal_tool_calls
 from llama_index_bedrock_sessions.tool_calls import NO_RESULT
 
-bedrock_converse = pytest.importorskip("llama_index.llms.bedrock_converse.utils", reason="only with the extra `test`")
+bedrock_converse = pytest.importorskip(
+    "llama_index.llms.bedrock_converse.utils",
+    reason="needs llama-index-llms-bedrock-converse, whose boto3 is newer than the lowest",
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
