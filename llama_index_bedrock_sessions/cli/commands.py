@@ -18,6 +18,8 @@ except ModuleNotFoundError as missing:
         f"bedrock-sessions needs the package {missing.name}: pip install 'llama-index-bedrock-sessions[cli]'"
     ) from None
 
+from llama_index_bedrock_sessions.cli.wording import count
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -119,8 +121,7 @@ def renew(store: BedrockSessionsChatStore, *, older_than: int) -> None:
             older_than=timedelta(days=older_than),
             progress=lambda now, total: bar.update(task, description="Renewing", completed=now, total=total),
         )
-    number = len(done.keys)
-    click.echo(f"{number} conversation{'s' if number != 1 else ''} renewed.")
+    click.echo(f"{count(len(done.keys), 'conversation')} renewed.")
     for key, error in done.failed.items():
         click.echo(f"{key}: {error}", err=True)
     if done.failed:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llama_index_bedrock_sessions.cli import demo
+from llama_index_bedrock_sessions.cli.wording import count
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -276,7 +277,7 @@ class _AwsDemo(_Demo):
             said = f"Whether anything is left on AWS could not be found out: {error}\nIts namespace: {self.namespace}"
             self.console.print(_panel("", said))
         else:
-            self.console.print(_panel("", f"Deleted on AWS: {_count(len(made), 'session')}. Left: {len(left)}."))
+            self.console.print(_panel("", f"Deleted on AWS: {count(len(made), 'session')}. Left: {len(left)}."))
 
 
 def _panel(title: str, *rows: str | tuple[str, str]) -> Panel:
@@ -351,11 +352,7 @@ def _pixels(picture: bytes) -> str:
 
 def _roles(given: Counter[str]) -> str:
     listed = ", ".join(f"{number} {role}" for role, number in given.items())
-    return f"{_count(sum(given.values()), 'message')} ({listed})"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+    return f"{count(sum(given.values()), 'message')} ({listed})"
 
 
 def _hours(time: timedelta) -> str:
