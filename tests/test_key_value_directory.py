@@ -7,6 +7,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -622,3 +623,16 @@ def test_what_is_remembered_of_sessions_is_bounded(service: Service, kv: Countin
         directory._learn({str(number): info})
     assert len(directory._learnt) <= LEARNT + 1
     assert texts(store) == ["hello"]
+
+
+def test_what_a_fold_covers_is_not_looked_at_again(service: Service, kv: CountingKVStore) -> None:
+    """The search for unopened sessions asks the service nothing about those that were read."""
+    chat = service.store(directory=kv, settling_time=0).conversation(KEY)
+    chat.add(users("one"))
+    for _ in range(3):
+        chat.renew(timedelta(0))
+    cold = service.store(directory=kv, settling_time=0).conversation(KEY)
+    assert len(cold.messages()) == 1
+    with service.counting() as counted:
+        assert cold._chain.orphans(cold._chain.known()) == []
+    assert counted["total"] == 0

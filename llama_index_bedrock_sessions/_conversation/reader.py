@@ -137,16 +137,16 @@ class Reader:
         self._validated, self._unlisted = time.monotonic(), 0
         return self.known(whole=False)
 
-    def _found(self, fold: Fold | None = None) -> dict[str, SessionInfo]:
+    def _found(self, fold: Fold | None = None, *, but: Collection[str] = ()) -> dict[str, SessionInfo]:
         """Return the sessions of the key that are there, the newest first; those of long before a fold may lack."""
-        named = self._directory.find(self.key, lambda: self._since(fold) if fold else 0)
-        owned = self.sessions.pool.map(lambda summary: self._directory.owned(summary.session, self.key), list(named))
+        found = self._directory.find(self.key, lambda: self._since(fold) if fold else 0)
+        named = [summary.session for summary in found if summary.session not in but]
+        owned = self.sessions.pool.map(lambda session: self._directory.owned(session, self.key), named)
         return {info.session: info for info in owned if info}
 
     def _others(self, fold: Fold) -> dict[str, SessionInfo]:
         """Return the sessions of the key that the fold says nothing of, if new enough to matter."""
-        ours = {*fold.heads, *fold.covers()}
-        return {session: info for session, info in self._found(fold).items() if session not in ours}
+        return self._found(fold, but={*fold.heads, *fold.covers()})
 
     def _is_current(self, fold: Fold) -> bool:
         """List the heads; return whether no process can have continued them, or opened another beside them."""
