@@ -78,7 +78,3 @@ __all__ = [
     "copy_conversations",
     "heal_tool_calls",
 ]
-
-# Saved contexts store qualified names, which have to outlive a move of modules.
-for _name in __all__:
-    globals()[_name].__module__ = __name__
