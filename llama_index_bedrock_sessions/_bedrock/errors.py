@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import botocore.exceptions as aws
 
 from llama_index_bedrock_sessions.errors import (
@@ -23,6 +25,15 @@ BAD_CREDENTIALS = {
     "IncompleteSignature",
     "MissingAuthenticationTokenException",
 }
+
+
+ATTEMPTS = 8
+
+
+def attempts(failure: str) -> Iterator[int]:
+    """Yield the number of each attempt; raise UnavailableError(`failure`) when `ATTEMPTS` were not enough."""
+    yield from range(ATTEMPTS)
+    raise UnavailableError(failure)
 
 
 class Gone(RequestRefusedError):  # noqa: N818 - a fact about a session
