@@ -297,16 +297,21 @@ def test_where_bedrock_takes_no_image_in_s3(s3: S3, setting: Any, kind: type[Exc
 
 
 def test_what_is_there_is_not_uploaded_again(service: Service, s3: S3) -> None:
-    """The same content in another message, or from another process, is one object, uploaded once."""
+    """The same content in another message, or from another process, is one object, uploaded once.
+
+    The second writer copies it onto itself, so that a process that deletes objects sees that it is wanted.
+    """
     service.store(media=kept(s3)).add_message(KEY, video())
-    again = s3.age(s3.names()[0])
+    s3.later(timedelta(hours=1))
+    s3.calls.clear()
     service.store(media=kept(s3)).add_message(KEY, video())
     assert len(s3.names()) == 1
-    assert s3.age(s3.names()[0]) >= again
+    assert (s3.calls["PutObject"], s3.calls["CopyObject"]) == (0, 1)
+    assert s3.age(s3.names()[0]) < timedelta(hours=1)
 
 
-def test_what_is_old_or_cut_short_is_uploaded_again(service: Service, s3: S3) -> None:
-    """An object that a lifecycle rule is about to delete is uploaded again, and so is one of another length."""
+def test_what_is_old_or_cut_short_is_stored_again(service: Service, s3: S3) -> None:
+    """An object that a lifecycle rule is about to delete is copied onto itself, and one cut short uploaded."""
     service.store(media=kept(s3)).add_message(KEY, video())
     (key,) = s3.names()
     s3.later(NINE_DAYS)
@@ -637,6 +642,36 @@ def test_redacting_takes_the_bucket_too(service: Service, s3: S3) -> None:
     without.redact(second)
     store.conversation(KEY).redact(first)
     assert (s3.names(), texts(service.store())) == ([], [])
+
+
+@pytest.mark.parametrize("operation", ["redact", "delete"])
+def test_content_of_a_step_that_is_listed_late_stays(s3: S3, operation: str) -> None:
+    """A content that another process stores again while objects are deleted stays, though no list shows its step."""
+    service = Service(behaviour=Behaviour(steps_listed_after_seconds=1))
+    store, other = (service.store(media=kept(s3), settling_time=2) for _ in range(2))
+    store.set_messages(KEY, [video(), user("stays")])
+    first, _ = (record.id for record in store.conversation(KEY).records())
+    service.later(10)
+    s3.later(timedelta(hours=1))
+    # The last moment before the references are read.
+    moment = "before-call.*.ListSessions" if operation == "delete" else "after-call.*.DeleteSession"
+
+    def add_again(**_: Any) -> None:
+        if service.sessions() and operation == "delete":
+            return
+        if len(stored) == 0:
+            stored.append(video())
+            other.add_message(KEY, video())
+
+    stored: list[ChatMessage] = []
+    store.client.meta.events.register(moment, add_again)
+    if operation == "redact":
+        store.conversation(KEY).redact(first)
+    else:
+        store.delete_messages(KEY)
+    service.later(60)
+    assert stored
+    assert shown(service.store(media=kept(s3)))[-1] == shape(message_codec.normal(video()))
 
 
 @pytest.mark.parametrize("late", [0.5, 1, 2, 12])

@@ -5,9 +5,12 @@ The law: **an object is named by what it holds, and belongs to one conversation*
 nothing stored can name an object of another conversation, or of another bucket; what is read is held against its name;
 deleting a conversation deletes what is below its prefix, and copying one copies it.
 
-An object is there before the step that refers to it is written, and is looked for afterwards: until then, whoever
-deletes what nobody refers to may have taken it. What is there already is not uploaded again (a `HeadObject` says so)
-unless it is old: a lifecycle rule of the bucket counts from the last upload.
+A writer uploads an object before it writes the step that refers to it, and looks for it again afterwards. An object
+that is there already is copied onto itself, which sends no bytes. So its `LastModified` is never older than the last
+look of a writer, and a lifecycle rule of the bucket counts from there.
+
+A process that deletes unreferenced objects lists them, waits until lists show every step that was written by then,
+reads the references, and deletes only objects whose `LastModified` has not changed.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ CACHE = 64 * 1024 * 1024
 URL_SECONDS = 3600
 """How long a presigned URL is valid."""
 FRESH = timedelta(days=9)
-"""Objects older than this are uploaded again, or copied onto themselves: see `Objects.renew`."""
+"""Age from which `Objects.renew` copies an object onto itself."""
 _DELETE = 1000  # keys one DeleteObjects takes (S3 API)
 
 
@@ -219,7 +222,7 @@ class Objects:
 
     def _have(self, content: Content, *, again: bool) -> None:
         try:
-            if self._is_there(content):
+            if self._is_there(content) and (again or self._copy(content.sha256, self.folder)):
                 return
         except (ThrottledError, UnavailableError) as error:
             if not again:
@@ -246,9 +249,9 @@ class Objects:
         try:
             reply = self._bucket.call("s3:GetObject", "head_object", Key=self.folder + content.sha256)
         except (_Missing, AccessDeniedError):
-            # Who may not list is not told that an object is missing. Uploading says what else is not allowed.
+            # Without the permission to list, S3 does not say that an object is missing; the upload reports the rest.
             return False
-        return _age(reply, reply) < FRESH and bool(reply["ContentLength"] == content.size)
+        return bool(reply["ContentLength"] == content.size)
 
     def fetch(self, digests: Iterable[str]) -> dict[str, bytes | str | None]:
         """Return contents, in parallel, or URLs, as the store was told; None is missing, or not what its name says."""
@@ -281,34 +284,38 @@ class Objects:
             url = self._bucket.client().generate_presigned_url("get_object", Params=parameters, ExpiresIn=URL_SECONDS)
         return str(url)
 
-    def listed(self) -> dict[str, timedelta]:
-        """Return all objects of the conversation, those too that no message refers to, and how old they are.
+    def listed(self) -> dict[str, datetime]:
+        """Return all objects of the conversation, referenced or not, and their `LastModified`.
 
-        What is not named as ours are is left out: it is somebody else's.
+        Objects with other names are not ours and are left out.
         """
-        found: dict[str, timedelta] = {}
+        return {sha256: modified for sha256, modified, _ in self._entries()}
+
+    def _entries(self) -> Iterator[tuple[str, datetime, timedelta]]:
+        """Yield (SHA-256, `LastModified`, age) of each object of the conversation."""
         token: dict[str, Any] = {}
         while True:
             reply = self._bucket.call("s3:ListBucket", "list_objects_v2", Prefix=self.folder, **token)
             for entry in reply.get("Contents", ()):
                 sha256 = str(entry["Key"]).removeprefix(self.folder)
                 if re.fullmatch("[0-9a-f]{64}", sha256):
-                    found[sha256] = _age(reply, entry)
+                    yield sha256, entry["LastModified"], _age(reply, entry)
             if not reply.get("NextContinuationToken"):
-                return found
+                return
             token = {"ContinuationToken": reply["NextContinuationToken"]}
 
     def renew(self, digests: Iterable[str]) -> None:
         """Copy those of these objects that are older than nine days onto themselves: a lifecycle rule counts anew."""
         wanted = set(digests)
-        old = [sha256 for sha256, age in self.listed().items() if sha256 in wanted and age >= FRESH]
+        old = [sha256 for sha256, _, age in self._entries() if sha256 in wanted and age >= FRESH]
         self._bucket.pool.map(lambda sha256: self._copy(sha256, self.folder), old)
 
     def copy(self, other: Objects, digests: Iterable[str]) -> None:
         """Copy objects to another conversation. What is missing is passed over."""
         self._bucket.pool.map(lambda sha256: self._copy(sha256, other.folder), list(dict.fromkeys(digests)))
 
-    def _copy(self, sha256: str, folder: str) -> None:
+    def _copy(self, sha256: str, folder: str) -> bool:
+        """Copy an object to a folder; return whether it was there."""
         source = {"Bucket": self._bucket.store.bucket, "Key": self.folder + sha256}
         try:
             # REPLACE: S3 refuses to copy an object onto itself otherwise.
@@ -322,10 +329,15 @@ class Objects:
             )
         except _Missing:
             logger.warning("object %s is to be copied, but not there", source["Key"])
+            return False
+        return True
 
-    def delete(self, digests: Iterable[str]) -> None:
-        """Delete objects; those that are not there are fine."""
-        names = [self.folder + sha256 for sha256 in digests]
+    def delete(self, listed: Mapping[str, datetime]) -> dict[str, datetime]:
+        """Delete objects that have not changed since they were `listed` so; return those that have."""
+        if not listed:
+            return {}
+        now = {sha256: modified for sha256, modified in self.listed().items() if sha256 in listed}
+        names = [self.folder + sha256 for sha256, modified in now.items() if modified == listed[sha256]]
         self._bucket.drop(names)
         for start in range(0, len(names), _DELETE):
             keys = [{"Key": name} for name in names[start : start + _DELETE]]
@@ -333,6 +345,7 @@ class Objects:
             if reply.get("Errors"):
                 failed = {"Error": reply["Errors"][0], "ResponseMetadata": {}}
                 raise client_error(aws.ClientError(failed, "DeleteObjects"), "s3:DeleteObject", self._bucket.store)
+        return {sha256: modified for sha256, modified in now.items() if modified != listed[sha256]}
 
 
 def _age(reply: Mapping[str, Any], entry: Mapping[str, Any]) -> timedelta:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from llama_index_bedrock_sessions._bedrock import session_metadata
@@ -614,8 +615,14 @@ class Chain(Reader):
 
     def _upload(self, draft: Draft | None, *, again: bool = False) -> None:
         """Have the contents of a draft in S3; `again` after it was written."""
-        if self.settings.media and draft and draft.messages.contents:
-            self.settings.media.upload(draft.messages.contents, again=again)
+        media = self.settings.media
+        if not (media and draft and draft.messages.contents):
+            return
+        begun = time.monotonic()
+        media.upload(draft.messages.contents, again=again)
+        if not again and 2 * (time.monotonic() - begun) > self.sessions.settle > 0:
+            # A process that deletes objects expects the step within a settling time: see `_delete_media`.
+            media.upload(draft.messages.contents)
 
     def _renew_media(self, fold: Fold) -> None:
         """Let what is alive in S3 live as long as the session that is about to be opened."""

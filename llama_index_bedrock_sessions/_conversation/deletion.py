@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 
 from llama_index_bedrock_sessions._bedrock import session_metadata
 from llama_index_bedrock_sessions._bedrock.client import SessionInfo
-from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused
+from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused, attempts
 from llama_index_bedrock_sessions._bedrock.session_metadata import COPY
 from llama_index_bedrock_sessions._conversation.continuation import METADATA, TAGS, Chain, Resolve
 from llama_index_bedrock_sessions._conversation.reader import ATTEMPTS, Likeness, is_opening, nothing
@@ -198,6 +199,7 @@ class Lifecycle(Chain):
            what is removed before step 1. If one was opened by such a process, all is done again.
         """
         draft = Draft(removed=removed)
+        stored = self._media()
         fold = self._present()
         self._refuse_if_newer(fold)
         self._refuse_if_not_continued(fold)
@@ -209,7 +211,7 @@ class Lifecycle(Chain):
             if self._copy(fold, lambda _: draft):
                 (copy,) = self.known().heads
                 self._wait_until_found(copy)
-                self._delete(self._ours(fold, {*fold.heads, *fold.covers()}), deleted)
+                self._delete(self._ours(fold, {*fold.heads, *fold.covers()}), deleted, stored)
                 left = self._unaware(copy, removed)
                 if not left:
                     return
@@ -273,31 +275,40 @@ class Lifecycle(Chain):
             # A process that continues the head inherits an empty conversation.
             with contextlib.suppress(Gone, Refused):
                 self._write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
-        self._delete({*fold.heads, *fold.covers()}, deleted, others=True)
+        self._delete({*fold.heads, *fold.covers()}, deleted, self._media(), others=True)
         self.drop()
 
-    def _delete(self, doomed: set[str], deleted: dict[str, None], *, others: bool = False) -> None:
-        """Delete sessions, oldest first, until they are gone, and then what is in S3 and nobody refers to.
+    def _delete(
+        self, doomed: set[str], deleted: dict[str, None], stored: Mapping[str, datetime], *, others: bool = False
+    ) -> None:
+        """Delete sessions, oldest first, until none is left, and then the unreferenced ones of the objects `stored`.
 
-        The `others` of the key too, and what continues them.
+        With `others`, the other sessions of the key are deleted too, and later ones that continue them or that no
+        process has opened. One whose opening is listed late is kept: its conversation began after this deletion did.
         """
-        first = stored = self._media()
         looked = False
+        last_stored = stored
         for attempt in range(ATTEMPTS):
-            stored = self._media() if attempt else first
+            last_stored = self._media() if attempt and others and not looked else last_stored
             found = self._found()
-            if others:
-                doomed |= {s for s in found if s not in doomed and (attempt == 0 or self._continues(s, doomed))}
+            new = [s for s in found if others and s not in doomed]
+            if attempt == 0:
+                doomed |= set(new)
+                new = []
+            openings = {s: [step.opening for step in self._openings(s) if step.opening] for s in new}
+            unopened = [s for s in new if not openings[s]]
+            doomed |= {s for s in new if any(not doomed.isdisjoint(opening.covers) for opening in openings[s])}
             # A session may be listed late: what is known of it is that it has not been deleted.
             left = [s for s in doomed if s in found or (attempt == 0 and self._directory.owned(s, self.key))]
             for session in sorted(left, key=lambda session: (self._created_at(session), session)):
                 deleted[session] = None
                 self._delete_session(session)
-            if left:
+            deleted |= {session: None for session in unopened if self._delete_unopened(session)}
+            if left or unopened:
                 looked = False
             elif looked or not others or not self.sessions.settle:
-                # Where nothing is left, all that is stored is of those deleted.
-                self._delete_media(first if found else stored, others=others)
+                # If no session is left, every object is one of those deleted.
+                self._delete_media(stored if found else last_stored, others=others)
                 return
             else:
                 self.sessions.wait_until_listed()
@@ -306,11 +317,6 @@ class Lifecycle(Chain):
 
     def _created_at(self, session: str) -> int:
         return self._created.get(session) or self._directory.info(session).created
-
-    def _continues(self, session: str, doomed: set[str]) -> bool:
-        """Whether a session that was not there when the deletion began continues one that was, or is not open yet."""
-        openings = [step.opening for step in self._openings(session) if step.opening]
-        return not openings or any(not doomed.isdisjoint(opening.covers) for opening in openings)
 
     def _delete_session(self, session: str) -> None:
         try:
@@ -332,19 +338,32 @@ class Lifecycle(Chain):
         with self._effect():
             self.sessions.delete(session)
 
-    def _media(self) -> Iterable[str]:
-        return self.settings.media.listed() if self.settings.media else ()
+    def _media(self) -> Mapping[str, datetime]:
+        return self.settings.media.listed() if self.settings.media else {}
 
-    def _delete_media(self, stored: Iterable[str], *, others: bool) -> None:
-        """Delete objects of the conversation that were `stored`, but not those that messages refer to."""
-        if not (self.settings.media and stored):
+    def _delete_media(self, stored: Mapping[str, datetime], *, others: bool) -> None:
+        """Delete the objects of the conversation that were `stored`, but not those that messages refer to.
+
+        A writer may have uploaded one of them and not written its step yet. It looks at the object at most a settling
+        time before it writes the step, and what it looks at changes. So an object that is unchanged two settling times
+        after it was listed has no step that lists do not show.
+        """
+        media = self.settings.media
+        if not (media and stored):
             return
-        self.drop()  # what others have opened has to be known too
-        # After a copy it continues, even if that is listed late; after a deletion it may have begun again.
-        alive = (self.refresh(force=True) if others else self._present()).alive()
-        used = {sha256 for message in alive for sha256 in message_codec.objects(message.record)}
-        self.effects += 1  # of several objects, some may be deleted when this fails
-        self.settings.media.delete(sha256 for sha256 in stored if sha256 not in used)
+        if others:
+            self.sessions.wait_until_listed()  # the second settling time; before a copy is found two have passed
+        for _ in attempts("Other processes store the same contents at the same time; call again to delete the rest."):
+            self.drop()  # what others have opened has to be known too
+            # After a copy it continues, even if that is listed late; after a deletion it may have begun again.
+            alive = (self.refresh(force=True) if others else self._present()).alive()
+            used = {sha256 for message in alive for sha256 in message_codec.objects(message.record)}
+            self.effects += 1  # of several objects, some may be deleted when this fails
+            stored = media.delete({sha256: modified for sha256, modified in stored.items() if sha256 not in used})
+            if not stored:
+                return
+            for _ in range(2):
+                self.sessions.wait_until_listed()
 
 
 def _number(several: Iterable[Draft], ms: int) -> None:
