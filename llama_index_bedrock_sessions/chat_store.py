@@ -48,13 +48,10 @@ from llama_index_bedrock_sessions._bedrock.media import Bucket, S3MediaStore
 from llama_index_bedrock_sessions._bedrock.pool import Pool, in_pool, twin
 from llama_index_bedrock_sessions._bedrock.session_metadata import refuse_metadata, refuse_tags
 from llama_index_bedrock_sessions._conversation.cache import Kept
-from llama_index_bedrock_sessions._conversation.conversation import (
-    RENEW_AFTER,
-    Conversation,
-    ConversationSummary,
-    milliseconds,
-)
-from llama_index_bedrock_sessions._conversation.reader import Settings
+from llama_index_bedrock_sessions._conversation.conversation import RENEW_AFTER, Conversation, milliseconds
+from llama_index_bedrock_sessions._conversation.describe import ConversationSummary
+from llama_index_bedrock_sessions._conversation.engine import ConversationEngine
+from llama_index_bedrock_sessions._conversation.sessions import Settings
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError, InvalidKeyError
 from llama_index_bedrock_sessions.events import AuditEvent, hashed
 
@@ -151,7 +148,8 @@ class BedrockSessionsChatStore(BaseChatStore):
     _where: Directory = PrivateAttr()
     _by_id: SessionIdDirectory = PrivateAttr()
     _bucket: Bucket | None = PrivateAttr(default=None)
-    _kept: Kept[Conversation] = PrivateAttr()
+    _kept: Kept[ConversationEngine] = PrivateAttr()
+    _facades: weakref.WeakValueDictionary[int, Conversation] = PrivateAttr()
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
 
     if not TYPE_CHECKING:
@@ -185,6 +183,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         if self.media is not None:
             self._bucket = Bucket(self.media, self._make_s3_client, self._sessions.pool)
         self._kept = Kept()
+        self._facades = weakref.WeakValueDictionary()
         _live[self._id] = self
 
     @classmethod
@@ -240,13 +239,19 @@ class BedrockSessionsChatStore(BaseChatStore):
             ConfigurationError: metadata or tags that a session cannot have.
 
         """
-        _refuse_bad_key(key)
-        if self._where is self._by_id:
-            refuse_no_session_id(key)
-        found = self._kept.get((key, self._where.continues), lambda: self._new_conversation(key))
+        engine = self._engine(key)
         given = {"own_metadata": session_metadata, "own_tags": tags, "encryption_key_arn": encryption_key_arn}
-        found.configure(**{name: value for name, value in given.items() if value is not None})
-        return found
+        engine.configure(**{name: value for name, value in given.items() if value is not None})
+        return self._facades[id(engine)]
+
+    def uncached(self, key: str) -> Conversation:
+        """Return the conversation of a key as another process sees it: nothing that was read or written is known.
+
+        For checks of what is stored. `conversation()` returns the one to work with. Raises as that does.
+        """
+        self._check_key(key)
+        engine = self._new_engine(key, self._where)
+        return self._facades[id(engine)]
 
     def attach(self, session_id: str) -> Conversation:
         """Return the conversation in a session that another tool made, whatever the directory; its key is the id.
@@ -265,7 +270,8 @@ class BedrockSessionsChatStore(BaseChatStore):
             self._by_id.look(session_id)
         except Gone:
             raise session_closed(session_id, "is not there (any more) in this account and region") from None
-        return self._kept.get((session_id, False), lambda: self._new_conversation(session_id, self._by_id))
+        engine = self._kept.get((session_id, False), lambda: self._new_engine(session_id, self._by_id))
+        return self._facades[id(engine)]
 
     def conversations(
         self, prefix: str = "", session_metadata: Mapping[str, str] | None = None
@@ -295,8 +301,16 @@ class BedrockSessionsChatStore(BaseChatStore):
             raise ConfigurationError(f"directory={self.directory!r} keeps nothing: there is nothing to rebuild.")
         return self._where.rebuild(progress)
 
-    def _new_conversation(self, key: str, where: Directory | None = None) -> Conversation:
-        where = where or self._where
+    def _check_key(self, key: str) -> None:
+        _refuse_bad_key(key)
+        if self._where is self._by_id:
+            refuse_no_session_id(key)
+
+    def _engine(self, key: str) -> ConversationEngine:
+        self._check_key(key)
+        return self._kept.get((key, self._where.continues), lambda: self._new_engine(key, self._where))
+
+    def _new_engine(self, key: str, where: Directory) -> ConversationEngine:
         session_metadata, tags = _of_key(self.session_metadata, key), _of_key(self.tags, key)
         refuse_metadata(session_metadata)
         refuse_tags(tags)
@@ -315,7 +329,9 @@ class BedrockSessionsChatStore(BaseChatStore):
             audit=self.audit,
         )
         used = functools.partial(self._kept.used, (key, where.continues))
-        return Conversation(key, self._sessions, where, settings, self.conversation, used=used)
+        engine = ConversationEngine(key, self._sessions, where, settings, used=used)
+        self._facades[id(engine)] = Conversation(engine, self.conversation, self._engine)
+        return engine
 
     # LlamaIndex's verbs
 

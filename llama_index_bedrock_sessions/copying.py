@@ -123,8 +123,7 @@ def _differences(target: BaseChatStore, key: str, wanted: Sequence[Any]) -> int:
 
 def _read(target: BaseChatStore, key: str) -> list[ChatMessage]:
     if isinstance(target, BedrockSessionsChatStore):
-        target.conversation(key)  # refuses a key that cannot be one
-        return target._new_conversation(key).messages()  # noqa: SLF001 - as another process would see it
+        return target.uncached(key).messages()
     return target.get_messages(key)
 
 

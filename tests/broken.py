@@ -10,7 +10,17 @@ import pytest
 
 from llama_index_bedrock_sessions._bedrock import client, clock, media
 from llama_index_bedrock_sessions._bedrock.directory import key_value, metadata
-from llama_index_bedrock_sessions._conversation import continuation, conversation, deletion, reader
+from llama_index_bedrock_sessions._conversation import (
+    claims,
+    continuation,
+    conversation,
+    deletion,
+    fork,
+    reader,
+    sessions,
+    steps,
+    writer,
+)
 from llama_index_bedrock_sessions._journal import fold, limits
 from llama_index_bedrock_sessions.errors import ServiceError
 
@@ -21,7 +31,7 @@ def only_the_newest_session(patch: pytest.MonkeyPatch) -> None:
 
 
 def sessions_are_not_closed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(continuation.Chain, "_seal", lambda *_: None)
+    patch.setattr(sessions.ConversationSessions, "seal", lambda *_: None)
 
 
 def removals_are_not_carried(patch: pytest.MonkeyPatch) -> None:
@@ -41,7 +51,7 @@ def marks_are_not_carried(patch: pytest.MonkeyPatch) -> None:
 
 
 def ending_leaves_sessions_open(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(continuation.Chain, "_finish", lambda *_: None)
+    patch.setattr(sessions.ConversationSessions, "finish", lambda *_: None)
 
 
 def redacting_copies_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -62,7 +72,7 @@ def entries_are_not_put(patch: pytest.MonkeyPatch) -> None:
 
 
 def written_again_without_a_look(patch: pytest.MonkeyPatch) -> None:
-    write = continuation.Chain._write
+    write = steps.StepWriter.write
 
     def again(self: Any, fold: Any, draft: Any) -> None:
         try:
@@ -71,12 +81,12 @@ def written_again_without_a_look(patch: pytest.MonkeyPatch) -> None:
             draft.id = None
             write(self, fold, draft)
 
-    patch.setattr(continuation.Chain, "_write", again)
+    patch.setattr(steps.StepWriter, "write", again)
     patch.setattr(client.Sessions, "_is_there", lambda *_: False)
 
 
 def contexts_are_loaded_without_a_claim(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(continuation.Chain, "claim", lambda self, _, resolve: self.append(resolve))
+    patch.setattr(claims, "claim", lambda _reader, writer, _continuation, _id, resolve: writer.append(resolve))
 
 
 def attachments_of_state_are_not_copied(patch: pytest.MonkeyPatch) -> None:
@@ -97,25 +107,30 @@ def forks_do_not_copy_what_is_archived(patch: pytest.MonkeyPatch) -> None:
 
 
 def forks_do_not_copy_state(patch: pytest.MonkeyPatch) -> None:
-    begin = deletion.Lifecycle.begin
-    patch.setattr(
-        deletion.Lifecycle,
-        "begin",
-        lambda self, copies, draft, *more: begin(self, copies, dataclasses.replace(draft, state={}), *more),
-    )
+    start: Any = fork.start_with
+
+    def without_state(*arguments: Any, **more: Any) -> None:
+        *parts, draft = arguments
+        start(*parts, dataclasses.replace(draft, state={}), **more)
+
+    patch.setattr(conversation, "start_with", without_state)
 
 
 def forks_do_not_look_for_others(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(deletion.Lifecycle, "_is_first", lambda *_: True)
+    patch.setattr(fork, "is_first", lambda *_: True)
 
 
 def copies_are_opened_by_others(patch: pytest.MonkeyPatch) -> None:
-    create = continuation.Chain._create
-    patch.setattr(deletion.Lifecycle, "_create", lambda self, *arguments, **_: create(self, *arguments))
+    create = sessions.ConversationSessions.create
+
+    def unmarked(self: Any, *arguments: Any, copy: bool = False, **more: Any) -> Any:
+        return create(self, *arguments, **more)
+
+    patch.setattr(sessions.ConversationSessions, "create", unmarked)
 
 
 def others_beside_a_copy_are_not_closed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(continuation.Chain, "_close_others", lambda _: None)
+    patch.setattr(continuation.Continuation, "close_others", lambda _: None)
 
 
 def forks_do_not_copy_media(patch: pytest.MonkeyPatch) -> None:
@@ -124,14 +139,14 @@ def forks_do_not_copy_media(patch: pytest.MonkeyPatch) -> None:
 
 def referenced_media_are_deleted(patch: pytest.MonkeyPatch) -> None:
     def delete(self: Any, stored: Any, **_: Any) -> None:
-        if self.settings.media:
-            self.settings.media.delete(stored)
+        if media := self.sessions.settings.media:
+            media.delete(stored)
 
-    patch.setattr(deletion.Lifecycle, "_delete_media", delete)
+    patch.setattr(deletion.Deletion, "_delete_media", delete)
 
 
 def media_stay_in_s3(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(deletion.Lifecycle, "_delete_media", lambda *_, **__: None)
+    patch.setattr(deletion.Deletion, "_delete_media", lambda *_, **__: None)
 
 
 def state_is_not_carried(patch: pytest.MonkeyPatch) -> None:
@@ -144,26 +159,26 @@ def a_reader_of_a_deleted_session_does_not_list_again(patch: pytest.MonkeyPatch)
 
 
 def redacting_does_not_remove_first(patch: pytest.MonkeyPatch) -> None:
-    append = continuation.Chain.append
+    append = writer.Writer.append
 
     def unless_it_removes(self: Any, resolve: Any, **more: Any) -> None:
         if not (more == {"fresh": True, "ended": True} and resolve(None).removed):
             append(self, resolve, **more)
 
-    patch.setattr(deletion.Lifecycle, "append", unless_it_removes)
+    patch.setattr(writer.Writer, "append", unless_it_removes)
 
 
 def redacting_does_not_look_for_what_is_left(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(deletion.Lifecycle, "_unaware", lambda *_: [])
+    patch.setattr(deletion.Deletion, "_delete_late", lambda *_: [])
 
 
 def redacting_does_not_wait_for_its_copy(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(deletion.Lifecycle, "_wait_until_found", lambda *_: None)
+    patch.setattr(deletion.Deletion, "_wait_until_found", lambda *_: None)
 
 
 def sessions_are_deleted_newest_first(patch: pytest.MonkeyPatch) -> None:
-    created_at = deletion.Lifecycle._created_at
-    patch.setattr(deletion.Lifecycle, "_created_at", lambda self, session: -created_at(self, session))
+    created_at = sessions.ConversationSessions.created_at
+    patch.setattr(sessions.ConversationSessions, "created_at", lambda self, session: -created_at(self, session))
 
 
 def nothing_waits_for_lists(patch: pytest.MonkeyPatch) -> None:

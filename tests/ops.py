@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llama_index_bedrock_sessions._conversation.contexts import PREFIX
-from llama_index_bedrock_sessions._conversation.continuation import METADATA, TAGS
+from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS
 from llama_index_bedrock_sessions._journal.decoding import read_step
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId, parse_id
 

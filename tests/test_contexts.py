@@ -42,7 +42,7 @@ from llama_index_bedrock_sessions import (
     UnavailableError,
 )
 from llama_index_bedrock_sessions._bedrock import client
-from llama_index_bedrock_sessions._conversation import contexts, continuation
+from llama_index_bedrock_sessions._conversation import claims, contexts
 from llama_index_bedrock_sessions._journal.fold import Draft
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests import histories
@@ -391,8 +391,8 @@ def test_content_of_another_conversation_is_not_read(service: Service) -> None:
     other, chat = service.store().conversation("other"), service.store().conversation(KEY)
     save(other, cart=[noise(40_000)])
     save(chat, cart=[noise(40_000)])
-    theirs = other._chain.known().state()[contexts._CONTENT + "default"]
-    chat._chain.append(lambda _: Draft(state={contexts._CONTENT + "default": [theirs]}))
+    theirs = other._engine.reader.known().state()[contexts._CONTENT + "default"]
+    chat._engine.writer.append(lambda _: Draft(state={contexts._CONTENT + "default": [theirs]}))
     with pytest.raises(StoredDataError, match="no longer there"):
         load(chat)
     assert chat.contexts()[0].taken is None
@@ -403,7 +403,7 @@ def test_damaged_content_is_said(service: Service, content: Any) -> None:
     """Content that is none is refused as such, and the context is not taken."""
     chat = service.store().conversation(KEY)
     save(chat)
-    chat._chain.append(lambda _: Draft(state={contexts._CONTENT + "default": [content]}))
+    chat._engine.writer.append(lambda _: Draft(state={contexts._CONTENT + "default": [content]}))
     with pytest.raises(StoredDataError):
         load(chat)
     assert chat.contexts()[0].taken is None
@@ -412,7 +412,7 @@ def test_damaged_content_is_said(service: Service, content: Any) -> None:
 def test_a_damaged_record_is_said(service: Service) -> None:
     """A record that this library did not write is refused as stored data."""
     chat = service.store().conversation(KEY)
-    chat._chain.append(lambda _: Draft(state={contexts._SAVED + "default": [{"id": 1}]}))
+    chat._engine.writer.append(lambda _: Draft(state={contexts._SAVED + "default": [{"id": 1}]}))
     with pytest.raises(StoredDataError, match="cannot be read"):
         load(chat)
 
@@ -616,7 +616,7 @@ def _created_is_not_asked(patch: pytest.MonkeyPatch) -> None:
 
 
 def _parents_are_not_asked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(continuation.Chain, "_claims", lambda *_: [])
+    patch.setattr(claims, "claims", lambda *_: [])
 
 
 @pytest.mark.parametrize(

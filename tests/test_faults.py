@@ -245,7 +245,7 @@ def view(store: BedrockSessionsChatStore) -> View:
     """Return what a store finds by a strict read."""
     chat = store.conversation(KEY)
     active = chat.messages()
-    fold = chat._chain.known()
+    fold = chat._engine.reader.known()
     archived = chat.messages(status=ARCHIVED, fresh=False)
     return View(active, archived, _without_times(fold.named("")), fold.ended() is not None)
 

@@ -88,7 +88,7 @@ def test_a_conversation_larger_than_the_budget_works(monkeypatch: pytest.MonkeyP
     assert calls == {"ListInvocationSteps": 1, "total": 1}
     assert store._kept.bytes > cache.BUDGET
     visit(store, 2)
-    assert store.conversation("user-1")._chain.fold is None
+    assert store.conversation("user-1")._engine.reader.fold is None
     assert len(store.get_messages("user-1")) == 3
 
 
@@ -102,7 +102,7 @@ def test_positions_outlive_what_is_dropped(monkeypatch: pytest.MonkeyPatch) -> N
     service.store().conversation(KEY).remove(0)
     monkeypatch.setattr(cache, "BUDGET", 1)
     visit(store, 1)
-    assert chat._chain.fold is None
+    assert chat._engine.reader.fold is None
     removed = chat.remove(1)
     assert removed is not None
     assert removed.content == "b"
@@ -118,7 +118,7 @@ def test_what_somebody_is_using_is_not_dropped(monkeypatch: pytest.MonkeyPatch) 
     entered, go = threading.Event(), threading.Event()
 
     def use() -> None:
-        with chat._lock:
+        with chat._engine.lock:
             entered.set()
             go.wait()
 
@@ -126,15 +126,15 @@ def test_what_somebody_is_using_is_not_dropped(monkeypatch: pytest.MonkeyPatch) 
     thread.start()
     entered.wait()
     visit(store, 1)
-    assert chat._chain.fold is not None
+    assert chat._engine.reader.fold is not None
     go.set()
     thread.join()
     assert store._kept.bytes > 0
-    with chat._lock:
+    with chat._engine.lock:
         visit(store, 2)  # an application may use another conversation where it is told of this one
-        assert chat._chain.fold is not None
+        assert chat._engine.reader.fold is not None
     visit(store, 3)
-    assert chat._chain.fold is None
+    assert chat._engine.reader.fold is None
 
 
 def test_of_one_key_there_is_one_conversation_while_somebody_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_of_one_key_there_is_one_conversation_while_somebody_holds_it(monkeypatc
     chat.add([user("a")])
     others = [id(store.conversation(f"user-{number}")) for number in range(3)]
     assert len(set(others)) > 1
-    assert chat._chain.fold is None
+    assert chat._engine.reader.fold is None
     assert store._kept.bytes == 0
     assert store.conversation(KEY) is chat
     assert [message.content for message in chat.messages()] == ["a"]

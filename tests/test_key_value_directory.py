@@ -363,7 +363,7 @@ def test_a_session_that_another_deletes_at_the_same_moment_is_deleted(service: S
     """Its entry goes too: the other may have died before he removed it."""
     chat = service.store(directory=kv).conversation(KEY)
     chat.add([user("hello")])
-    client: Any = chat.sessions.client()
+    client: Any = chat._engine.client.client()
     end = client.end_session
 
     def ended(sessionIdentifier: str) -> Any:  # noqa: N803 - boto3's name
@@ -634,5 +634,5 @@ def test_what_a_fold_covers_is_not_looked_at_again(service: Service, kv: Countin
     cold = service.store(directory=kv, settling_time=0).conversation(KEY)
     assert len(cold.messages()) == 1
     with service.counting() as counted:
-        assert cold._chain.orphans(cold._chain.known()) == []
+        assert cold._engine.reader.unopened_sessions(cold._engine.reader.known()) == []
     assert counted["total"] == 0

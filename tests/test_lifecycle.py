@@ -28,6 +28,7 @@ from llama_index_bedrock_sessions import (
     StepTooLargeError,
     UnavailableError,
 )
+from llama_index_bedrock_sessions._conversation import lifecycle
 from llama_index_bedrock_sessions._journal.ids import Kind, new_id
 from llama_index_bedrock_sessions.cli.commands import main
 from llama_index_bedrock_sessions.emulator import Behaviour
@@ -573,14 +574,14 @@ def test_metadata_is_changed_where_another_has_just_continued(service: Service) 
     chat, other = service.store().conversation(KEY), service.store().conversation(KEY)
     chat.add(users("one"))
     other.messages()
-    client: Any = chat.sessions.client()
+    client: Any = chat._engine.client.client()
     put = client.put_invocation_step
     puts: list[Any] = []
 
     def interrupted(**arguments: Any) -> Any:
         if not puts:
             puts.append(arguments)
-            other._chain.close()
+            lifecycle.leave_session(other._engine.reader)
             other.add(users("two"))
         return put(**arguments)
 

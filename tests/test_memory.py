@@ -44,7 +44,7 @@ from llama_index_bedrock_sessions import (
     StepTooLargeError,
     ThrottledError,
 )
-from llama_index_bedrock_sessions._conversation.state import TURN
+from llama_index_bedrock_sessions._conversation.state import TURN, ReservedName
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions.cli.demo import query_metrics, scripted_model, search_logs
 from llama_index_bedrock_sessions.events import hashed
@@ -264,15 +264,15 @@ def test_what_named_state_cannot_have_is_refused(service: Service) -> None:
 def test_an_application_neither_sees_nor_writes_what_the_memory_keeps(service: Service) -> None:
     """Names that begin with "memory/" are refused, hidden, and stay when an application clears its state."""
     conversation = service.store().conversation(KEY)
-    conversation._name({BLOCK + "facts": {"facts": ["tea"]}}, ())
+    conversation.add([], state={ReservedName(BLOCK + "facts"): {"facts": ["tea"]}})
     state = conversation.state
     state["theme"] = "dark"
     writes: list[Callable[[], Any]] = [
         lambda: state.update({BLOCK + "facts": {}}),
-        lambda: state.__setitem__(TURN, 1),
-        lambda: asyncio.run(state.aupdate({TURN: 1})),
-        lambda: state.setdefault(TURN, 1),
-        lambda: conversation.add([user("hello")], state={TURN: 1}),
+        lambda: state.__setitem__(str(TURN), 1),
+        lambda: asyncio.run(state.aupdate({str(TURN): 1})),
+        lambda: state.setdefault(str(TURN), 1),
+        lambda: conversation.add([user("hello")], state={str(TURN): 1}),
         lambda: conversation.add([user("hello")], forget=[BLOCK + "facts"]),
         lambda: asyncio.run(conversation.aadd([user("hello")], forget=[BLOCK + "facts"])),
     ]
@@ -287,7 +287,7 @@ def test_an_application_neither_sees_nor_writes_what_the_memory_keeps(service: S
     assert (dict(state), len(state), BLOCK + "facts" in state) == ({"theme": "dark"}, 1, False)
     state.clear()
     assert state.copy() == {}
-    assert conversation._named(fresh=True) == {BLOCK + "facts": {"facts": ["tea"]}}
+    assert state.copy(reserved=BLOCK) == {BLOCK + "facts": {"facts": ["tea"]}}
     assert conversation.count() == 0
 
 
@@ -1122,7 +1122,8 @@ def test_what_a_block_unlearns_is_stored_too(service: Service) -> None:
 def test_state_that_does_not_fit_a_block_is_logged(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     """What an older or another block left under the name is not forced into this one; what fits is restored."""
     mine = memory(service.store(), memory_blocks=[Counting(name="words")])
-    mine.conversation._name({BLOCK + "words": {"words": "not a dict", "seen": ["tea"], "unknown": 1}}, ())
+    damaged = {"words": "not a dict", "seen": ["tea"], "unknown": 1}
+    mine.conversation.add([], state={ReservedName(BLOCK + "words"): damaged})
     mine.get()
     assert mine.memory_blocks[0].seen == {"tea"}  # type: ignore[attr-defined]
     assert mine.memory_blocks[0].words == {}  # type: ignore[attr-defined]
@@ -1395,14 +1396,14 @@ def test_a_turn_goes_on_if_it_cannot_be_said(
     """An unfinished turn too large for a step is not saved, which is logged; the turn ends as ever."""
     from llama_index_bedrock_sessions._conversation.conversation import Conversation
 
-    add = Conversation._add
+    add = Conversation.add
 
     def refusing(self: Conversation, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("state"):
             raise StepTooLargeError("too large")
         add(self, *args, **kwargs)
 
-    monkeypatch.setattr(Conversation, "_add", refusing)
+    monkeypatch.setattr(Conversation, "add", refusing)
     mine = memory(service.store(), autosave=True)
     asyncio.run(_turn(mine, REPORT))
     assert len(mine.get_all()) == 6

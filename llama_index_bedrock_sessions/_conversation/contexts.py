@@ -20,6 +20,7 @@ from typing import Any
 
 from llama_index.core.workflow import Context, Workflow
 from workflows.context.serializers import BaseSerializer, JsonSerializer
+from workflows.utils import get_steps_from_instance
 
 from llama_index_bedrock_sessions._journal.model import Change
 from llama_index_bedrock_sessions._journal.values import JSON, dump
@@ -103,7 +104,7 @@ def snapshot(context: Context[Any], serializer: BaseSerializer | None) -> Snapsh
             f"The context takes {size / 1e6:.1f} MB as JSON; up to {LIMIT // 1_000_000} MB can be saved. Nothing was "
             "stored. Keep large things elsewhere, and their names or URLs in the context."
         )
-    about = {**_identity(_workflow_of(context)), "serializer": _class_name(serializer), "size": size}
+    about = {**_identity(workflow_of(context)), "serializer": _class_name(serializer), "size": size}
     return Snapshot(text, about)
 
 
@@ -255,8 +256,16 @@ def _already_resumed(name: str, taken: Mapping[str, JSON]) -> AlreadyResumed:
     )
 
 
-def _workflow_of(context: Context[Any]) -> Workflow:
-    workflow: Workflow = context._face._workflow  # noqa: SLF001 - no public way: Context does not tell its workflow
+def workflow_of(context: Context[Any]) -> Workflow:
+    """Return the workflow of a context. The package `workflows` has no public way to ask for it.
+
+    Raises:
+        InvalidContextError: a context of a release that keeps its workflow elsewhere.
+
+    """
+    workflow = getattr(getattr(context, "_face", None), "_workflow", None)
+    if not isinstance(workflow, Workflow):
+        raise InvalidContextError("This release of llama-index-workflows does not show the workflow of a Context.")
     return workflow
 
 
@@ -264,7 +273,7 @@ def _identity(workflow: Workflow) -> dict[str, Any]:
     """Return what tells workflows apart: the class, the agents by name, and the steps."""
     agents = getattr(workflow, "agents", None)
     name = getattr(workflow, "name", None)
-    steps = workflow._get_steps()  # noqa: SLF001 - no public way
+    steps = {**get_steps_from_instance(workflow), **getattr(type(workflow), "_step_functions", {})}
     return {
         "workflow": _class_name(workflow),
         "agents": sorted(map(str, agents)) if isinstance(agents, dict) else [name] if isinstance(name, str) else [],

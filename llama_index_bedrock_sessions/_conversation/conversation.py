@@ -5,11 +5,8 @@ Over which sessions it goes is the business of `continuation.py`.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,19 +16,19 @@ from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index.core.workflow import Context, Workflow
 from workflows.context.serializers import BaseSerializer
 
-from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Sessions, Summary
-from llama_index_bedrock_sessions._bedrock.directory.base import Directory
-from llama_index_bedrock_sessions._bedrock.errors import Gone
-from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork, caller, in_pool, twin
-from llama_index_bedrock_sessions._bedrock.session_metadata import own_metadata, refuse_metadata, refuse_tags
-from llama_index_bedrock_sessions._conversation import contexts
-from llama_index_bedrock_sessions._conversation.cache import Turn
+from llama_index_bedrock_sessions._bedrock.media import Objects
+from llama_index_bedrock_sessions._bedrock.pool import Pool, in_pool, twin
+from llama_index_bedrock_sessions._bedrock.session_metadata import refuse_metadata, refuse_tags
+from llama_index_bedrock_sessions._conversation import claims, contexts, lifecycle
 from llama_index_bedrock_sessions._conversation.contexts import SavedContext
-from llama_index_bedrock_sessions._conversation.continuation import METADATA, TAGS
-from llama_index_bedrock_sessions._conversation.deletion import Lifecycle
+from llama_index_bedrock_sessions._conversation.continuation import noop
+from llama_index_bedrock_sessions._conversation.describe import read_status, report
+from llama_index_bedrock_sessions._conversation.engine import ConversationEngine
+from llama_index_bedrock_sessions._conversation.fork import start_with
 from llama_index_bedrock_sessions._conversation.invocation import Invocation
-from llama_index_bedrock_sessions._conversation.reader import HOUR, RETENTION, STEPS_PER_SESSION, Settings
+from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS
 from llama_index_bedrock_sessions._conversation.state import TURN, State, refuse_reserved, state_json
+from llama_index_bedrock_sessions._conversation.timeline import read_snapshot, read_timeline
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.encoding import parts_json, shifted
 from llama_index_bedrock_sessions._journal.fold import Draft, Fold
@@ -54,7 +51,6 @@ from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, M
 from llama_index_bedrock_sessions._journal.records import parts
 from llama_index_bedrock_sessions._journal.values import JSON, dump, from_json
 from llama_index_bedrock_sessions.errors import (
-    BedrockSessionsError,
     ConfigurationError,
     InvalidMessageError,
     InvalidPointError,
@@ -69,24 +65,6 @@ _Natives = Mapping[Home, Sequence[ContentBlock]]
 _GONE = "its text is no longer in the service"
 
 
-@dataclasses.dataclass(frozen=True)
-class ConversationSummary:
-    """What is known of a conversation without reading it: its key, and how the newest of its sessions stands."""
-
-    key: str
-    session: str
-    status: str
-    created: str
-    updated: str
-    metadata: Mapping[str, str]
-
-    @classmethod
-    def of(cls, key: str, summary: Summary, info: SessionInfo) -> ConversationSummary:
-        """Return it; times as `describe()` spells them, the metadata without our own entries."""
-        times = iso(summary.created), iso(summary.updated)
-        return cls(key, summary.session, summary.status, *times, own_metadata(info))
-
-
 class Conversation:
     """All that is stored under one key. Made by `BedrockSessionsChatStore.conversation(key)`; safe to share by threads.
 
@@ -96,47 +74,19 @@ class Conversation:
 
     def __init__(
         self,
-        key: str,
-        sessions: Sessions,
-        where: Directory,
-        settings: Settings,
+        engine: ConversationEngine,
         sibling: Callable[[str], Conversation],
-        *,
-        used: Callable[[Conversation, int], Callable[[], None]],
+        engine_of: Callable[[str], ConversationEngine],
     ) -> None:
-        self.key = key
-        self.sessions = sessions
+        self.key = engine.key
+        self._engine = engine
         self._sibling = sibling
-        self._used = used
-        self._directory = where
-        self._reset(settings)
-        after_fork(self)
+        self._engine_of = engine_of
+        engine.keep_alive(self)
 
     @property
     def _pool(self) -> Pool:
-        return self.sessions.pool
-
-    def _reset(self, settings: Settings) -> None:
-        self._lock = Turn(lambda: self._used(self, self._chain.held()))
-        self._chain = Lifecycle(self.key, self.sessions, self._directory, settings)
-        self._views: weakref.WeakKeyDictionary[Any, list[MessageId]] = weakref.WeakKeyDictionary()
-
-    def configure(self, **given: Any) -> None:
-        """Change what the sessions it will create get: `own_metadata`, `own_tags`, `encryption_key_arn`."""
-        if not given:
-            return
-        refuse_metadata(given.get("own_metadata", {}))
-        refuse_tags(given.get("own_tags", {}))
-        with self._lock:
-            self._chain.settings = dataclasses.replace(self._chain.settings, **given)
-
-    def forget(self) -> None:
-        """Drop all that is cached: a forked child starts anew."""
-        self._reset(self._chain.settings)
-
-    def drop(self) -> bool:
-        """Drop what was read, unless somebody is reading or writing; return whether that was so."""
-        return self._lock.if_free(self._chain.drop)
+        return self._engine.client.pool
 
     # Reading
 
@@ -198,17 +148,17 @@ class Conversation:
             raise InvalidPointError(f"last={last!r}: it is the number of messages wanted, 0 or more.")
         status = _status(status)
         found: list[tuple[MessageId, Message | None, bool]]
-        with self._lock:
+        with self._engine.lock:
             if at is None and before is None:
                 whole = status is not MessageStatus.ACTIVE
-                fold = self._chain.look(fresh=fresh, whole=whole)
+                fold = self._engine.reader.look(fresh=fresh, whole=whole)
                 found = [(m.id, m, fold.is_archived(m.id)) for m in self._of_status(fold, status)]
                 if status is MessageStatus.ACTIVE and last is None:
-                    self._saw([message_id for message_id, _, _ in found])
-                natives, changes = self._chain.natives, fold.known
+                    self._engine.record_view([message_id for message_id, _, _ in found])
+                natives, changes = self._engine.reader.native_blocks, fold.known
             else:
-                past = self._chain.past()
-                view, natives = self._chain.view(past, past.cut(at, before))
+                past = read_timeline(self._engine.reader)
+                view, natives = read_snapshot(self._engine.reader, past, past.cut(at, before))
                 wanted = {None: (True, False), MessageStatus.ARCHIVED: (True,)}.get(status, (False,))
                 all_ = ((message_id, message, message_id in view.archived) for message_id, message in view.messages)
                 found, changes = [each for each in all_ if each[2] in wanted], past.known
@@ -221,8 +171,8 @@ class Conversation:
     def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
         """Return how many messages there are: active ones, archived ones, or (None) all."""
         status = _status(status)
-        with self._lock:
-            return len(self._of_status(self._chain.refresh(whole=status is not MessageStatus.ACTIVE), status))
+        with self._engine.lock:
+            return len(self._of_status(self._engine.reader.refresh(whole=status is not MessageStatus.ACTIVE), status))
 
     def history(self) -> list[Entry]:
         """Return what was changed, oldest first: frozen, and JSON by `as_dict()`.
@@ -230,9 +180,9 @@ class Conversation:
         Complete for as long as the sessions are in the service: each of them is read in full, in parallel. Of a
         conversation over many sessions that is a list and a few gets for each.
         """
-        with self._lock:
-            past = self._chain.past()
-            return past.entries(self._chain.known().visible())
+        with self._engine.lock:
+            past = read_timeline(self._engine.reader)
+            return past.entries(self._engine.reader.known().visible())
 
     def describe(self) -> dict[str, JSON]:
         """Return how the conversation stands, as JSON; what it takes to judge an incident is in it.
@@ -246,64 +196,13 @@ class Conversation:
         `state` is the application's. With `[entry.as_dict() for entry in history()]` this is all there is to know, to
         hand over.
         """
-        with self._lock:
-            fold = self._chain.refresh()
-            alive = fold.visible()
-            archived = sum(fold.is_archived(m.id) for m in alive)
-            heads = set(fold.heads)
-            # Of the sessions it has itself continued it knows all without a list.
-            steps = {session: len(listed) for session, listed in fold.listed.items() if listed}
-            until = self._chain.complete_until(fold)
-            orphans = self._chain.orphans(fold)
-            wanted = [*fold.covers(), *fold.heads]
-            generation, hidden = fold.generation(), fold.hidden()
+        with self._engine.lock:
+            status = read_status(self._engine.reader)
             state = self.state.copy(fresh=False)
-            source = next((change.origin for change in fold.changes() if change.origin), None)
-            ended = fold.ended()
-        infos = self.sessions.pool.map(self._info_or_none, wanted)
-        now = self.sessions.clock.now()
-        return {
-            "key": self.key,
-            "name": self._chain.name,
-            "namespace": self._chain.settings.namespace,
-            "messages": len(alive) - archived,
-            "archived": archived,
-            "state": state,
-            "origin": source,
-            "generation": generation,
-            "complete_until": None if until is None else iso(until),
-            "ended": {**ended[1], "at": iso(ended[0])} if ended else None,
-            "hidden": hidden,
-            "sessions": [
-                {
-                    "session": info.session,
-                    "status": info.status,
-                    "created": iso(info.created),
-                    "updated": iso(info.updated),
-                    "age": (now - info.created) // 1000,
-                    "idle_at": iso(info.updated + HOUR) if info.status == "ACTIVE" else None,
-                    "deleted_at": iso(info.created + RETENTION) if self._chain.settings.has_retention else None,
-                    "encryption_key_arn": info.encryption_key_arn,
-                    "metadata": dict(info.metadata),
-                    "head": info.session in heads,
-                    "steps": steps.get(info.session),
-                    "steps_left": max(0, STEPS_PER_SESSION - steps[info.session]) if info.session in steps else None,
-                }
-                for info in sorted((i for i in infos if i), key=lambda i: i.created)
-            ],
-            "orphans": [{"session": s.session, "status": s.status, "created": iso(s.created)} for s in orphans],
-        }
+        return report(status, state, self._engine.sessions)
 
     amessages, arecords, acount = twin(messages), twin(records), twin(count)
     ahistory, adescribe = twin(history), twin(describe)
-
-    def _info_or_none(self, session: str) -> SessionInfo | None:
-        try:
-            info = self.sessions.get(session)
-        except Gone:
-            return None
-        # Anybody may name any session.
-        return info if self._directory.is_of(info, self.key) else None
 
     def _active(self, fold: Fold) -> list[Message]:
         return self._of_status(fold, MessageStatus.ACTIVE)
@@ -336,17 +235,20 @@ class Conversation:
 
         """
         target = self._sibling(new_key)
-        with self._changing():
-            past = self._chain.past()
+        other = self._engine_of(new_key)
+        with self._engine.changing():
+            past = read_timeline(self._engine.reader)
             cut = past.cut(at, before)
-            view, natives = self._chain.view(past, cut)
-            like = self._chain.likeness()._replace(origin=self.key)
+            view, natives = read_snapshot(self._engine.reader, past, cut)
+            like = self._engine.continuation.template()._replace(origin=self.key)
             # Its session is made with the metadata and the tags; the others go on once, and with this conversation.
             left = (METADATA, TAGS, TURN, contexts.PREFIX)
             state = {name: value for name, value in view.state.items() if value and not name.startswith(left)}
             if not view.messages and not state:
                 self._refuse_to_fork_nothing(past, cut)
-        media, place = self._media_for(target, [message for _, message in view.messages if message])
+        media, place = self._media_for(
+            other.sessions.settings.media, [message for _, message in view.messages if message]
+        )
         copies = [
             Copy(
                 copied(message, lambda home, n: _native(natives.get(home, ()), n), place)
@@ -357,15 +259,15 @@ class Conversation:
             for message_id, message in view.messages
         ]
         draft = Draft(state=state, origin=origin(self.key, past, at, before))
-        with target._changing():  # noqa: SLF001 - another of this class
-            target._chain.begin(copies, draft, like, media)  # noqa: SLF001
+        with other.changing():
+            start_with(other.reader, other.writer, other.continuation, copies, draft, inherits=like, prepare=media)
         return target
 
     afork = twin(fork)
 
     def _refuse_to_fork_nothing(self, past: Past, cut: Cut) -> None:
         """Refuse what would be an empty fork by mistake. At a point before the first message it is empty rightly."""
-        fold = self._chain.known()
+        fold = self._engine.reader.known()
         if not fold.heads:
             raise InvalidPointError(
                 f"There is no conversation {self.key!r} that could be forked: store.get_keys() tells the keys."
@@ -375,12 +277,12 @@ class Conversation:
                 f"What the conversation {self.key!r} held is hidden. To fork it, bring it back before: restore()."
             )
 
-    def _media_for(self, target: Conversation, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
+    def _media_for(self, other: Objects | None, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
         """Return what copies the contents in S3 that messages refer to, and the place of the copies."""
         used = {sha256 for message in messages for sha256 in message_codec.objects(message.record)}
-        mine, other = self._chain.settings.media, target._chain.settings.media
+        mine = self._engine.sessions.settings.media
         if not used:
-            return bool, ""
+            return noop, ""
         if mine is None or other is None:
             raise ConfigurationError(
                 f"The conversation {self.key!r} has contents in S3, which a fork has to copy: construct the chat store "
@@ -389,17 +291,6 @@ class Conversation:
         return functools.partial(mine.copy, other, used), other.offload().places[0]
 
     # Writing
-
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Hold the lock; an error says whether the operation may have happened, and not one call of it."""
-        with self._lock:
-            before = self._chain.effects
-            try:
-                yield
-            except BedrockSessionsError as error:
-                error.may_have_happened = self._chain.effects != before
-                raise
 
     def invocation(self, description: str, *, by: str | None = None) -> Invocation:
         """Return a block, for `with` or `async with`: what is written in it goes into an invocation of its own.
@@ -413,7 +304,7 @@ class Conversation:
             ConfigurationError: the description has not 1 to 200 characters, or `by` is not a string.
 
         """
-        return Invocation(self.sessions, self.key, description, by)
+        return Invocation(self._engine.client, self.key, description, by)
 
     def add(
         self,
@@ -434,25 +325,15 @@ class Conversation:
         """
         state, forget = dict(state or {}), tuple(forget)
         refuse_reserved((*state, *forget))
-        self._add(messages, status=status, state=state, forget=forget)
-
-    def _add(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        status: MessageStatus = MessageStatus.ACTIVE,
-        state: Mapping[str, JSON] | None = None,
-        forget: Iterable[str] = (),
-    ) -> None:
-        """`add`, of names of the memory too."""
-        encoded, named = self._encode(messages), state_json(state or {}, forget)
+        encoded, named = self._encode(messages), state_json(state, forget)
         if not encoded.records and not named:
             return
         draft = Draft(encoded, archived=_of_its_own(encoded, _status(status)), state=named)
-        with self._changing():
-            self._chain.append(lambda _: draft, whole=False)
-            if not draft.archived:
-                self._seen_also(draft)
+        with self._engine.changing():
+            self._engine.writer.append(lambda _: draft, whole=False)
+            view = self._engine.view()
+            if view is not None and draft.id is not None and not draft.archived:
+                view += [(draft.id, position) for position in range(len(draft.messages.records))]
 
     def set(self, messages: Sequence[ChatMessage], *, status: MessageStatus = MessageStatus.ACTIVE) -> None:
         """Make these all the messages, of a status; what is there already, in this order, stays as it is.
@@ -474,10 +355,10 @@ class Conversation:
                 sent[:1] = [draft]
             return draft
 
-        with self._changing():
-            self._chain.refresh(force=True)
-            self._chain.append(resolve, fresh=True)
-            self._saw([m.id for m in self._active(self._chain.known())])
+        with self._engine.changing():
+            self._engine.reader.refresh(force=True)
+            self._engine.writer.append(resolve, fresh=True)
+            self._engine.record_view([m.id for m in self._active(self._engine.reader.known())])
 
     def _difference(
         self, fold: Fold, wanted: list[ChatMessage], encoded: message_codec.Encoded, status: MessageStatus | None
@@ -488,7 +369,7 @@ class Conversation:
         gone: list[MessageId] = []
         gone_contents: list[ChatMessage] = []
         for message in alive:
-            resolve = functools.partial(_resolve, message, self._chain.natives)
+            resolve = functools.partial(_resolve, message, self._engine.reader.native_blocks)
             content = message_codec.outline(message.record, resolve) if message.id in same else None
             if kept < len(wanted) and content == wanted[kept]:
                 kept += 1
@@ -512,19 +393,19 @@ class Conversation:
 
         A task (or a thread) that was given none yet means the list as it is now.
         """
-        with self._changing():
-            active = {m.id: m for m in self._active(self._chain.refresh(force=True))}
-            view = self._views.get(caller(), list(active))
+        with self._engine.changing():
+            active = {m.id: m for m in self._active(self._engine.reader.refresh(force=True))}
+            view = self._engine.view()
             try:
-                target = view[index]
+                target = (list(active) if view is None else view)[index]
             except IndexError:
                 return None
             return self._remove(active.get(target))
 
     def remove_last(self) -> ChatMessage | None:
         """Remove the message that is last now, and return it; None if there is none."""
-        with self._changing():
-            active = self._active(self._chain.refresh(force=True))
+        with self._engine.changing():
+            active = self._active(self._engine.reader.refresh(force=True))
             return self._remove(active[-1] if active else None)
 
     def _remove(self, message: Message | None) -> ChatMessage | None:
@@ -532,8 +413,8 @@ class Conversation:
             return None
         (removed,) = self._decoded([message])
         draft = Draft(removed=frozenset({message.id}))
-        self._chain.append(lambda _: draft, fresh=True)
-        view = self._views.get(caller())
+        self._engine.writer.append(lambda _: draft, fresh=True)
+        view = self._engine.view()
         if view is not None and message.id in view:
             view.remove(message.id)
         return removed
@@ -552,10 +433,10 @@ class Conversation:
     def _take_oldest(
         self, n: int, draft: Callable[[frozenset[MessageId]], Draft], *, whole: bool = False
     ) -> list[ChatMessage]:
-        with self._changing():
-            view = self._views.get(caller())
+        with self._engine.changing():
+            view = self._engine.view()
             # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
-            fold = self._chain.refresh(whole=False) if view is None else self._chain.known(whole=False)
+            fold = self._engine.reader.refresh(whole=False) if view is None else self._engine.reader.known(whole=False)
             active = {m.id: m for m in self._active(fold)}
             oldest = (list(active) if view is None else view)[: max(n, 0)]
             found = [active[message_id] for message_id in oldest if message_id in active]
@@ -564,7 +445,7 @@ class Conversation:
             taken = self._decoded(found)
             if found:
                 change = draft(frozenset(m.id for m in found))
-                self._chain.append(lambda _: change, whole=False)
+                self._engine.writer.append(lambda _: change, whole=False)
             if view is not None:
                 del view[: len(oldest)]
             return taken
@@ -574,8 +455,8 @@ class Conversation:
 
         None if the key is unknown.
         """
-        with self._changing():
-            fold = self._chain.refresh(force=True)
+        with self._engine.changing():
+            fold = self._engine.reader.refresh(force=True)
             removed = self._decoded(self._active(fold))
             if not self._of_status(fold, status):
                 return [] if fold.heads else None
@@ -587,8 +468,8 @@ class Conversation:
                 drafts[:1] = [draft]
                 return draft
 
-            self._chain.append(resolve, fresh=True)
-            self._saw([m.id for m in self._active(self._chain.known())])
+            self._engine.writer.append(resolve, fresh=True)
+            self._engine.record_view([m.id for m in self._active(self._engine.reader.known())])
             return removed
 
     # The life of a conversation
@@ -606,20 +487,20 @@ class Conversation:
         said = _texts(summary=summary, kind=kind, by=by)
         refuse_size(json_size(dump(said)))
         mark = Draft(marks={ENDED: Mark(on=True, said=said)})
-        with self._changing():
-            before = self._chain.effects
+        with self._engine.changing():
+            before = self._engine.sessions.effects
             try:
-                return self._chain.end(mark)
+                return lifecycle.end(self._engine.reader, self._engine.writer, mark)
             finally:
                 # Called again, it may be ended already.
-                if self._chain.effects != before:
+                if self._engine.sessions.effects != before:
                     self._tell("ended", reason=kind, approver=by)
 
     def reopen(self, *, reason: str | None = None, approver: str | None = None) -> bool:
         """Let a conversation that was ended take messages again, in a new session; False if it was not ended."""
         said = _texts(reason=reason, approver=approver)
-        with self._changing():
-            if not self._chain.refresh(force=True).ended():
+        with self._engine.changing():
+            if not self._engine.reader.refresh(force=True).ended():
                 return False
             self._mark(ENDED, said, on=False)
             self._tell("reopened", **said)
@@ -629,7 +510,7 @@ class Conversation:
         """Write a change that marks the conversation, or takes its mark back; it has just been read."""
         known_as = {"reason": "reason", "approver": "by"}
         draft = Draft(marks={name: Mark(on, {known_as[each]: text for each, text in said.items()})})
-        self._chain.append(lambda _: draft, fresh=True, ended=True)
+        self._engine.writer.append(lambda _: draft, fresh=True, ended=True)
 
     def hide(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
         """Hide all messages and named state, and leave the session; return the messages, None if the key is unknown.
@@ -638,22 +519,22 @@ class Conversation:
         service keeps it: at least 20 days after the last write or `renew()`.
         """
         said = _texts(reason=reason, approver=approver)
-        with self._changing():
-            fold = self._chain.refresh(force=True)
+        with self._engine.changing():
+            fold = self._engine.reader.refresh(force=True)
             hidden = self._decoded(self._active(fold))
             if not fold.visible() and not fold.state():
                 return [] if fold.heads else None
             self._mark(HIDDEN, said, on=True)
-            self._saw([])
+            self._engine.record_view([])
             self._tell("hidden", **said)
-            self._chain.close()
+            lifecycle.leave_session(self._engine.reader)
             return hidden
 
     def restore(self, *, reason: str | None = None, approver: str | None = None) -> bool:
         """Undo `hide()`: what was hidden is there again, before what was written since; False if nothing is hidden."""
         said = _texts(reason=reason, approver=approver)
-        with self._changing():
-            if not self._chain.refresh(force=True).hidden():
+        with self._engine.changing():
+            if not self._engine.reader.refresh(force=True).hidden():
                 return False
             self._mark(HIDDEN, said, on=False)
             self._tell("restored", **said)
@@ -677,27 +558,29 @@ class Conversation:
 
         """
         said = _texts(reason=reason, approver=approver)
-        with self._changing():
-            fold = self._chain.refresh(force=True)
+        with self._engine.changing():
+            fold = self._engine.reader.refresh(force=True)
             doomed = frozenset(map(_message_id, message_ids))
             if not doomed:
                 return
             # What was removed in a session before the last is told by that alone.
-            past = None if all(map(fold.holds, doomed)) else self._chain.past()
+            past = None if all(map(fold.holds, doomed)) else read_timeline(self._engine.reader)
             if past and (unknown := next((m for m in doomed if not past.holds(m)), None)):
                 raise _no_message(text_id(unknown))
             self._refuse_what_stays_in_s3(doomed, (past or fold).known)
             sessions: dict[str, None] = {}
             try:
-                self._chain.rewrite(doomed, sessions)
+                self._engine.deletion.rewrite_without(doomed, sessions)
             finally:
                 if sessions:
                     self._tell("redacted", sessions=sessions, messages=message_ids, **said)
-            self._saw([m.id for m in self._active(self._chain.known())])
+            self._engine.record_view([m.id for m in self._active(self._engine.reader.known())])
 
     def _refuse_what_stays_in_s3(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
         messages = (known[change].messages.get(position) for change, position in doomed if change in known)
-        if self._chain.settings.media is None and any(m and message_codec.objects(m.record) for m in messages):
+        if self._engine.sessions.settings.media is None and any(
+            m and message_codec.objects(m.record) for m in messages
+        ):
             raise ConfigurationError(
                 "The message has contents in S3, which would stay there: construct the chat store with the media= it "
                 "was written with."
@@ -710,8 +593,8 @@ class Conversation:
         this, or after its last write; one that is written at least every 20 days needs no renewing.
         """
         age = milliseconds(older_than)
-        with self._changing():
-            return self._chain.renew(age)
+        with self._engine.changing():
+            return lifecycle.renew(self._engine.reader, self._engine.continuation, age)
 
     def update_metadata(self, session_metadata: Mapping[str, str], *, tags: Mapping[str, str] | None = None) -> None:
         """Add to the metadata and tags of the Bedrock session that is written, and of those that continue it.
@@ -726,8 +609,8 @@ class Conversation:
         """
         refuse_metadata(session_metadata)
         refuse_tags(tags or {})
-        with self._changing():
-            self._chain.update(session_metadata, tags or {})
+        with self._engine.changing():
+            lifecycle.update(self._engine.reader, self._engine.writer, session_metadata, tags or {})
 
     def delete(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
         """Delete every session of the key from the service, and return the messages; None if there were none.
@@ -736,17 +619,17 @@ class Conversation:
         If it fails half-way, call it again for the rest: each audit event tells the sessions whose deletion it began.
         """
         said = _texts(reason=reason, approver=approver)
-        with self._changing():
-            fold = self._chain.refresh(force=True)
+        with self._engine.changing():
+            fold = self._engine.reader.refresh(force=True)
             removed = self._decoded(self._active(fold)) if fold.heads else None
             sessions: dict[str, None] = {}
             try:
-                self._chain.erase(sessions)
+                self._engine.deletion.erase(sessions)
             finally:
                 # Called again, it finds those no more.
                 if sessions:
                     self._tell("deleted", sessions=sessions, **said)
-            self._saw([])
+            self._engine.record_view([])
             return removed
 
     def _tell(
@@ -758,9 +641,9 @@ class Conversation:
         reason: str | None = None,
         approver: str | None = None,
     ) -> None:
-        settings, fold = self._chain.settings, self._chain.fold
+        settings, fold = self._engine.sessions.settings, self._engine.reader.fold
         done_to = tuple(sessions) or tuple(fold.heads if fold else ())
-        now = iso(self.sessions.clock.now())
+        now = iso(self._engine.client.clock.now())
         event = AuditEvent(action, self.key, settings.namespace, now, done_to, tuple(messages), reason, approver)
         tell(event, settings.audit)
 
@@ -776,12 +659,12 @@ class Conversation:
     @property
     def state(self) -> State:
         """JSON values by name, kept beside the messages: preferences, hypotheses, carts."""
-        return State(self.key, self.sessions, self._named, self._name)
+        return State(self.key, self._engine.client, self._named, self._name)
 
     def last_id(self, *, fresh: bool = True) -> str | None:
         """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
-        with self._lock:
-            fold = self._chain.look(fresh=fresh, whole=False)
+        with self._engine.lock:
+            fold = self._engine.reader.look(fresh=fresh, whole=False)
             active = self._active(fold)
             return text_id(active[-1].id) if active else None
 
@@ -812,21 +695,21 @@ class Conversation:
         contexts.refuse_bad_name(name)
         # Here, not in the pool: the workflow's steps run in this event loop, and none may while it is looked at.
         taken = contexts.snapshot(ctx, serializer)
-        return await in_pool(self.sessions.pool, functools.partial(self._save_context, taken, name))
+        return await in_pool(self._engine.client.pool, functools.partial(self._save_context, taken, name))
 
     def _save_context(self, snapshot: contexts.Snapshot, name: str) -> SavedContext:
         content = snapshot.content()
-        with self._changing():
-            self._chain.refresh(force=True)
+        with self._engine.changing():
+            self._engine.reader.refresh(force=True)
             inline = contexts.is_inline(content)
 
             def draft(references: list[tuple[Home, int]]) -> Draft:
                 stored = content[0] if inline else parts_json(references)
-                now = self.sessions.clock.now()
+                now = self._engine.client.clock.now()
                 return Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), iso(now), stored))
 
-            self._chain.append_with([] if inline else content, draft)
-            return contexts.find(self._chain.known().state(), name).listed()
+            self._engine.writer.append_with([] if inline else content, draft)
+            return contexts.find(self._engine.reader.known().state(), name).listed()
 
     def load_context(
         self,
@@ -851,35 +734,40 @@ class Conversation:
         """
         contexts.refuse_bad_name(name)
         contexts.refuse_bad_reader(by)
-        with self._changing():
+        with self._engine.changing():
             missing: object = None
             while True:
-                found = contexts.find(self._chain.refresh(force=True).state(), name)
+                found = contexts.find(self._engine.reader.refresh(force=True).state(), name)
                 found.refuse_other(workflow, serializer)
                 if not again:
                     found.refuse_taken()
                 try:
                     references = parts(found.content)
-                    texts = self._chain.texts(references) if references else [str(found.content)]
+                    texts = self._engine.reader.texts(references) if references else [str(found.content)]
                     break
                 except StoredDataError:
                     if found.content == missing:
                         raise
                     missing = found.content
-                    self._chain.drop()  # another process that redacts may have moved it to a session not known here
+                    self._engine.reader.drop()  # redact() in another process may have moved it to an unknown session
         context = found.restored(texts, workflow, serializer)
-        with self._changing():
-            draft = Draft(state=found.claim(by, iso(self.sessions.clock.now())), by=by)
+        with self._engine.changing():
+            draft = Draft(state=found.claim(by, iso(self._engine.client.clock.now())), by=by)
             if again:
-                self._chain.append(lambda _: draft)
-            elif rival := self._chain.claim(found.id, lambda fold: _unless_taken(fold, found, draft)):
+                self._engine.writer.append(lambda _: draft)
+            elif rival := self._claim(found, draft):
                 raise found.lost_to(rival)
         return context
 
+    def _claim(self, found: contexts.Found, draft: Draft) -> Change | None:
+        engine = self._engine
+        unless_taken = functools.partial(_unless_taken, saved=found, draft=draft)
+        return claims.claim(engine.reader, engine.writer, engine.continuation, found.id, unless_taken)
+
     def contexts(self) -> list[SavedContext]:
         """Return the saved contexts, by name: when each was saved, of which workflow, and who has taken it when."""
-        with self._lock:
-            state = self._chain.refresh().state()
+        with self._engine.lock:
+            state = self._engine.reader.refresh().state()
         return [contexts.find(state, name).listed() for name in contexts.names(state)]
 
     def delete_context(self, name: str = "default") -> None:
@@ -887,31 +775,31 @@ class Conversation:
 
         It can be loaded no more. Content of more than 16 KB stays in its session until that is deleted.
         """
-        with self._changing():
-            if name in contexts.names(self._chain.refresh(force=True).state()):
+        with self._engine.changing():
+            if name in contexts.names(self._engine.reader.refresh(force=True).state()):
                 draft = Draft(state=contexts.deleted(name))
-                self._chain.append(lambda _: draft, fresh=True)
+                self._engine.writer.append(lambda _: draft, fresh=True)
 
     aload_context, acontexts, adelete_context = twin(load_context), twin(contexts), twin(delete_context)
 
     def _named(self, *, fresh: bool) -> dict[str, JSON]:
-        with self._lock:
-            fold = self._chain.look(fresh=fresh, whole=False)
+        with self._engine.lock:
+            fold = self._engine.reader.look(fresh=fresh, whole=False)
             state = fold.state()
         return {name: from_json(value, lambda: "[unreadable value]") for name, value in state.items()}
 
     def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
         named = state_json(values, forget)
         draft = Draft(state=named)
-        with self._changing():
+        with self._engine.changing():
             if named:
-                self._chain.refresh(force=True, whole=False)
-                self._chain.append(lambda _: draft, fresh=True, whole=False)
+                self._engine.reader.refresh(force=True, whole=False)
+                self._engine.writer.append(lambda _: draft, fresh=True, whole=False)
 
     def _encode(self, messages: Iterable[ChatMessage]) -> message_codec.Encoded:
         if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, ChatMessage)):
             raise InvalidMessageError(f"a list of messages is wanted, not {type(messages).__name__}")
-        media = self._chain.settings.media
+        media = self._engine.sessions.settings.media
         offload = media.offload() if media else None
         read = functools.partial(read_file, offload=offload)
         encoded = message_codec.encode(list(messages), read, offload=offload)
@@ -920,7 +808,10 @@ class Conversation:
 
     def _decoded(self, messages: Sequence[Message], natives: _Natives | None = None) -> list[ChatMessage]:
         """Return messages as the caller gets them; what of them is in S3 is fetched, in parallel."""
-        natives, media = self._chain.natives if natives is None else natives, self._chain.settings.media
+        natives, media = (
+            self._engine.reader.native_blocks if natives is None else natives,
+            self._engine.sessions.settings.media,
+        )
         found = media.fetch(sha256 for m in messages for sha256 in message_codec.objects(m.record)) if media else {}
         fetch = found.get if media else None
         return [message_codec.decode(m.record, functools.partial(_resolve, m, natives), fetch) for m in messages]
@@ -938,16 +829,6 @@ class Conversation:
         if self._sibling(self.key) is not self:
             raise TypeError("A conversation that was attached is not pickled: pickle its key, and attach() that again.")
         return self._sibling, (self.key,)
-
-    # Positions
-
-    def _saw(self, ids: list[MessageId]) -> None:
-        self._views[caller()] = ids
-
-    def _seen_also(self, draft: Draft) -> None:
-        view = self._views.get(caller())
-        if view is not None and draft.id is not None:
-            view += [(draft.id, position) for position in range(len(draft.messages.records))]
 
 
 def _of_its_own(encoded: message_codec.Encoded, status: MessageStatus | None) -> frozenset[MessageId]:

@@ -8,17 +8,27 @@ from typing import Any, Protocol
 from llama_index_bedrock_sessions._bedrock.client import Sessions
 from llama_index_bedrock_sessions._bedrock.pool import twin
 from llama_index_bedrock_sessions._conversation import contexts
-from llama_index_bedrock_sessions._conversation.continuation import METADATA, TAGS
+from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS
 from llama_index_bedrock_sessions._journal.limits import json_size, refuse_size
 from llama_index_bedrock_sessions._journal.values import JSON, Walk, dump, to_json
 from llama_index_bedrock_sessions.errors import InvalidStateError
 
-OF_MEMORY = "memory/"
+
+class ReservedName(str):
+    """A name of state that begins with a reserved prefix, or such a prefix, as the library itself uses it.
+
+    What takes the names of an application refuses the same text as a plain string.
+    """
+
+    __slots__ = ()
+
+
+MEMORY_PREFIX = ReservedName("memory/")
 """Begins the names of the state that `BedrockSessionsMemory` keeps."""
-TURN = OF_MEMORY + "turn"
+TURN = ReservedName(MEMORY_PREFIX + "turn")
 """Begins the name of the state of an unfinished turn, which a run of an agent keeps while it goes on."""
 RESERVED = {
-    OF_MEMORY: "what BedrockSessionsMemory remembers",
+    MEMORY_PREFIX: "what BedrockSessionsMemory remembers",
     METADATA: "the metadata of sessions",
     contexts.PREFIX: "saved contexts",
     TAGS: "the tags of sessions",
@@ -104,9 +114,14 @@ class State(MutableMapping[str, JSON]):
         """Delete every name by one step."""
         self._write({}, self.copy())
 
-    def copy(self, *, fresh: bool = True) -> dict[str, JSON]:
-        """Return all of it by one read; `fresh` as in `Conversation.messages`."""
+    def copy(self, *, fresh: bool = True, reserved: ReservedName | None = None) -> dict[str, JSON]:
+        """Return all of it by one read; `fresh` as in `Conversation.messages`.
+
+        `reserved` is a prefix that the library uses itself: the names that begin with it are returned instead.
+        """
         named = self._read(fresh=fresh)
+        if reserved is not None:
+            return {name: value for name, value in named.items() if name.startswith(reserved)}
         return {name: value for name, value in named.items() if not name.startswith(tuple(RESERVED))}
 
     aget, apop, aupdate, aclear, acopy = twin(get), twin(pop), twin(update), twin(clear), twin(copy)
@@ -117,16 +132,17 @@ def state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[s
 
     Raises InvalidStateError and StepTooLargeError.
     """
-    named: dict[str, list[JSON]] = {name: [] for name in forget}
-    for name in (*named, *values):
+    forget = tuple(forget)
+    for name in (*forget, *values):
         if not isinstance(name, str):
             raise InvalidStateError(f"The name of a state is a string, not {type(name).__name__}.")
+    named: dict[str, list[JSON]] = {str(name): [] for name in forget}
     for name, value in values.items():
         walk = Walk()
         plain = walk.plain(value)
         if walk.notes:
             raise InvalidStateError(f"The state {name!r} is not a JSON value: {'; '.join(walk.notes)}.")
-        named[name] = [to_json(plain)]
+        named[str(name)] = [to_json(plain)]
     if values:
         refuse_size(json_size(dump(named)))
     return named
@@ -136,7 +152,7 @@ def refuse_reserved(names: Iterable[object]) -> None:
     """Refuse names that are not the application's. Raises InvalidStateError."""
     for name in names:
         for prefix, what in RESERVED.items():
-            if isinstance(name, str) and name.startswith(prefix):
+            if isinstance(name, str) and not isinstance(name, ReservedName) and name.startswith(prefix):
                 raise InvalidStateError(
                     f'{name!r} cannot be the name of a state: those that begin with "{prefix}" are kept for {what}. '
                     "Choose another name."

@@ -38,9 +38,12 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms import MockFunctionCallingLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.storage.chat_store import SimpleChatStore
+from llama_index_instrumentation.base import BaseEvent
+from llama_index_instrumentation.event_handlers import BaseEventHandler
 from PIL import Image, ImageDraw, ImageFont
 
 from llama_index_bedrock_sessions.errors import BedrockSessionsError
+from llama_index_bedrock_sessions.events import ServiceCallEvent, dispatcher
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -292,12 +295,24 @@ def open_store(request: Request, calls: Counter[str]) -> BaseChatStore:
             region_name=request.region, profile_name=request.profile, namespace=request.namespace
         )
 
-    def count(operation_name: str, **_: Any) -> None:
-        calls[operation_name] += 1
-
-    client = store._sessions.client()  # noqa: SLF001 - to count is the demo's own wish
-    client.meta.events.register("request-created.bedrock-agent-runtime", count)
+    dispatcher.add_event_handler(CallCounter(count=calls.update))
     return store
+
+
+class CallCounter(BaseEventHandler):
+    """Counts the calls to the service by operation."""
+
+    count: Callable[[Mapping[str, int]], None]
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name of the handler."""
+        return "CallCounter"
+
+    def handle(self, event: BaseEvent, **_: Any) -> None:
+        """Count an event."""
+        if isinstance(event, ServiceCallEvent):
+            self.count({event.operation: 1 + (event.retries or 0)})
 
 
 def open_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -9,8 +10,9 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.workflow import Context
 from workflows.plugins import basic_runtime
 
+from llama_index_bedrock_sessions._conversation.contexts import workflow_of
 from llama_index_bedrock_sessions._conversation.conversation import Conversation
-from llama_index_bedrock_sessions._conversation.state import TURN
+from llama_index_bedrock_sessions._conversation.state import TURN, ReservedName
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.values import JSON
 from llama_index_bedrock_sessions.events import hashed
@@ -18,9 +20,9 @@ from llama_index_bedrock_sessions.events import hashed
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
 
-def turn_name(run: str | None) -> str:
+def turn_name(run: str | None) -> ReservedName:
     """Return the name of a run's unfinished turn; its value is {"after": message id, "messages": records}."""
-    return f"{TURN}/{run or ''}"
+    return ReservedName(f"{TURN}/{run or ''}")
 
 
 def _is_alive(name: str) -> bool:
@@ -34,31 +36,35 @@ def _is_alive(name: str) -> bool:
 
 def names_in_context(context: Context, kind: str, default: str | None = None) -> list[str]:
     """Return the names under which the agents of the workflow that runs keep things of a kind in its context."""
-    # There is no public way from a context to its workflow.
-    workflow = getattr(getattr(context, "_face", None), "_workflow", None)
+    workflow = workflow_of(context)
     agents = getattr(workflow, "agents", None)
     agents = list(agents.values()) if isinstance(agents, dict) else [workflow]
     return list(dict.fromkeys(str(getattr(agent, f"{kind}_key", default or kind)) for agent in agents))
 
 
-def keep_turn(conversation: Conversation, name: str, messages: Sequence[ChatMessage]) -> None:
-    """Keep what an agent has done in a turn, if that is not kept already. Pictures take a while: not for the loop."""
+async def keep_turn(conversation: Conversation, name: ReservedName, messages: Sequence[ChatMessage]) -> None:
+    """Keep what an agent has done in a turn, unless it is kept already."""
+    records = await asyncio.to_thread(_records, messages)  # images take a while
+    turn: dict[str, JSON] = {"after": await conversation.alast_id(fresh=False), "messages": records}
+    if turn != (await conversation.state.acopy(fresh=False, reserved=name)).get(name):
+        await conversation.aadd([], state={name: turn})
+
+
+def _records(messages: Sequence[ChatMessage]) -> list[JSON]:
     encoded = message_codec.encode(messages, natives=False)
-    records = [message_codec.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
-    turn: dict[str, JSON] = {"after": conversation.last_id(fresh=False), "messages": records}
-    if turn != conversation._named(fresh=False).get(name):  # noqa: SLF001 - names of the memory
-        conversation._add([], state={name: turn})  # noqa: SLF001
+    return [message_codec.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
 
 
-def kept_turns(
-    conversation: Conversation, own: str, *, begins: bool, goes_on: bool
-) -> tuple[list[ChatMessage], list[str]]:
+async def kept_turns(
+    conversation: Conversation, own: ReservedName, *, begins: bool, goes_on: bool
+) -> tuple[list[ChatMessage], list[ReservedName]]:
     """Return what turns that never ended have left, if one begins, and the names that are done with."""
-    state = conversation._named(fresh=begins)  # noqa: SLF001 - names of the memory
+    state = await conversation.state.acopy(fresh=begins, reserved=TURN)
     if not begins:
         return [], [own] if own in state else []
-    names = sorted(n for n in state if n == own or ((n == TURN or n.startswith(TURN + "/")) and not _is_alive(n)))
-    last = conversation.last_id(fresh=False) if names else None
+    turns = (name for name in state if name == TURN or name.startswith(TURN + "/"))
+    names = sorted(ReservedName(name) for name in turns if name == own or not _is_alive(name))
+    last = await conversation.alast_id(fresh=False) if names else None
     unfinished: list[ChatMessage] = []
     for name in names:
         saved = _saved_turn(state[name])

@@ -15,13 +15,13 @@ from llama_index.core.memory import Memory
 from llama_index.core.memory.memory import BaseMemoryBlock
 from pydantic import BaseModel, TypeAdapter
 
-from llama_index_bedrock_sessions._conversation.state import OF_MEMORY
+from llama_index_bedrock_sessions._conversation.state import MEMORY_PREFIX, ReservedName
 from llama_index_bedrock_sessions._journal.values import JSON
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.errors import ConfigurationError
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
-BLOCK = OF_MEMORY + "block/"
+BLOCK = ReservedName(MEMORY_PREFIX + "block/")
 """Begins the name of the state of a memory block: {field: value}."""
 
 

@@ -10,7 +10,6 @@ Rule 3: what cannot be said in a dict is given again, or is refused by name; not
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import uuid
 import weakref
@@ -33,8 +32,8 @@ from pydantic import Field, PrivateAttr, SerializationInfo, SerializerFunctionWr
 from pydantic.fields import FieldInfo
 from workflows.errors import WorkflowRuntimeError
 
-from llama_index_bedrock_sessions._bedrock.pool import in_pool
 from llama_index_bedrock_sessions._conversation.conversation import Conversation
+from llama_index_bedrock_sessions._conversation.state import ReservedName
 from llama_index_bedrock_sessions._journal.values import JSON
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError
@@ -52,7 +51,8 @@ from llama_index_bedrock_sessions.memory.block_state import (
     required,
     set_fields,
 )
-from llama_index_bedrock_sessions.memory.store import BedrockSessionsMemoryStore, Keeper, current_run
+from llama_index_bedrock_sessions.memory.store import BedrockSessionsMemoryStore
+from llama_index_bedrock_sessions.memory.turns import QueueManager, current_run, managing_queue, record_added
 from llama_index_bedrock_sessions.tool_calls import Healed, heal, tell
 
 if TYPE_CHECKING:
@@ -213,7 +213,8 @@ class BedrockSessionsMemory(Memory):
         """
         self._bind_blocks()
         whole, forget = await self._with_unfinished(messages) if self.autosave else (messages, [])
-        await self.sql_store._add(self.conversation, whole, forget=forget)  # noqa: SLF001 - one thing in two classes
+        await self.conversation.aadd(whole, forget=forget)
+        record_added(self.conversation, whole)
         try:
             await self._manage_queue()
         except BedrockSessionsError as error:
@@ -225,7 +226,7 @@ class BedrockSessionsMemory(Memory):
         await self._save_blocks()
 
     async def _manage_queue(self) -> None:
-        with self.sql_store._kept_by(Keeper(self.session_id, self._archive)):  # noqa: SLF001 - one thing in two classes
+        with managing_queue(QueueManager(self.conversation, self._archive)):
             for _ in range(3):  # who is overtaken more often leaves it to the others, and to the next message
                 with contextlib.suppress(_OvertakenError):
                     await super()._manage_queue()
@@ -239,9 +240,6 @@ class BedrockSessionsMemory(Memory):
         if not archived:
             raise _OvertakenError
         return archived
-
-    async def _in_pool(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return await in_pool(self.conversation.sessions.pool, functools.partial(function, *args, **kwargs))
 
     # What blocks have learnt
 
@@ -265,7 +263,7 @@ class BedrockSessionsMemory(Memory):
         """Give the blocks what is stored; what is stored no longer, they have not learnt."""
         if not self.memory_blocks:
             return
-        state = await self._in_pool(self.conversation._named, fresh=False)  # noqa: SLF001 - names of the memory
+        state = await self.conversation.state.acopy(fresh=False, reserved=BLOCK)
         for block, bound in self._bind_blocks():
             stored = state.get(BLOCK + block.name, {})
             if not isinstance(stored, dict) or stored == bound.learnt or (stored and only_erased):
@@ -295,10 +293,10 @@ class BedrockSessionsMemory(Memory):
                 if name in bound.learnt or value != bound.configured.get(name)
             }
             if now != bound.learnt:
-                changed[BLOCK + block.name] = bound, now
+                changed[ReservedName(BLOCK + block.name)] = bound, now
         if changed:
             state = {name: now for name, (_, now) in changed.items()}
-            await self._in_pool(self.conversation._add, [], state=state)  # noqa: SLF001 - names of the memory
+            await self.conversation.aadd([], state=state)
             for bound, now in changed.values():
                 bound.learnt = now
 
@@ -310,7 +308,7 @@ class BedrockSessionsMemory(Memory):
         if not messages:
             return
         try:
-            await self._in_pool(keep_turn, self.conversation, turn_name(current_run()), messages)
+            await keep_turn(self.conversation, turn_name(current_run()), messages)
         except BedrockSessionsError as error:
             logger.warning(
                 "the turn of conversation %s that is running was not saved: %s",
@@ -318,13 +316,13 @@ class BedrockSessionsMemory(Memory):
                 type(error).__name__,
             )
 
-    async def _with_unfinished(self, messages: list[ChatMessage]) -> tuple[list[ChatMessage], list[str]]:
+    async def _with_unfinished(self, messages: list[ChatMessage]) -> tuple[list[ChatMessage], list[ReservedName]]:
         """Return the messages after those of a turn that never ended, and the names to forget with it."""
         begins = bool(messages) and messages[-1].role == MessageRole.USER
         # On the context of a turn that failed the agent goes on with what it had, and brings it along.
         goes_on = begins and bool(await self._unfinished())
-        unfinished, names = await self._in_pool(
-            kept_turns, self.conversation, turn_name(current_run()), begins=begins, goes_on=goes_on
+        unfinished, names = await kept_turns(
+            self.conversation, turn_name(current_run()), begins=begins, goes_on=goes_on
         )
         return [*unfinished, *messages], names
 
@@ -372,12 +370,7 @@ class BedrockSessionsMemory(Memory):
         """Return the fields that a subclass has added: [value], or None for what JSON does not bring back."""
         more = _more(type(self))
         said = {name: [value] for name, value in json_fields(self, more).items()}
-        return {**dict.fromkeys(name for name in more if self._differs(name)), **said}
-
-    def _differs(self, name: str) -> bool:
-        """Tell whether a field may not be what its class makes it."""
-        field = type(self).model_fields.get(name)
-        return field is not None and getattr(self, name) is not field.default
+        return {**dict.fromkeys(name for name in more if _differs(self, name)), **said}
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
         """Return what `from_dict` needs, as JSON values, without secrets. The messages are in the service."""
@@ -416,7 +409,7 @@ class BedrockSessionsMemory(Memory):
         more = {name: given.pop(name) for name in _more(cls) if name in given}
         for name, value in data.get("fields", {}).items():
             if name in _more(cls) and name not in more:
-                found = [getattr(memory, name) for memory in alike if memory._differs(name)]  # noqa: SLF001 - of this class
+                found = [getattr(memory, name) for memory in alike if _differs(memory, name)]
                 more[name] = from_json(cls, name, value[0]) if value else required(name, found)
         memory = BedrockSessionsMemory.from_defaults(session_id=session_id, chat_store=store, **{**arguments, **given})
         return cls(**{name: getattr(memory, name) for name in BedrockSessionsMemory.model_fields}, **more)
@@ -448,3 +441,9 @@ def _template_json(template: RichPromptTemplate) -> str | None:
     """Return a template's text, None if it is more than its text."""
     text = template.template_str
     return text if template == RichPromptTemplate(text) else None
+
+
+def _differs(memory: BedrockSessionsMemory, name: str) -> bool:
+    """Whether a field may have another value than its class gives it."""
+    field = type(memory).model_fields.get(name)
+    return field is not None and getattr(memory, name) is not field.default

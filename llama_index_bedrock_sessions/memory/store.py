@@ -1,44 +1,14 @@
-"""The chat store that LlamaIndex's `Memory` takes, and the turns of agents that read through it."""
+"""The chat store that LlamaIndex's `Memory` takes."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import dataclasses
-import functools
-import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
-from llama_index_instrumentation.dispatcher import active_instrument_tags
-from pydantic import PrivateAttr
 
-from llama_index_bedrock_sessions._bedrock.pool import in_pool
-from llama_index_bedrock_sessions._conversation.conversation import Conversation
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
-from llama_index_bedrock_sessions.tool_calls import has_calls
-
-
-@dataclasses.dataclass
-class _Turn:
-    """A turn over one conversation: the run it belongs to, whether it was read, and the task that gave the answer."""
-
-    run: str
-    read: bool = False
-    answered_in: weakref.ref[asyncio.Task[Any]] | None = None
-
-    def is_on(self, run: str | None) -> bool:
-        """Whether it goes on here: an agent looks at its answer in the step that gave it, then the turn is over."""
-        return self.run == run and (self.answered_in is None or self.answered_in() is asyncio.current_task())
-
-
-class Keeper(NamedTuple):
-    """Who looks after the queue of a conversation in a task, and archives its oldest messages."""
-
-    key: str
-    archive: Callable[[int], Awaitable[list[ChatMessage]]]
+from llama_index_bedrock_sessions.memory.turns import begin_turn, current_turn, queue_manager, record_added
 
 
 class BedrockSessionsMemoryStore(AsyncDBChatStore):
@@ -48,12 +18,6 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
     """
 
     chat_store: BedrockSessionsChatStore
-
-    _turns: weakref.WeakKeyDictionary[Conversation, _Turn] = PrivateAttr(default_factory=weakref.WeakKeyDictionary)
-    # By task, not by context: a task that a memory block starts inherits the context, and may live for ever.
-    _keepers: weakref.WeakKeyDictionary[asyncio.Task[Any], Keeper] = PrivateAttr(
-        default_factory=weakref.WeakKeyDictionary
-    )
 
     def __init__(self, chat_store: BedrockSessionsChatStore) -> None:
         super().__init__(chat_store=chat_store)  # type: ignore[call-arg] # pydantic's own
@@ -72,11 +36,11 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
     ) -> list[ChatMessage]:
         """Return the messages of a status (None: all), oldest first, `limit` of them from position `offset` on."""
         conversation = self.chat_store.conversation(key)
-        turn = self._turn(conversation)
-        fresh = self._keeper(key) is None and not (turn and turn.read)
+        turn = current_turn(conversation)
+        fresh = queue_manager(conversation) is None and not (turn and turn.is_read)
         messages = await conversation.amessages(status=status, fresh=fresh)
         if turn and fresh:
-            turn.read = True
+            turn.is_read = True
         start = offset or 0
         return messages[start:] if limit is None else messages[start : start + limit]
 
@@ -92,23 +56,9 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
         self, key: str, messages: list[ChatMessage], status: MessageStatus = MessageStatus.ACTIVE
     ) -> None:
         """Add messages, all or none, by one step."""
-        await self._add(self.chat_store.conversation(key), messages, status)
-
-    async def _add(
-        self,
-        conversation: Conversation,
-        messages: Sequence[ChatMessage],
-        status: MessageStatus = MessageStatus.ACTIVE,
-        forget: Iterable[str] = (),
-    ) -> None:
-        add = functools.partial(conversation._add, messages, status=status, forget=forget)  # noqa: SLF001 - names of the memory
-        await in_pool(conversation.sessions.pool, add)
-        run, turn = current_run(), self._turn(conversation)
-        if messages and messages[-1].role == MessageRole.USER:
-            self._begin(conversation, run)
-        elif messages and turn and messages[-1].role == MessageRole.ASSISTANT and not has_calls(messages[-1]):
-            task = asyncio.current_task()
-            turn.answered_in = weakref.ref(task) if task else None
+        conversation = self.chat_store.conversation(key)
+        await conversation.aadd(messages, status=status)
+        record_added(conversation, messages)
 
     async def set_messages(
         self, key: str, messages: list[ChatMessage], status: MessageStatus = MessageStatus.ACTIVE
@@ -116,7 +66,7 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
         """Make these all the messages of a key; archived ones go as well, as with LlamaIndex's SQL store."""
         conversation = self.chat_store.conversation(key)
         await conversation.aset(messages, status=status)
-        self._begin(conversation, current_run())
+        begin_turn(conversation)
 
     async def delete_message(self, key: str, idx: int) -> ChatMessage | None:
         """Remove the message at a position of the list this task was last given, and return it; None if none is."""
@@ -132,39 +82,13 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
 
     async def archive_oldest_messages(self, key: str, n: int) -> list[ChatMessage]:
         """Archive the n oldest messages of the list this task was last given, and return them."""
-        keeper = self._keeper(key)
-        if keeper is not None:
-            return await keeper.archive(n)
-        return await self.chat_store.conversation(key).aarchive_oldest(n)
+        conversation = self.chat_store.conversation(key)
+        manager = queue_manager(conversation)
+        return await (manager.archive(n) if manager else conversation.aarchive_oldest(n))
 
     async def get_keys(self) -> list[str]:
         """Return every key that has a session, sorted."""
         return await self.chat_store.aget_keys()
-
-    @contextlib.contextmanager
-    def _kept_by(self, keeper: Keeper) -> Iterator[None]:
-        """Let this task's reads make no call, and its archiving be the keeper's: it looks after its queue."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._keepers[task] = keeper
-        try:
-            yield
-        finally:
-            self._keepers.pop(task, None)
-
-    def _keeper(self, key: str) -> Keeper | None:
-        task = asyncio.current_task()
-        keeper = self._keepers.get(task) if task else None
-        return keeper if keeper is not None and keeper.key == key else None
-
-    def _turn(self, conversation: Conversation) -> _Turn | None:
-        turn = self._turns.get(conversation)
-        return turn if turn and turn.is_on(current_run()) else None
-
-    def _begin(self, conversation: Conversation, run: str | None) -> None:
-        self._turns.pop(conversation, None)
-        if run is not None:
-            self._turns[conversation] = _Turn(run)
 
     def __copy__(self) -> BedrockSessionsMemoryStore:
         """Return the store itself, as `BedrockSessionsChatStore` does."""
@@ -173,9 +97,3 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> BedrockSessionsMemoryStore:
         """Return the store itself, as `BedrockSessionsChatStore` does."""
         return self
-
-
-def current_run() -> str | None:
-    """Return the id of the workflow's run this is called in; None outside of one."""
-    run = active_instrument_tags.get().get("llamaindex.run_id")
-    return str(run) if run else None

@@ -1,0 +1,61 @@
+"""A conversation as it was at a point in time: every session that is still in the service, read in full."""
+
+from __future__ import annotations
+
+from llama_index_bedrock_sessions._bedrock.errors import Gone
+from llama_index_bedrock_sessions._conversation.reader import Reader
+from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.fold import Fold
+from llama_index_bedrock_sessions._journal.history import Cut, Past, View
+from llama_index_bedrock_sessions._journal.ids import Home
+from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
+
+
+def read_timeline(reader: Reader) -> Past:
+    """Return every change in the sessions that are still in the service, including changes that no longer count.
+
+    Reads each session in full, in parallel: one list, and about as many gets as a cold read of what it holds.
+    """
+    fold = reader.refresh()
+    sessions, pool = reader.sessions, reader.sessions.client.pool
+    created = {**fold.covers(), **{head: sessions.created[head] for head in fold.heads}}
+    ordered = sorted(created, key=lambda session: (created[session], session))
+    alone = {each.heads[0]: each for each in pool.map(lambda s: read_alone(reader, s), ordered) if each.read}
+    # A process deletes sessions oldest first. If a session was read and a later one is gone, the earlier one was being
+    # deleted too, and the removals in the later one are unknown. List it again: it counts if it is still there, because
+    # then another tool deleted the later one.
+    last_gone = max((n for n, session in enumerate(ordered) if session not in alone), default=0)
+    before = [session for session in ordered[:last_gone] if session in alone]
+    for session, steps in zip(before, pool.map(sessions.listed_or_nothing, before), strict=True):
+        if not steps:
+            del alone[session]
+    return Past(told for each in (fold, *alone.values()) for told in each.told())
+
+
+def read_alone(reader: Reader, session: str) -> Fold:
+    """Return what one session holds, without what later sessions say of it; an empty fold if the session is gone."""
+    now = reader.known()
+    fold = reader.new_fold([session])
+    try:
+        if session in now.heads:
+            fold.saw_list(session, now.listed[session].values())
+        elif reader.sessions.owns(session, now.heads):
+            fold.saw_list(session, reader.sessions.listed_or_nothing(session))
+        for homes in fold.rounds():
+            for home in homes:
+                if home.session != session:
+                    fold.lost(home)
+            reader.get(fold, [home for home in homes if home.session == session], [])
+    except Gone:  # deleted while it was read
+        return reader.new_fold([session])
+    return fold
+
+
+def read_snapshot(reader: Reader, timeline: Past, position: Cut) -> tuple[View, dict[Home, list[ContentBlock]]]:
+    """Return the conversation at a position, and the native blocks of its messages; get what was removed since."""
+    snapshot = timeline.at(position)
+    for home, found in reader.sessions.client.fetch(snapshot.missing):
+        if found:
+            timeline.absorb(read_step(home, *found, skip_newer=True))
+    snapshot = timeline.at(position) if snapshot.missing else snapshot
+    return snapshot, reader.native_blocks_of(reader.known(), [message for _, message in snapshot.messages if message])

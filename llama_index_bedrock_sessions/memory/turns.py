@@ -1,0 +1,93 @@
+"""The turns of agents, and the tasks that manage a memory's queue: both decide when a read makes a call.
+
+An agent reads its memory many times in one turn. The first read of a turn asks the service, the others do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index_instrumentation.dispatcher import active_instrument_tags
+
+from llama_index_bedrock_sessions._conversation.conversation import Conversation
+from llama_index_bedrock_sessions.tool_calls import has_calls
+
+
+@dataclasses.dataclass
+class Turn:
+    """A turn over one conversation: the run it belongs to, whether it was read, and the task that gave the answer."""
+
+    run: str
+    is_read: bool = False
+    answered_in: weakref.ref[asyncio.Task[Any]] | None = None
+
+    def is_on(self, run: str | None) -> bool:
+        """Whether the turn goes on here. An agent reads its answer in the step that gave it; then the turn is over."""
+        return self.run == run and (self.answered_in is None or self.answered_in() is asyncio.current_task())
+
+
+class QueueManager(NamedTuple):
+    """What archives the oldest messages of a conversation in the task that manages its queue."""
+
+    conversation: Conversation
+    archive: Callable[[int], Awaitable[list[ChatMessage]]]
+
+
+_turns: weakref.WeakKeyDictionary[Conversation, Turn] = weakref.WeakKeyDictionary()
+# By task, not by context: a task that a memory block starts inherits the context, and may live for ever.
+_managers: weakref.WeakKeyDictionary[asyncio.Task[Any], QueueManager] = weakref.WeakKeyDictionary()
+
+
+def current_turn(conversation: Conversation) -> Turn | None:
+    """Return the turn that goes on here, None if there is none."""
+    turn = _turns.get(conversation)
+    return turn if turn and turn.is_on(current_run()) else None
+
+
+def begin_turn(conversation: Conversation) -> None:
+    """Begin a turn of the current run; outside of a run there are no turns."""
+    _turns.pop(conversation, None)
+    run = current_run()
+    if run is not None:
+        _turns[conversation] = Turn(run)
+
+
+def record_added(conversation: Conversation, messages: Sequence[ChatMessage]) -> None:
+    """Begin or end a turn by the messages that were added: a user's message begins one, an answer ends it."""
+    turn = current_turn(conversation)
+    if messages and messages[-1].role == MessageRole.USER:
+        begin_turn(conversation)
+    elif messages and turn and messages[-1].role == MessageRole.ASSISTANT and not has_calls(messages[-1]):
+        task = asyncio.current_task()
+        turn.answered_in = weakref.ref(task) if task else None
+
+
+@contextlib.contextmanager
+def managing_queue(manager: QueueManager) -> Iterator[None]:
+    """Let this task manage the queue of a conversation: its reads make no call, and archiving is the manager's."""
+    task = asyncio.current_task()
+    assert task is not None
+    _managers[task] = manager
+    try:
+        yield
+    finally:
+        _managers.pop(task, None)
+
+
+def queue_manager(conversation: Conversation) -> QueueManager | None:
+    """Return the manager if the current task manages the queue of this conversation."""
+    task = asyncio.current_task()
+    manager = _managers.get(task) if task else None
+    return manager if manager is not None and manager.conversation is conversation else None
+
+
+def current_run() -> str | None:
+    """Return the id of the workflow's run that calls; None outside of one."""
+    run = active_instrument_tags.get().get("llamaindex.run_id")
+    return str(run) if run else None
