@@ -9,7 +9,7 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.storage.chat_store.base import BaseChatStore
 
-from llama_index_bedrock_sessions._conversation.conversation import read_file
+from llama_index_bedrock_sessions._conversation.messages import read_file
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.errors import InvalidKeyError, UsageError

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -26,11 +25,23 @@ from llama_index_bedrock_sessions._conversation.describe import read_status, rep
 from llama_index_bedrock_sessions._conversation.engine import ConversationEngine
 from llama_index_bedrock_sessions._conversation.fork import start_with
 from llama_index_bedrock_sessions._conversation.invocation import Invocation
+from llama_index_bedrock_sessions._conversation.messages import (
+    NativeBlocks,
+    active_messages,
+    archived_by,
+    check_status,
+    decode,
+    difference,
+    encode,
+    native_block,
+    of_status,
+    outlines,
+)
 from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS
 from llama_index_bedrock_sessions._conversation.state import TURN, State, refuse_reserved, state_json
 from llama_index_bedrock_sessions._conversation.timeline import read_snapshot, read_timeline
 from llama_index_bedrock_sessions._journal import message_codec
-from llama_index_bedrock_sessions._journal.encoding import parts_json, shifted
+from llama_index_bedrock_sessions._journal.encoding import parts_json
 from llama_index_bedrock_sessions._journal.fold import Draft, Fold
 from llama_index_bedrock_sessions._journal.history import (
     Cut,
@@ -45,8 +56,7 @@ from llama_index_bedrock_sessions._journal.history import (
     time_of,
 )
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new_id
-from llama_index_bedrock_sessions._journal.limits import Copy, json_size, refuse_size, refuse_too_large
-from llama_index_bedrock_sessions._journal.message_codec import Content, ContentBlock, Offload
+from llama_index_bedrock_sessions._journal.limits import Copy, json_size, refuse_size
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
 from llama_index_bedrock_sessions._journal.records import parts
 from llama_index_bedrock_sessions._journal.values import JSON, dump, from_json
@@ -61,7 +71,6 @@ from llama_index_bedrock_sessions.events import Action, AuditEvent, tell
 
 RENEW_AFTER = timedelta(days=10)
 """A weekly job that renews what is older leaves 13 days of the service's 30."""
-_Natives = Mapping[Home, Sequence[ContentBlock]]
 _GONE = "its text is no longer in the service"
 
 
@@ -142,17 +151,17 @@ class Conversation:
 
     def _look(
         self, at: Point | None, before: Point | None, last: int | None, status: MessageStatus | None, *, fresh: bool
-    ) -> tuple[list[tuple[MessageId, Message | None, bool]], _Natives, Mapping[str, Change]]:
+    ) -> tuple[list[tuple[MessageId, Message | None, bool]], NativeBlocks, Mapping[str, Change]]:
         """Return (id, message, whether archived) of what is wanted, their native blocks, and the changes by id."""
         if last is not None and (not isinstance(last, int) or last < 0):
             raise InvalidPointError(f"last={last!r}: it is the number of messages wanted, 0 or more.")
-        status = _status(status)
+        status = check_status(status)
         found: list[tuple[MessageId, Message | None, bool]]
         with self._engine.lock:
             if at is None and before is None:
                 whole = status is not MessageStatus.ACTIVE
                 fold = self._engine.reader.look(fresh=fresh, whole=whole)
-                found = [(m.id, m, fold.is_archived(m.id)) for m in self._of_status(fold, status)]
+                found = [(m.id, m, fold.is_archived(m.id)) for m in of_status(fold, status)]
                 if status is MessageStatus.ACTIVE and last is None:
                     self._engine.record_view([message_id for message_id, _, _ in found])
                 natives, changes = self._engine.reader.native_blocks, fold.known
@@ -164,15 +173,15 @@ class Conversation:
                 found, changes = [each for each in all_ if each[2] in wanted], past.known
         return found if last is None else found[max(len(found) - last, 0) :], natives, changes
 
-    def _shown(self, messages: Sequence[Message | None], natives: _Natives) -> list[ChatMessage]:
+    def _shown(self, messages: Sequence[Message | None], natives: NativeBlocks) -> list[ChatMessage]:
         decoded = iter(self._decoded([message for message in messages if message], natives))
         return [next(decoded) if message else message_codec.placeholder(_GONE) for message in messages]
 
     def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
         """Return how many messages there are: active ones, archived ones, or (None) all."""
-        status = _status(status)
+        status = check_status(status)
         with self._engine.lock:
-            return len(self._of_status(self._engine.reader.refresh(whole=status is not MessageStatus.ACTIVE), status))
+            return len(of_status(self._engine.reader.refresh(whole=status is not MessageStatus.ACTIVE), status))
 
     def history(self) -> list[Entry]:
         """Return what was changed, oldest first: frozen, and JSON by `as_dict()`.
@@ -203,14 +212,6 @@ class Conversation:
 
     amessages, arecords, acount = twin(messages), twin(records), twin(count)
     ahistory, adescribe = twin(history), twin(describe)
-
-    def _active(self, fold: Fold) -> list[Message]:
-        return self._of_status(fold, MessageStatus.ACTIVE)
-
-    def _of_status(self, fold: Fold, status: MessageStatus | None) -> list[Message]:
-        if status is None:
-            return list(fold.visible())
-        return [m for m in fold.visible() if fold.is_archived(m.id) is (status is MessageStatus.ARCHIVED)]
 
     def fork(self, new_key: str, *, at: Point | None = None, before: Point | None = None) -> Conversation:
         """Copy the conversation, as it was at a point, to a key of its own; return that conversation.
@@ -251,7 +252,7 @@ class Conversation:
         )
         copies = [
             Copy(
-                copied(message, lambda home, n: _native(natives.get(home, ()), n), place)
+                copied(message, lambda home, n: native_block(natives.get(home, ()), n), place)
                 if message
                 else message_codec.encode([message_codec.placeholder(_GONE)]),
                 message_id in view.archived,
@@ -280,7 +281,7 @@ class Conversation:
     def _media_for(self, other: Objects | None, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
         """Return what copies the contents in S3 that messages refer to, and the place of the copies."""
         used = {sha256 for message in messages for sha256 in message_codec.objects(message.record)}
-        mine = self._engine.sessions.settings.media
+        mine = self._media
         if not used:
             return noop, ""
         if mine is None or other is None:
@@ -325,10 +326,10 @@ class Conversation:
         """
         state, forget = dict(state or {}), tuple(forget)
         refuse_reserved((*state, *forget))
-        encoded, named = self._encode(messages), state_json(state, forget)
+        encoded, named = encode(messages, self._media), state_json(state, forget)
         if not encoded.records and not named:
             return
-        draft = Draft(encoded, archived=_of_its_own(encoded, _status(status)), state=named)
+        draft = Draft(encoded, archived=archived_by(encoded, check_status(status)), state=named)
         with self._engine.changing():
             self._engine.writer.append(lambda _: draft, whole=False)
             view = self._engine.view()
@@ -340,15 +341,12 @@ class Conversation:
 
         Raises as `add` does.
         """
-        encoded, wanted_status = self._encode(messages), _status(status)
-        # As they will be read: a stream could not be read twice.
-        wanted = [
-            message_codec.outline(record, functools.partial(_native, encoded.blocks)) for record in encoded.records
-        ]
+        encoded, wanted_status = encode(messages, self._media), check_status(status)
+        wanted = outlines(encoded)
         sent: list[Draft] = []
 
         def resolve(fold: Fold) -> Draft | None:
-            draft = self._difference(fold, wanted, encoded, wanted_status)
+            draft = difference(fold, self._engine.reader.native_blocks, wanted, encoded, wanted_status)
             if draft and sent:
                 draft.id = sent[0].id
             if draft:
@@ -358,35 +356,7 @@ class Conversation:
         with self._engine.changing():
             self._engine.reader.refresh(force=True)
             self._engine.writer.append(resolve, fresh=True)
-            self._engine.record_view([m.id for m in self._active(self._engine.reader.known())])
-
-    def _difference(
-        self, fold: Fold, wanted: list[ChatMessage], encoded: message_codec.Encoded, status: MessageStatus | None
-    ) -> Draft | None:
-        """Return the least that makes `wanted` of what is there: nothing, removals and additions, or a set."""
-        alive, same = fold.visible(), {m.id for m in self._of_status(fold, status)}
-        kept = 0
-        gone: list[MessageId] = []
-        gone_contents: list[ChatMessage] = []
-        for message in alive:
-            resolve = functools.partial(_resolve, message, self._engine.reader.native_blocks)
-            content = message_codec.outline(message.record, resolve) if message.id in same else None
-            if kept < len(wanted) and content == wanted[kept]:
-                kept += 1
-                continue
-            gone.append(message.id)
-            if content is not None:
-                gone_contents.append(content)
-        if kept == len(wanted) and not gone:
-            return None
-        if wanted and (kept == 0 or _have_one_in_common(gone_contents, wanted[kept:])):
-            # What stays would have to move, or nothing stays: of two such writers, one shall win. But a set would do
-            # away with what an earlier one has added and is hidden now.
-            draft = Draft(encoded, removed=frozenset(m.id for m in alive), is_set=not fold.hidden())
-        else:
-            draft = Draft(_tail(encoded, kept), removed=frozenset(gone))
-        draft.archived = _of_its_own(draft.messages, status)
-        return draft
+            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known())])
 
     def remove(self, index: int) -> ChatMessage | None:
         """Remove the message at a position of the list this task was last given, and return it; None if there is none.
@@ -394,7 +364,7 @@ class Conversation:
         A task (or a thread) that was given none yet means the list as it is now.
         """
         with self._engine.changing():
-            active = {m.id: m for m in self._active(self._engine.reader.refresh(force=True))}
+            active = {m.id: m for m in active_messages(self._engine.reader.refresh(force=True))}
             view = self._engine.view()
             try:
                 target = (list(active) if view is None else view)[index]
@@ -405,7 +375,7 @@ class Conversation:
     def remove_last(self) -> ChatMessage | None:
         """Remove the message that is last now, and return it; None if there is none."""
         with self._engine.changing():
-            active = self._active(self._engine.reader.refresh(force=True))
+            active = active_messages(self._engine.reader.refresh(force=True))
             return self._remove(active[-1] if active else None)
 
     def _remove(self, message: Message | None) -> ChatMessage | None:
@@ -437,7 +407,7 @@ class Conversation:
             view = self._engine.view()
             # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
             fold = self._engine.reader.refresh(whole=False) if view is None else self._engine.reader.known(whole=False)
-            active = {m.id: m for m in self._active(fold)}
+            active = {m.id: m for m in active_messages(fold)}
             oldest = (list(active) if view is None else view)[: max(n, 0)]
             found = [active[message_id] for message_id in oldest if message_id in active]
             if whole and len(found) < len(oldest):
@@ -457,19 +427,19 @@ class Conversation:
         """
         with self._engine.changing():
             fold = self._engine.reader.refresh(force=True)
-            removed = self._decoded(self._active(fold))
-            if not self._of_status(fold, status):
+            removed = self._decoded(active_messages(fold))
+            if not of_status(fold, status):
                 return [] if fold.heads else None
             drafts: list[Draft] = []
 
             def resolve(fold: Fold) -> Draft:
-                gone = frozenset(m.id for m in self._of_status(fold, status))
+                gone = frozenset(m.id for m in of_status(fold, status))
                 draft = Draft(removed=gone, id=drafts[0].id if drafts else None)
                 drafts[:1] = [draft]
                 return draft
 
             self._engine.writer.append(resolve, fresh=True)
-            self._engine.record_view([m.id for m in self._active(self._engine.reader.known())])
+            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known())])
             return removed
 
     # The life of a conversation
@@ -521,7 +491,7 @@ class Conversation:
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
             fold = self._engine.reader.refresh(force=True)
-            hidden = self._decoded(self._active(fold))
+            hidden = self._decoded(active_messages(fold))
             if not fold.visible() and not fold.state():
                 return [] if fold.heads else None
             self._mark(HIDDEN, said, on=True)
@@ -574,13 +544,11 @@ class Conversation:
             finally:
                 if sessions:
                     self._tell("redacted", sessions=sessions, messages=message_ids, **said)
-            self._engine.record_view([m.id for m in self._active(self._engine.reader.known())])
+            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known())])
 
     def _refuse_what_stays_in_s3(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
         messages = (known[change].messages.get(position) for change, position in doomed if change in known)
-        if self._engine.sessions.settings.media is None and any(
-            m and message_codec.objects(m.record) for m in messages
-        ):
+        if self._media is None and any(m and message_codec.objects(m.record) for m in messages):
             raise ConfigurationError(
                 "The message has contents in S3, which would stay there: construct the chat store with the media= it "
                 "was written with."
@@ -621,7 +589,7 @@ class Conversation:
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
             fold = self._engine.reader.refresh(force=True)
-            removed = self._decoded(self._active(fold)) if fold.heads else None
+            removed = self._decoded(active_messages(fold)) if fold.heads else None
             sessions: dict[str, None] = {}
             try:
                 self._engine.deletion.erase(sessions)
@@ -665,7 +633,7 @@ class Conversation:
         """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
         with self._engine.lock:
             fold = self._engine.reader.look(fresh=fresh, whole=False)
-            active = self._active(fold)
+            active = active_messages(fold)
             return text_id(active[-1].id) if active else None
 
     alast_id = twin(last_id)
@@ -796,25 +764,13 @@ class Conversation:
                 self._engine.reader.refresh(force=True, whole=False)
                 self._engine.writer.append(lambda _: draft, fresh=True, whole=False)
 
-    def _encode(self, messages: Iterable[ChatMessage]) -> message_codec.Encoded:
-        if not isinstance(messages, Iterable) or isinstance(messages, (str, bytes, ChatMessage)):
-            raise InvalidMessageError(f"a list of messages is wanted, not {type(messages).__name__}")
-        media = self._engine.sessions.settings.media
-        offload = media.offload() if media else None
-        read = functools.partial(read_file, offload=offload)
-        encoded = message_codec.encode(list(messages), read, offload=offload)
-        refuse_too_large(encoded)
-        return encoded
+    @property
+    def _media(self) -> Objects | None:
+        return self._engine.sessions.settings.media
 
-    def _decoded(self, messages: Sequence[Message], natives: _Natives | None = None) -> list[ChatMessage]:
-        """Return messages as the caller gets them; what of them is in S3 is fetched, in parallel."""
-        natives, media = (
-            self._engine.reader.native_blocks if natives is None else natives,
-            self._engine.sessions.settings.media,
-        )
-        found = media.fetch(sha256 for m in messages for sha256 in message_codec.objects(m.record)) if media else {}
-        fetch = found.get if media else None
-        return [message_codec.decode(m.record, functools.partial(_resolve, m, natives), fetch) for m in messages]
+    def _decoded(self, messages: Sequence[Message], native_blocks: NativeBlocks | None = None) -> list[ChatMessage]:
+        known = self._engine.reader.native_blocks
+        return decode(messages, known if native_blocks is None else native_blocks, self._media)
 
     def __copy__(self) -> Conversation:
         """Return the conversation itself: it stands for what is in the service."""
@@ -831,25 +787,11 @@ class Conversation:
         return self._sibling, (self.key,)
 
 
-def _of_its_own(encoded: message_codec.Encoded, status: MessageStatus | None) -> frozenset[MessageId]:
-    """Return the messages of a draft that it archives as it adds them."""
-    return frozenset(("", n) for n in range(len(encoded.records)) if status is MessageStatus.ARCHIVED)
-
-
 def milliseconds(older_than: timedelta) -> int:
     """Return an age in ms. Raises ConfigurationError: it is no timedelta."""
     if not isinstance(older_than, timedelta):
         raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
     return older_than // timedelta(milliseconds=1)
-
-
-def _status(status: MessageStatus | None) -> MessageStatus | None:
-    """Return a status, also where it is given as its text. Raises InvalidPointError: there is no such status."""
-    try:
-        return None if status is None else MessageStatus(status)
-    except ValueError:
-        named = ", ".join(repr(one.value) for one in MessageStatus)
-        raise InvalidPointError(f"status={status!r}: there are {named}, and None for all.") from None
 
 
 def _texts(**given: str | None) -> dict[str, str]:
@@ -881,48 +823,3 @@ def _unless_taken(fold: Fold, saved: contexts.Found, draft: Draft) -> Draft:
     if saved.name in contexts.names(now) and (there := contexts.find(now, saved.name)).id == saved.id:
         there.refuse_taken()
     return draft
-
-
-def _resolve(message: Message, natives: _Natives, item: Any) -> ContentBlock | None:
-    """Return the native block that an item of a message's record stands for, None if there is none."""
-    h = item.get("h", 0) if isinstance(item, dict) else None
-    if not isinstance(h, int) or not 0 <= h < len(message.homes):
-        return None
-    return _native(natives.get(message.homes[h], ()), item)
-
-
-def _native(payload: Sequence[ContentBlock], item: Any) -> ContentBlock | None:
-    """Return the block of a payload that an item of a record stands for, None if there is none."""
-    n = item.get("n") if isinstance(item, dict) else item
-    return payload[n] if isinstance(n, int) and 0 <= n < len(payload) else None
-
-
-def _have_one_in_common(some: Iterable[ChatMessage], others: Iterable[ChatMessage]) -> bool:
-    # Messages have no hash: only those of one text are compared.
-    by_text: dict[str | None, list[ChatMessage]] = {}
-    for message in others:
-        by_text.setdefault(message.content, []).append(message)
-    return any(message == other for message in some for other in by_text.get(message.content, ()))
-
-
-def _tail(encoded: message_codec.Encoded, skip: int) -> message_codec.Encoded:
-    """Return the encoding without its first messages: native blocks are numbered anew."""
-    if skip == 0:
-        return encoded
-    used = [n for record in encoded.records[skip:] for n in message_codec.references(record)]
-    first = min(used, default=len(encoded.blocks))
-    records = [shifted(record, -first) for record in encoded.records[skip:]]
-    used_contents = {sha256: encoded.contents[sha256] for r in records for sha256 in message_codec.objects(r)}
-    return message_codec.Encoded(records, encoded.blocks[first:], used_contents)
-
-
-def read_file(path: str, *, offload: Offload | None = None) -> bytes | Content | None:
-    """Return what is in a file, None if it cannot be read; a `Content` where it is to be offloaded."""
-    file = Path(path)
-    try:
-        # What may become a native image has to be looked at.
-        if offload and file.stat().st_size > max(offload.threshold, message_codec.MAX_IMAGE_BYTES):
-            return Content.of_file(file)
-        return file.read_bytes()
-    except OSError:
-        return None
