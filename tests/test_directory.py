@@ -26,7 +26,7 @@ from llama_index_bedrock_sessions import (
     ThrottledError,
 )
 from llama_index_bedrock_sessions._bedrock.directory.base import BATCH, MANY, Pace
-from llama_index_bedrock_sessions._conversation import continuation
+from llama_index_bedrock_sessions._conversation import continuation, writer
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.histories import short_sessions
@@ -415,7 +415,8 @@ def test_a_session_that_takes_no_writes_is_closed(why: str, monkeypatch: pytest.
     if why == "is not there":
         service.boto3.delete_session(sessionIdentifier=session)
     if why == "full":
-        monkeypatch.setattr(continuation, "STEPS_PER_SESSION", 3)
+        for module in (continuation, writer):
+            monkeypatch.setattr(module, "STEPS_PER_SESSION", 3)
         chat.add([user("hello")])
     read = [] if why == "is not there" else ["by hand", "hello", *(["hello"] if why == "full" else [])]
     for _ in range(2):

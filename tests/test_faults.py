@@ -620,8 +620,8 @@ CASES = [
     Case(BedrockSessionsMemory, "reset", where=FEW),
 ]
 WITHOUT_CALLS = {
-    BedrockSessionsChatStore: {"conversation", "local"},
-    Conversation: {"configure", "drop", "forget", "invocation"},
+    BedrockSessionsChatStore: {"conversation", "local", "uncached"},
+    Conversation: {"invocation"},
     State: set[str](),
     BedrockSessionsMemory: {"from_defaults", "validate_memory"},
     BedrockSessionsMemoryStore: set[str](),

@@ -44,6 +44,7 @@ from llama_index_bedrock_sessions import (
     StepTooLargeError,
     ThrottledError,
 )
+from llama_index_bedrock_sessions._conversation.conversation import Conversation
 from llama_index_bedrock_sessions._conversation.state import TURN, ReservedName
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions.cli.demo import query_metrics, scripted_model, search_logs
@@ -52,7 +53,7 @@ from llama_index_bedrock_sessions.memory.block_state import BLOCK
 from tests.service import HOUR, KEY, Service, picture, run, user, users
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 REPORT = "INC-4711: checkout is slow"
@@ -948,6 +949,30 @@ def test_tasks_that_put_at_once_teach_each_message_once(service: Service) -> Non
         **SMALL,
     )
     assert max(asyncio.run(at_once(plain)).values()) > 1
+
+
+def test_what_a_block_learns_while_another_task_saves_stays(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that reads just after a save was stored does not take it for the save of another process."""
+    block = Counting(name="words")
+    mine = memory(service.store(), memory_blocks=[block], **SMALL)
+    add, reads = Conversation.aadd, []
+
+    async def add_then_learn(self: Conversation, messages: Sequence[ChatMessage], **options: Any) -> None:
+        await add(self, messages, **options)
+        if options.get("state"):
+            block.words["later"] = 1
+            reads.append(asyncio.create_task(mine.aget()))
+            await asyncio.sleep(0.05)
+
+    async def flow() -> None:
+        for text in ("I like tea a lot, really", "what is there to eat for us", "and what is there to see here"):
+            await mine.aput_messages([user(text), said("something to say about it")])
+        await asyncio.gather(*reads)
+
+    monkeypatch.setattr(Conversation, "aadd", add_then_learn)
+    asyncio.run(flow())
+    assert reads
+    assert block.words["later"] == 1
 
 
 def test_a_task_that_a_block_starts_reads_what_is_new(service: Service) -> None:

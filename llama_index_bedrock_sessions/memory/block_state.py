@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import importlib
@@ -15,6 +16,7 @@ from llama_index.core.memory import Memory
 from llama_index.core.memory.memory import BaseMemoryBlock
 from pydantic import BaseModel, TypeAdapter
 
+from llama_index_bedrock_sessions._conversation.conversation import Conversation
 from llama_index_bedrock_sessions._conversation.state import MEMORY_PREFIX, ReservedName
 from llama_index_bedrock_sessions._journal.values import JSON
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
@@ -37,6 +39,19 @@ class BoundBlock:
 
 bound_blocks: dict[int, BoundBlock] = {}
 """By the `id()` of a block, for as long as there is the block: blocks have no hash."""
+_locks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakKeyDictionary[Conversation, asyncio.Lock]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def block_lock(conversation: Conversation) -> asyncio.Lock:
+    """Return the lock that a task holds while it saves or restores the blocks of a conversation.
+
+    Without it a task could read what another task has just stored before that task has recorded it as stored. It would
+    take it for the work of another process, and undo what the block has learnt since.
+    """
+    of_loop = _locks.setdefault(asyncio.get_running_loop(), weakref.WeakKeyDictionary())
+    return of_loop.setdefault(conversation, asyncio.Lock())
 
 
 def bind_block(block: BaseMemoryBlock[Any], chat_store: BedrockSessionsChatStore, session_id: str) -> BoundBlock:

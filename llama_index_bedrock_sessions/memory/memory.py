@@ -44,6 +44,7 @@ from llama_index_bedrock_sessions.memory.block_state import (
     BoundBlock,
     bind_block,
     block_json,
+    block_lock,
     blocks_of,
     bound_blocks,
     from_json,
@@ -259,10 +260,13 @@ class BedrockSessionsMemory(Memory):
                 )
         return [(block, bound_blocks.get(id(block)) or bind_block(block, store, key)) for block in self.memory_blocks]
 
-    async def _restore_blocks(self, *, only_erased: bool = False) -> None:
+    async def _restore_blocks(self) -> None:
         """Give the blocks what is stored; what is stored no longer, they have not learnt."""
-        if not self.memory_blocks:
-            return
+        if self.memory_blocks:
+            async with block_lock(self.conversation):
+                await self._take_stored()
+
+    async def _take_stored(self, *, only_erased: bool = False) -> None:
         state = await self.conversation.state.acopy(fresh=False, reserved=BLOCK)
         for block, bound in self._bind_blocks():
             stored = state.get(BLOCK + block.name, {})
@@ -274,9 +278,12 @@ class BedrockSessionsMemory(Memory):
 
     async def _save_blocks(self) -> None:
         """Store what the blocks have learnt; if that fails it is stored with the next message."""
+        if not self.memory_blocks:
+            return
         try:
-            await self._restore_blocks(only_erased=True)
-            await self._store_blocks()
+            async with block_lock(self.conversation):
+                await self._take_stored(only_erased=True)
+                await self._store_blocks()
         except BedrockSessionsError as error:
             logger.warning(
                 "what the memory blocks of conversation %s have learnt was not saved: %s",
