@@ -4,7 +4,7 @@ from llama_index_bedrock_sessions._bedrock.media import S3MediaStore
 from llama_index_bedrock_sessions._conversation.contexts import SavedContext
 from llama_index_bedrock_sessions._conversation.conversation import Conversation
 from llama_index_bedrock_sessions._journal.history import Entry, Record
-from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore, Renewed
+from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore, RenewResult
 from llama_index_bedrock_sessions.copying import CopyProblem, CopyReport, copy_conversations
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -63,7 +63,7 @@ __all__ = [
     "InvalidStateError",
     "NewerFormatError",
     "Record",
-    "Renewed",
+    "RenewResult",
     "RequestRefusedError",
     "S3MediaStore",
     "SavedContext",

@@ -33,27 +33,27 @@ from pydantic import (
     model_serializer,
 )
 
-from llama_index_bedrock_sessions._bedrock.client import SETTLE, Sessions
+from llama_index_bedrock_sessions._bedrock.client import SETTLE, SessionClient
 from llama_index_bedrock_sessions._bedrock.connection import Connection, timestamp
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory, Progress
 from llama_index_bedrock_sessions._bedrock.directory.key_value import KeyValueDirectory, fingerprint
 from llama_index_bedrock_sessions._bedrock.directory.metadata import MetadataDirectory
 from llama_index_bedrock_sessions._bedrock.directory.session_id import (
     SessionIdDirectory,
-    refuse_no_session_id,
+    check_session_id,
     session_closed,
 )
-from llama_index_bedrock_sessions._bedrock.errors import Gone
+from llama_index_bedrock_sessions._bedrock.errors import NotFound
 from llama_index_bedrock_sessions._bedrock.media import Bucket, S3MediaStore
-from llama_index_bedrock_sessions._bedrock.pool import Pool, in_pool, twin
-from llama_index_bedrock_sessions._bedrock.session_metadata import refuse_metadata, refuse_tags
-from llama_index_bedrock_sessions._conversation.cache import Kept
-from llama_index_bedrock_sessions._conversation.conversation import RENEW_AFTER, Conversation, milliseconds
+from llama_index_bedrock_sessions._bedrock.pool import Pool, async_twin, in_pool
+from llama_index_bedrock_sessions._bedrock.session_metadata import check_metadata, check_tags
+from llama_index_bedrock_sessions._conversation.cache import ConversationCache
+from llama_index_bedrock_sessions._conversation.conversation import RENEW_AFTER, Conversation, to_ms
 from llama_index_bedrock_sessions._conversation.describe import ConversationSummary
 from llama_index_bedrock_sessions._conversation.engine import ConversationEngine
 from llama_index_bedrock_sessions._conversation.sessions import Settings
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError, InvalidKeyError
-from llama_index_bedrock_sessions.events import AuditEvent, hashed
+from llama_index_bedrock_sessions.events import AuditEvent, key_hash
 
 R = TypeVar("R")
 StrMap = dict[str, str]
@@ -144,18 +144,18 @@ class BedrockSessionsChatStore(BaseChatStore):
         default=False, description="Show steps of a newer format as placeholders, instead of raising."
     )
 
-    _sessions: Sessions = PrivateAttr()
+    _sessions: SessionClient = PrivateAttr()
     _where: Directory = PrivateAttr()
     _by_id: SessionIdDirectory = PrivateAttr()
     _bucket: Bucket | None = PrivateAttr(default=None)
-    _kept: Kept[ConversationEngine] = PrivateAttr()
+    _kept: ConversationCache[ConversationEngine] = PrivateAttr()
     _facades: weakref.WeakValueDictionary[int, Conversation] = PrivateAttr()
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
 
     if not TYPE_CHECKING:
 
         def __init__(self, **arguments: Any) -> None:
-            _refuse_unknown(arguments, type(self).model_fields)
+            _check_arguments(arguments, type(self).model_fields)
             try:
                 super().__init__(**arguments)
             except ValidationError as error:
@@ -166,11 +166,11 @@ class BedrockSessionsChatStore(BaseChatStore):
     def model_post_init(self, context: Any, /) -> None:
         """Make the parts of the store; no call is made."""
         super().model_post_init(context)
-        self._refuse_contradictions()
+        self._check_consistent()
         settle = self.settling_time
         if settle is None:
             settle = SETTLE if self.database is None else 0.0
-        self._sessions = Sessions(self._make_client, Pool(self.max_concurrency), settle)
+        self._sessions = SessionClient(self._make_client, Pool(self.max_concurrency), settle)
         # In a file on this machine a scan is cheap, and sessions are never deleted.
         limit, rate = (self.scan_limit, self.scan_rate) if self.database is None else (math.inf, math.inf)
         self._by_id = SessionIdDirectory(self._sessions, self.namespace, limit, rate)
@@ -182,7 +182,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             self._where = MetadataDirectory(self._sessions, self.namespace, limit, rate)
         if self.media is not None:
             self._bucket = Bucket(self.media, self._make_s3_client, self._sessions.pool)
-        self._kept = Kept()
+        self._kept = ConversationCache()
         self._facades = weakref.WeakValueDictionary()
         _live[self._id] = self
 
@@ -265,10 +265,10 @@ class BedrockSessionsChatStore(BaseChatStore):
             ForeignSessionError: it belongs to a conversation of this library: use that by its key.
 
         """
-        refuse_no_session_id(session_id)
+        check_session_id(session_id)
         try:
             self._by_id.look(session_id)
-        except Gone:
+        except NotFound:
             raise session_closed(session_id, "is not there (any more) in this account and region") from None
         engine = self._kept.get((session_id, False), lambda: self._new_engine(session_id, self._by_id))
         return self._facades[id(engine)]
@@ -302,9 +302,9 @@ class BedrockSessionsChatStore(BaseChatStore):
         return self._where.rebuild(progress)
 
     def _check_key(self, key: str) -> None:
-        _refuse_bad_key(key)
+        _check_key_form(key)
         if self._where is self._by_id:
-            refuse_no_session_id(key)
+            check_session_id(key)
 
     def _engine(self, key: str) -> ConversationEngine:
         self._check_key(key)
@@ -312,8 +312,8 @@ class BedrockSessionsChatStore(BaseChatStore):
 
     def _new_engine(self, key: str, where: Directory) -> ConversationEngine:
         session_metadata, tags = _of_key(self.session_metadata, key), _of_key(self.tags, key)
-        refuse_metadata(session_metadata)
-        refuse_tags(tags)
+        check_metadata(session_metadata)
+        check_tags(tags)
         settings = Settings(
             namespace=self.namespace,
             session_metadata=session_metadata,
@@ -362,7 +362,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Remove the message that is last now, and return it; None if there is none."""
         return self.conversation(key).remove_last()
 
-    def renew(self, *, older_than: timedelta = RENEW_AFTER, progress: Progress | None = None) -> Renewed:
+    def renew(self, *, older_than: timedelta = RENEW_AFTER, progress: Progress | None = None) -> RenewResult:
         """Continue every conversation whose newest session is older: `Conversation.renew` for a scheduled job.
 
         One that fails does not keep the others from it: it is logged, and told by the result. `progress` is told how
@@ -372,7 +372,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             ConfigurationError: `older_than` is no timedelta, or keys are session ids: such a session is not continued.
 
         """
-        age = milliseconds(older_than)
+        age = to_ms(older_than)
         if not self._where.continues:
             raise ConfigurationError(f"directory={self.directory!r}: a session that is used by its id has no next one.")
         keys = [key for key, newest, _ in self._where.newest() if self._sessions.clock.now() - newest.created >= age]
@@ -383,14 +383,14 @@ class BedrockSessionsChatStore(BaseChatStore):
             try:
                 return self.conversation(key).renew(older_than)
             except BedrockSessionsError as error:
-                logger.warning("conversation %s could not be renewed: %s", hashed(key), type(error).__name__)
+                logger.warning("conversation %s could not be renewed: %s", key_hash(key), type(error).__name__)
                 return error
             finally:
                 if progress:
                     progress(next(done), len(keys))
 
         results = dict(zip(keys, self._sessions.pool.map(renew, keys), strict=True))
-        return Renewed(
+        return RenewResult(
             tuple(sorted(key for key, result in results.items() if result is True)),
             {key: result for key, result in results.items() if isinstance(result, BedrockSessionsError)},
         )
@@ -400,11 +400,15 @@ class BedrockSessionsChatStore(BaseChatStore):
         return self._where.keys()
 
     if not TYPE_CHECKING:  # the types are those of BaseChatStore
-        aset_messages, aget_messages, async_add_message = twin(set_messages), twin(get_messages), twin(add_message)
-        adelete_messages, adelete_message = twin(delete_messages), twin(delete_message)
-        adelete_last_message, aget_keys = twin(delete_last_message), twin(get_keys)
+        aset_messages, aget_messages, async_add_message = (
+            async_twin(set_messages),
+            async_twin(get_messages),
+            async_twin(add_message),
+        )
+        adelete_messages, adelete_message = async_twin(delete_messages), async_twin(delete_message)
+        adelete_last_message, aget_keys = async_twin(delete_last_message), async_twin(get_keys)
 
-    aattach, arenew, arebuild_directory = twin(attach), twin(renew), twin(rebuild_directory)
+    aattach, arenew, arebuild_directory = async_twin(attach), async_twin(renew), async_twin(rebuild_directory)
 
     async def aconversations(
         self, prefix: str = "", session_metadata: Mapping[str, str] | None = None
@@ -512,7 +516,7 @@ class BedrockSessionsChatStore(BaseChatStore):
 
     # Construction
 
-    def _refuse_contradictions(self) -> None:
+    def _check_consistent(self) -> None:
         others = ("region_name", "profile_name", "endpoint_url", *_SECRETS, "client")
         given = [name for name in others if getattr(self, name) is not None]
         if self.database is not None and given:
@@ -524,9 +528,9 @@ class BedrockSessionsChatStore(BaseChatStore):
         if self.aws_session_token is not None and self.aws_access_key_id is None:
             raise ConfigurationError("aws_session_token goes with aws_access_key_id and aws_secret_access_key.")
         if not callable(self.session_metadata):
-            refuse_metadata(self.session_metadata)
+            check_metadata(self.session_metadata)
         if not callable(self.tags):
-            refuse_tags(self.tags)
+            check_tags(self.tags)
 
     def _make_client(self) -> Any:
         if self.client is not None:
@@ -546,7 +550,7 @@ class BedrockSessionsChatStore(BaseChatStore):
 
 
 @dataclasses.dataclass(frozen=True)
-class Renewed:
+class RenewResult:
     """What `BedrockSessionsChatStore.renew` did: the keys that were renewed, and those that could not be, and why."""
 
     keys: tuple[str, ...]
@@ -582,7 +586,7 @@ def _of_key(value: Any, key: str) -> Any:
     return value(key) if callable(value) else value
 
 
-def _refuse_unknown(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def _check_arguments(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     for name in arguments:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -590,7 +594,7 @@ def _refuse_unknown(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> N
             raise ConfigurationError(f"BedrockSessionsChatStore takes no argument {name!r}.{meant}")
 
 
-def _refuse_bad_key(key: object) -> None:
+def _check_key_form(key: object) -> None:
     if not isinstance(key, str):
         raise InvalidKeyError(f"A conversation's key is a string, not {type(key).__name__}.")
     if not 1 <= len(key) <= KEY_LENGTH:

@@ -45,9 +45,9 @@ class AuditEvent:
 AuditCallback = Callable[[AuditEvent], None]
 
 
-def tell(event: AuditEvent, callback: AuditCallback | None) -> None:
+def emit(event: AuditEvent, callback: AuditCallback | None) -> None:
     """Log an event, and call the application's function; what that raises is logged: what was done is done."""
-    said = {**dataclasses.asdict(event), "key": hashed(event.key)}
+    said = {**dataclasses.asdict(event), "key": key_hash(event.key)}
     audit_logger.info("%s", json.dumps({name: value for name, value in said.items() if value}))
     if callback is not None:
         try:
@@ -79,12 +79,12 @@ class ServiceCallEvent(BaseEvent):
         return "ServiceCallEvent"
 
 
-def hashed(key: str) -> str:
+def key_hash(key: str) -> str:
     """Return how a conversation's key is told: the first 16 digits of its SHA-256."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def called(
+def record_call(
     operation: str,
     arguments: Mapping[str, Any],
     answer: Mapping[str, Any] | None,

@@ -2,7 +2,7 @@
 
 The rule is that of Bedrock's Converse API, and of other providers alike: a message with tool calls is followed by the
 result of each of them before anything else is said, and a result follows its call. A conversation that breaks it is
-refused as a whole, on every later turn. What is stored stays as it is: only what a model is shown is healed.
+refused as a whole, on every later turn. What is stored stays as it is: only what a model is shown is paired.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
 
-from llama_index_bedrock_sessions.events import hashed
+from llama_index_bedrock_sessions.events import key_hash
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 NO_RESULT = "[There is no result: the turn was interrupted before this tool call had returned.]"
@@ -24,8 +24,8 @@ _ID_NAMES = ("call_id", "toolUseId", "tool_call_id", "id")
 """Where the LLM packages keep the id of a call in `additional_kwargs["tool_calls"]`; what results refer to is first."""
 
 
-class Healed(NamedTuple):
-    """One thing that was healed: what it was, and the id of the tool call."""
+class PairingNote(NamedTuple):
+    """One change that pairing made: what was changed, and the id of the tool call."""
 
     what: str
     call: str | None
@@ -44,51 +44,51 @@ class _Call(NamedTuple):
 
 
 def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Return the messages with every tool call followed by its result; what was healed is logged.
+    """Return the messages with every tool call followed by its result; what was changed is logged.
 
     A call without a result gets one that says so; a result that stands later is moved to its call; a result without
     a call is left out. Calls are found in `ToolCallBlock`s and in `additional_kwargs["tool_calls"]`. The list is new,
-    the messages are those given; a list that needs no healing comes back equal, and healing twice changes nothing.
+    the messages are those given; a list whose calls are paired comes back equal, and pairing twice changes nothing.
     """
-    healed, notes = heal(messages)
-    tell(notes)
-    return healed
+    paired, notes = pair(messages)
+    log_pairing(notes)
+    return paired
 
 
-def tell(notes: Sequence[Healed], key: str | None = None) -> None:
-    """Log what was healed, of the conversation `key` if it is known."""
+def log_pairing(notes: Sequence[PairingNote], key: str | None = None) -> None:
+    """Log what pairing has changed, of the conversation `key` if it is known."""
     if notes:
-        of = "" if key is None else f" of conversation {hashed(key)}"
+        of = "" if key is None else f" of conversation {key_hash(key)}"
         said = "; ".join(f"{count} x {what}" for what, count in Counter(note.what for note in notes).items())
         calls = ", ".join(sorted({note.call for note in notes if note.call}))
-        logger.warning("healed tool calls%s for the model: %s (%s)", of, said, calls or "without an id")
+        logger.warning("paired tool calls%s for the model: %s (%s)", of, said, calls or "without an id")
 
 
-def heal(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Healed]]:
-    """Return the healed messages, and what was healed."""
-    healed: list[ChatMessage] = []
-    notes: list[Healed] = []
+def pair(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[PairingNote]]:
+    """Return the messages with every tool call followed by its result, and what that changed."""
+    paired: list[ChatMessage] = []
+    notes: list[PairingNote] = []
     placed: set[int] = set()
     for position, message in enumerate(messages):
         if position in placed:
             continue
         if message.role in _RESULTS:
-            notes.append(Healed("a result without a call left out", _result_id(message)))
+            notes.append(PairingNote("a result without a call left out", _result_id(message)))
             continue
-        healed.append(message)
+        paired.append(message)
         if not (calls := _calls(message)):
             continue
         results, missing = _results(messages, position, calls, placed)
         last = position + len(results)
-        notes += [Healed("a result moved to its call", _result_id(messages[i])) for i in results if i > last]
-        healed += [messages[i] for i in results]
+        notes += [PairingNote("a result moved to its call", _result_id(messages[i])) for i in results if i > last]
+        paired += [messages[i] for i in results]
         placed.update(results)
         for call in missing:
-            notes.append(Healed("a call without a result", call))
-            healed.append(
+            notes.append(PairingNote("a call without a result", call))
+            paired.append(
                 ChatMessage(role=MessageRole.TOOL, content=NO_RESULT, additional_kwargs={"tool_call_id": call})
             )
-    return healed, notes
+    return paired, notes
 
 
 def _results(

@@ -35,8 +35,8 @@ def sessions_are_not_closed(patch: pytest.MonkeyPatch) -> None:
 
 
 def removals_are_not_carried(patch: pytest.MonkeyPatch) -> None:
-    reduced = fold.Fold._reduced
-    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), removed=frozenset()))
+    reduced = fold.Fold._pruned
+    patch.setattr(fold.Fold, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), removed=frozenset()))
 
 
 def archived_messages_are_handed_down_bare(patch: pytest.MonkeyPatch) -> None:
@@ -45,8 +45,8 @@ def archived_messages_are_handed_down_bare(patch: pytest.MonkeyPatch) -> None:
 
 
 def marks_are_not_carried(patch: pytest.MonkeyPatch) -> None:
-    reduced = fold.Fold._reduced
-    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), marks={}))
+    reduced = fold.Fold._pruned
+    patch.setattr(fold.Fold, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), marks={}))
     patch.setattr(fold.Fold, "_is_marking", lambda *_: False)
 
 
@@ -55,12 +55,12 @@ def ending_leaves_sessions_open(patch: pytest.MonkeyPatch) -> None:
 
 
 def redacting_copies_nothing(patch: pytest.MonkeyPatch) -> None:
-    perishable = fold.Fold.perishable
-    patch.setattr(fold.Fold, "perishable", lambda self, created, now, **_: perishable(self, created, now))
+    expiring_segments = fold.Fold.expiring_segments
+    patch.setattr(fold.Fold, "expiring_segments", lambda self, created, now, **_: expiring_segments(self, created, now))
 
 
 def all_that_is_inherited_is_at_rest(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fold.Fold, "_is_at_rest", lambda *_: True)
+    patch.setattr(fold.Fold, "_is_archive_only", lambda *_: True)
 
 
 def local_clocks(patch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def written_again_without_a_look(patch: pytest.MonkeyPatch) -> None:
             write(self, fold, draft)
 
     patch.setattr(steps.StepWriter, "write", again)
-    patch.setattr(client.Sessions, "_is_there", lambda *_: False)
+    patch.setattr(client.SessionClient, "_is_there", lambda *_: False)
 
 
 def contexts_are_loaded_without_a_claim(patch: pytest.MonkeyPatch) -> None:
@@ -90,16 +90,16 @@ def contexts_are_loaded_without_a_claim(patch: pytest.MonkeyPatch) -> None:
 
 
 def attachments_of_state_are_not_copied(patch: pytest.MonkeyPatch) -> None:
-    old_natives = fold.Fold.old_natives
+    old_native_blocks = fold.Fold.old_native_blocks
 
     def of_messages(self: fold.Fold, *arguments: Any, **more: Any) -> Any:
         state, self._state = self._state, {}
         try:
-            return old_natives(self, *arguments, **more)
+            return old_native_blocks(self, *arguments, **more)
         finally:
             self._state = state
 
-    patch.setattr(fold.Fold, "old_natives", of_messages)
+    patch.setattr(fold.Fold, "old_native_blocks", of_messages)
 
 
 def forks_do_not_copy_what_is_archived(patch: pytest.MonkeyPatch) -> None:
@@ -150,8 +150,8 @@ def media_stay_in_s3(patch: pytest.MonkeyPatch) -> None:
 
 
 def state_is_not_carried(patch: pytest.MonkeyPatch) -> None:
-    reduced = fold.Fold._reduced
-    patch.setattr(fold.Fold, "_reduced", lambda self, *a: dataclasses.replace(reduced(self, *a), state={}))
+    reduced = fold.Fold._pruned
+    patch.setattr(fold.Fold, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), state={}))
 
 
 def a_reader_of_a_deleted_session_does_not_list_again(patch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def sessions_are_deleted_newest_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_waits_for_lists(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(client.Sessions, "wait_until_listed", lambda _: None)
+    patch.setattr(client.SessionClient, "wait_until_listed", lambda _: None)
 
 
 def nothing_is_looked_for_once_lists_have_settled(patch: pytest.MonkeyPatch) -> None:

@@ -256,11 +256,11 @@ class TestImages:
     @pytest.mark.parametrize("name", IMAGES)
     def test_every_kind_of_image_comes_back(self, name: str) -> None:
         """An image is native exactly if Bedrock takes it, and everything about it comes back either way."""
-        block, item, natives = IMAGES[name]
+        block, item, native_blocks = IMAGES[name]
         encoded = encode([user(TextBlock(text="")), behind_the_back(block)], FILES.get)
         record = encoded.records[1]
         decoded = only_block(decode(record, by_index(encoded)))
-        assert len(encoded.blocks) == natives
+        assert len(encoded.blocks) == native_blocks
         if item is not None:
             assert record["b"] == [item]
         else:
@@ -535,7 +535,7 @@ records = (
     )
     | json_values
 )
-natives: st.SearchStrategy[Any] = (
+native_blocks: st.SearchStrategy[Any] = (
     st.none()
     | st.fixed_dictionaries({"text": texts})
     | st.fixed_dictionaries(
@@ -576,7 +576,7 @@ def nest(inner: Any, levels: int, wrap: Callable[[Any], Any]) -> Any:
 
 
 class TestHostileRecords:
-    @given(record=records, native=natives)
+    @given(record=records, native=native_blocks)
     def test_anything_decodes_to_a_usable_message(self, record: Any, native: Any) -> None:
         """Whatever a record and the blocks it refers to are, a message that LlamaIndex can use comes back."""
         assert_usable(decode(record, lambda _: native))
@@ -590,7 +590,7 @@ class TestHostileRecords:
         holder[key] = data.draw(json_values)
         assert_usable(decode(record, lambda item: encoded.blocks[0] if encoded.blocks else None))
 
-    @given(record=records, native=natives)
+    @given(record=records, native=native_blocks)
     def test_any_record_can_be_carried(self, record: Any, native: Any) -> None:
         """Carrying never raises, keeps what it does not know, and changes nothing of what it is given."""
         before = shape(record)
@@ -599,7 +599,7 @@ class TestHostileRecords:
         assert shape(record) == before
         assert shape(carried(result, lambda _: native)) == shape(result)
 
-    @given(st.lists(natives, max_size=4))
+    @given(st.lists(native_blocks, max_size=4))
     def test_steps_of_other_tools_are_read(self, content: list[Any]) -> None:
         """Whatever content blocks another tool wrote, they are one usable user message."""
         message = decode(foreign(content), lambda item: content[item["n"]])

@@ -611,8 +611,8 @@ def test_what_another_moves_while_it_is_loaded_is_loaded_from_where_it_is_now() 
 
 
 def _created_is_not_asked(patch: pytest.MonkeyPatch) -> None:
-    create = client.Sessions.create_invocation
-    patch.setattr(client.Sessions, "create_invocation", lambda self, *a: (create(self, *a), True)[1])
+    create = client.SessionClient.create_invocation
+    patch.setattr(client.SessionClient, "create_invocation", lambda self, *a: (create(self, *a), True)[1])
 
 
 def _parents_are_not_asked(patch: pytest.MonkeyPatch) -> None:

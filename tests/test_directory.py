@@ -25,7 +25,7 @@ from llama_index_bedrock_sessions import (
     SessionClosed,
     ThrottledError,
 )
-from llama_index_bedrock_sessions._bedrock.directory.base import BATCH, MANY, Pace
+from llama_index_bedrock_sessions._bedrock.directory.base import BATCH, MANY, RateLimiter
 from llama_index_bedrock_sessions._conversation import continuation, writer
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from llama_index_bedrock_sessions.emulator import Behaviour
@@ -266,7 +266,7 @@ def test_requests_keep_to_the_rate() -> None:
         pauses.append(round(seconds, 6))
         now[0] += seconds
 
-    pace = Pace(10, lambda: now[0], sleep)
+    pace = RateLimiter(10, lambda: now[0], sleep)
     for _ in range(13):
         pace.wait()
     assert pauses == [0.1, 0.1, 0.1]

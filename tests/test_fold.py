@@ -129,7 +129,7 @@ class Service:
         """Store the opening of a session that continues what was read."""
         created = {head: self.created[head] for head in fold.heads}
         self.created.setdefault(following, now)
-        *groups, last = fold.perishable(created, now)
+        *groups, last = fold.expiring_segments(created, now)
         copies = []
         for group in groups:
             composed, inherited = fold.copy(place(following), group, now)
@@ -423,11 +423,11 @@ def test_what_a_step_carries_is_bounded(sizes: list[int]) -> None:
     order = [listed.home.step for listed in service.listed(A)]
     for n, size in enumerate(sizes):
         composed = service.append(fold, says(f"{n}".rjust(size, "x")), NOW + n)
-        carried = [(came_in, change) for came_in, change in composed.step.contents[1:] if change]
+        carried = [(source_step, change) for source_step, change in composed.step.contents[1:] if change]
         assert len(dump(carried_json(carried))) <= BUDGET
         assert all(sum(fold._size(c) for c in segment.changes) <= BUDGET // 2 for segment in composed.taken)
         hint = parse_id(composed.step.home.step)
-        directly = [came_in in {c for c, _ in carried} for came_in in reversed(order)]
+        directly = [source_step in {c for c, _ in carried} for source_step in reversed(order)]
         assert hint
         assert hint.hint == [*directly, False].index(False)
         order.append(composed.step.home.step)
@@ -561,8 +561,8 @@ def test_a_damaged_step_is_not_carried() -> None:
     placeholder = "[unreadable message: a damaged step]"
     assert shown(reader) == ["a", "b" * 900, placeholder]
     later = service.append(reader, says("c" * 9000))
-    assert {came_in for came_in, _ in later.step.contents} >= {copy.step.home.step}
-    assert home.step not in {came_in for came_in, _ in later.step.contents}
+    assert {source_step for source_step, _ in later.step.contents} >= {copy.step.home.step}
+    assert home.step not in {source_step for source_step, _ in later.step.contents}
     assert shown(service.cold(A)) == ["a", "b" * 900, placeholder, "c" * 9000]
     service.created[A] = NOW
     service.open(service.cold(A), B)
@@ -670,7 +670,7 @@ def test_a_message_that_an_opening_carries_stays_archived_where_the_archiving_is
     archive = says("n" * 100_000, archived=frozenset(ids_of(fold)))
     service.append(fold, archive)
     composed = service.open(fold, B, says("next"))
-    assert archive.id not in {came_in for came_in, _ in composed.step.contents}
+    assert archive.id not in {source_step for source_step, _ in composed.step.contents}
     reader = service.cold(B)
     assert [reader.is_archived(m) for m in ids_of(reader)] == [True, True, False, False]
 
@@ -834,13 +834,13 @@ def test_native_blocks_in_old_sessions_are_referred_to_where_they_were_copied() 
     fold = service.started("text")
     image = ChatMessage(role="user", blocks=[ImageBlock(image=picture(), detail="low"), ImageBlock(image=picture())])
     old = service.append(fold, Draft(message_codec.encode([image, ChatMessage("beside")]))).step.home
-    assert fold.old_natives(service.created, NOW + SAFE_AGE) == []
-    assert fold.old_natives(service.created, NOW + SAFE_AGE + 1) == [(old, 0), (old, 1)]
+    assert fold.old_native_blocks(service.created, NOW + SAFE_AGE) == []
+    assert fold.old_native_blocks(service.created, NOW + SAFE_AGE + 1) == [(old, 0), (old, 1)]
     reader = continued(service, B, Draft(message_codec.encode([image])), NOW + SAFE_AGE)
     late = NOW + SAFE_AGE + 1
-    assert reader.old_natives(service.created, late) == [(old, 0), (old, 1)]
+    assert reader.old_native_blocks(service.created, late) == [(old, 0), (old, 1)]
     copy = Home(*place(C), new_id(late, Kind.ATTACHMENT))
-    reader.rehome({(old, 0): (copy, 1), (old, 1): (copy, 0)})
+    reader.relocate_blocks({(old, 0): (copy, 1), (old, 1): (copy, 0)})
     mine = [reference for message in reader.alive() for reference in message.references()]
     assert mine[:2] == [(copy, 1), (copy, 0)]
     assert {home.session for home, _ in mine[2:]} == {B}

@@ -154,7 +154,9 @@ def test_the_page_is_enough_to_decode_golden_files(path: Path) -> None:
     """What was stored is read without the package as the package has to read it."""
     stored = golden.load(path)
     found = decode(stored.home, stored.time, stored.content)
-    assert [came_in for came_in, _ in found.changes] == [came_in for came_in, _ in stored.reads["changes"]]
+    assert [source_step for source_step, _ in found.changes] == [
+        source_step for source_step, _ in stored.reads["changes"]
+    ]
     for (_, change), (_, expected) in zip(found.changes, stored.reads["changes"], strict=True):
         assert (change is None) == (expected is None)
         if change:
@@ -473,7 +475,7 @@ def test_every_block_is_named() -> None:
 def test_every_reserved_name_and_metadata_entry_is_named() -> None:
     """The entries of sessionMetadata, how many are left, and the named state that is not the application's."""
     assert [name for name in session_metadata.OURS if f"| `{name}` |" not in PAGE] == []
-    assert f"so {session_metadata.MOST_METADATA} entries are left to the application" in PAGE
+    assert f"so {session_metadata.MAX_METADATA} entries are left to the application" in PAGE
     assert [prefix for prefix in RESERVED if f"| `{prefix}" not in PAGE] == []
     assert all(is_named(mark) for mark in (model.HIDDEN, model.ENDED))
 
@@ -522,7 +524,7 @@ def full_change() -> Change:
 
 def full_opening() -> Opening:
     """An opening in which every member has a value."""
-    segment = Inherited(Home(*PLACE, ID), {0: frozenset({1})}, {0: frozenset({2})}, own=True, at_rest=True)
+    segment = Inherited(Home(*PLACE, ID), {0: frozenset({1})}, {0: frozenset({2})}, own=True, archive_only=True)
     return Opening(1, {FIRST: START}, {FIRST: frozenset({ID})}, frozenset({(ID, 1)}), (segment,), ID)
 
 

@@ -384,10 +384,10 @@ def test_a_small_fork_is_one_step(service: Service) -> None:
     assert session["encryptionKeyArn"] == ARN
     assert service.boto3.list_tags_for_resource(resourceArn=session["sessionArn"])["tags"] == {"Team": "db"}
     (step,) = service.steps(session["sessionId"])
-    *natives, _ = step["payload"]["contentBlocks"]
-    assert natives.count({"text": "look"}) == 20
-    assert sum("image" in block for block in natives) == 20
-    assert {"text": "7 7"} in natives
+    *native_blocks, _ = step["payload"]["contentBlocks"]
+    assert native_blocks.count({"text": "look"}) == 20
+    assert sum("image" in block for block in native_blocks) == 20
+    assert {"text": "7 7"} in native_blocks
 
 
 def large(service: Service) -> Conversation:

@@ -169,8 +169,8 @@ def damage_zips(service: Service, session: str) -> list[str]:
     for step in service.steps(session):
         (envelope,) = step["payload"]["contentBlocks"][-1:]
         if "zip" in json.loads(envelope["text"]):
-            natives = step["payload"]["contentBlocks"][:-1]
-            rot(service, step["invocationStepId"], [*natives, changed(envelope, zip="damaged")])
+            native_blocks = step["payload"]["contentBlocks"][:-1]
+            rot(service, step["invocationStepId"], [*native_blocks, changed(envelope, zip="damaged")])
             damaged.append(step["invocationStepId"])
     return damaged
 
@@ -461,13 +461,13 @@ def hostile(step: Any, place: tuple[str, str], other: Home, number: int, at: int
             text = text.replace(each.home.step, other.step)
         return mutated(seed, text)
 
-    *natives, last = stored.content if text is None else [{"text": text}]
+    *native_blocks, last = stored.content if text is None else [{"text": text}]
     named = {
         "foreign": str(uuid.UUID(int=seed)),
         "its own": stored.home.step,
         "future": new_id(ids.YEAR_2100 - number, Kind.CHANGE),
     }
-    return named.get(kind) or new_id(at + number, kind, seed % 5), [*natives, rewritten(last, forged)]
+    return named.get(kind) or new_id(at + number, kind, seed % 5), [*native_blocks, rewritten(last, forged)]
 
 
 @settings(max_examples=50, deadline=None)

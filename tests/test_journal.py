@@ -89,13 +89,13 @@ def reread(composed: Composed) -> Step:
     return read_step(composed.step.home, again(composed.payload), 0)
 
 
-def decoded(message: Message, natives: Mapping[Home, Sequence[ContentBlock]]) -> ChatMessage:
+def decoded(message: Message, native_blocks: Mapping[Home, Sequence[ContentBlock]]) -> ChatMessage:
     """The message that a record and the steps it refers to make."""
 
     def resolve(item: Any) -> ContentBlock | None:
         n, h = (item, 0) if isinstance(item, int) else (item["n"], item.get("h", 0))
         usable = type(n) is int and type(h) is int and 0 <= h < len(message.homes) and n >= 0
-        payload = natives.get(message.homes[h], ()) if usable else ()
+        payload = native_blocks.get(message.homes[h], ()) if usable else ()
         return payload[n] if usable and n < len(payload) else None
 
     return message_codec.decode(message.record, resolve)
@@ -208,8 +208,8 @@ def test_messages_come_back_as_they_were(messages: list[ChatMessage]) -> None:
     """Messages of every block type are what went in, up to the normal form of `message_codec.py`."""
     composed = Fold([SESSION]).compose(PLACE, Draft(message_codec.encode(messages)), Placed(), NOW)
     change = only(reread(composed))
-    natives = {composed.step.home: composed.payload}
-    assert same([decoded(m, natives) for m in change.messages.values()], messages)
+    native_blocks = {composed.step.home: composed.payload}
+    assert same([decoded(m, native_blocks) for m in change.messages.values()], messages)
 
 
 @settings(max_examples=40)
@@ -219,19 +219,19 @@ def test_messages_carried_by_a_later_step_come_back_as_they_were(
 ) -> None:
     """Carried twice, a message is what it was: texts are in place, images are fetched from where they were written."""
     fold = Fold([SESSION])
-    natives: dict[Home, list[ContentBlock]] = {}
+    native_blocks: dict[Home, list[ContentBlock]] = {}
     steps: list[Step] = []
     for n, added in enumerate([messages, others, [ChatMessage("a"), *others], [ChatMessage("b" * 100_000)]]):
         composed = fold.compose(PLACE, Draft(message_codec.encode(added)), Placed(), NOW + n)
         fold.stored(composed)
-        natives[composed.step.home] = composed.payload
+        native_blocks[composed.step.home] = composed.payload
         steps.append(reread(composed))
     carried = dict(steps[3].contents)
     assert list(carried) == [steps[3].home.step, *sorted(s.home.step for s in steps[:3])]
     change = carried[steps[0].home.step]
     assert change is not None
-    assert same([decoded(m, natives) for m in change.messages.values()], messages)
-    texts_only = {h: [{} if "text" in b else b for b in payload] for h, payload in natives.items()}
+    assert same([decoded(m, native_blocks) for m in change.messages.values()], messages)
+    texts_only = {h: [{} if "text" in b else b for b in payload] for h, payload in native_blocks.items()}
     assert same([decoded(m, texts_only) for m in change.messages.values()], messages)
 
 
@@ -240,20 +240,20 @@ def test_messages_carried_by_a_later_step_come_back_as_they_were(
 def test_blocks_in_attachments_are_found(messages: list[ChatMessage], cuts: st.DataObject) -> None:
     """Native blocks may be in steps before, which the change names; it is the same to who reads it or carries it."""
     encoded = message_codec.encode(messages)
-    natives = encoded.blocks
-    first = cuts.draw(st.integers(0, len(natives)))
-    second = cuts.draw(st.integers(first, len(natives)))
+    native_blocks = encoded.blocks
+    first = cuts.draw(st.integers(0, len(native_blocks)))
+    second = cuts.draw(st.integers(first, len(native_blocks)))
     attachments = [home(kind=Kind.ATTACHMENT), home(kind=Kind.ATTACHMENT)]
     place = [(1, i) for i in range(first)] + [(2, i) for i in range(second - first)]
-    place += [(0, i) for i in range(len(natives) - second)]
-    placed = Placed((None, *attachments), tuple(place), tuple(natives[second:]))
+    place += [(0, i) for i in range(len(native_blocks) - second)]
+    placed = Placed((None, *attachments), tuple(place), tuple(native_blocks[second:]))
     fold = Fold([SESSION])
     composed = fold.compose(PLACE, Draft(encoded), placed, NOW)
     fold.stored(composed)
     later = fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("later " * 2000)])), Placed(), NOW)
     where: dict[Home, Sequence[ContentBlock]] = {
-        attachments[0]: natives[:first],
-        attachments[1]: natives[first:second],
+        attachments[0]: native_blocks[:first],
+        attachments[1]: native_blocks[first:second],
         composed.step.home: composed.payload,
     }
     assert reread(composed) == composed.step
@@ -275,7 +275,7 @@ openings = st.builds(
             dead=st.dictionaries(integers, st.frozensets(integers, min_size=1, max_size=3), max_size=3),
             archived=st.dictionaries(integers, st.frozensets(integers, min_size=1, max_size=3), max_size=3),
             own=st.booleans(),
-            at_rest=st.booleans(),
+            archive_only=st.booleans(),
         ),
         max_size=3,
     ).map(tuple),
@@ -620,7 +620,7 @@ def test_a_damaged_carried_change_is_left_to_the_step_it_came_in(body: Any, capl
     """One carried change that cannot be read hides no other, and does not count as read."""
     good = {"id": CHANGE, "add": [{"r": "user", "b": ["hi"]}], "step": "elsewhere"}
     step = step_with({"change": {"by": "me"}}, {"carried": [body, good], "places": [list(PLACE)]})
-    assert [came_in for came_in, _ in step.contents] == [step.home.step, "", "elsewhere"]
+    assert [source_step for source_step, _ in step.contents] == [step.home.step, "", "elsewhere"]
     assert [change is None for _, change in step.contents] == [False, True, False]
     assert "cannot be read" in caplog.text
     absorbed(step)
@@ -641,8 +641,8 @@ def test_a_forged_reference_refers_to_nothing(n: Any, h: Any) -> None:
         fold.stored(composed)
     message = {c.id: c for _, c in reread(composed).contents if c}[forged].messages[0]
     assert {place for place, _ in message.references()} == {there}
-    natives = {there: [{"text": "mine"}], message.homes[0]: [{"text": "mine"}]}
-    shown = [b.text for b in decoded(message, natives).blocks if isinstance(b, TextBlock)]
+    native_blocks = {there: [{"text": "mine"}], message.homes[0]: [{"text": "mine"}]}
+    shown = [b.text for b in decoded(message, native_blocks).blocks if isinstance(b, TextBlock)]
     assert (shown[0], shown.count("mine")) == ("mine", 1)
     copied(fold)
 
@@ -673,7 +673,7 @@ def absorbed(step: Step) -> Fold:
     fold.hidden()
     for opening in (None, fold.opening({SESSION: NOW}, NOW)):
         draft = Draft(message_codec.encode([ChatMessage("x" * 3000)]))
-        forced = fold.perishable({SESSION: NOW}, NOW)[-1]
+        forced = fold.expiring_segments({SESSION: NOW}, NOW)[-1]
         composed = fold.compose(PLACE, draft, Placed(), NOW, opening=opening, forced=forced if opening else ())
         composed.payload[-1]["text"].encode()
         assert not (reread(composed).contents[0][1] or Change("", 0, damaged=True)).damaged
@@ -683,7 +683,7 @@ def absorbed(step: Step) -> Fold:
 def copied(fold: Fold) -> None:
     """Copy all that a conversation refers to, and all it carries, as is done when its sessions get old."""
     there = Home(*PLACE, CHANGE)
-    fold.rehome({old: (there, n) for n, old in enumerate(fold.old_natives({}, 10**14))})
+    fold.relocate_blocks({old: (there, n) for n, old in enumerate(fold.old_native_blocks({}, 10**14))})
     for message in fold.alive():
         assert {place for place, _ in message.references()} <= {there}
     fold.copy(PLACE, fold.segments(), NOW)
@@ -727,14 +727,14 @@ packed_bodies = st.fixed_dictionaries(
     version=st.sampled_from([1, 1, 1, 2, None]),
     packed=packed_bodies,
     kind=st.sampled_from(Kind),
-    natives=st.lists(st.just({"text": "hi"}) | st.dictionaries(st.just("image"), anything), max_size=2),
+    native_blocks=st.lists(st.just({"text": "hi"}) | st.dictionaries(st.just("image"), anything), max_size=2),
 )
 def test_any_envelope_is_read_or_refused_by_name(
-    body: dict[str, Any], version: int | None, packed: dict[str, Any], kind: Kind, natives: list[dict[str, Any]]
+    body: dict[str, Any], version: int | None, packed: dict[str, Any], kind: Kind, native_blocks: list[dict[str, Any]]
 ) -> None:
     """Whatever JSON an envelope is, it decodes, becomes a placeholder, or is newer; and the conversation goes on."""
     text = json.dumps({MARK: version, **body, **({"zip": zipped(packed)} if packed else {})})
-    payload = [*natives, {"text": text}]
+    payload = [*native_blocks, {"text": text}]
     if version == 2:
         with pytest.raises(NewerFormatError):
             read_step(home(kind=kind), payload, 0)
@@ -830,7 +830,7 @@ def test_there_are_golden_files() -> None:
 def test_what_was_stored_by_a_release_is_read_by_this_one(path: Any) -> None:
     """A step that was ever written reads as it did when it was frozen."""
     stored = golden.load(path)
-    assert golden.described(read_step(stored.home, stored.content, stored.time), stored.natives) == stored.reads
+    assert golden.described(read_step(stored.home, stored.content, stored.time), stored.native_blocks) == stored.reads
 
 
 def test_the_future_is_refused_by_name() -> None:

@@ -25,7 +25,7 @@ from llama_index_bedrock_sessions import (
     ThrottledError,
     UnavailableError,
 )
-from llama_index_bedrock_sessions._bedrock.directory.key_value import LEARNT, fingerprint
+from llama_index_bedrock_sessions._bedrock.directory.key_value import CACHE_SIZE, fingerprint
 from llama_index_bedrock_sessions.conformance import ChatStoreContract
 from tests import kvstores
 from tests.kvstores import CountingKVStore
@@ -619,9 +619,9 @@ def test_what_is_remembered_of_sessions_is_bounded(service: Service, kv: Countin
     store.add_message(KEY, user("hello"))
     directory: Any = store._where
     info = directory.info(service.sessions()[0]["sessionId"])
-    for number in range(LEARNT + 10):
+    for number in range(CACHE_SIZE + 10):
         directory._learn({str(number): info})
-    assert len(directory._learnt) <= LEARNT + 1
+    assert len(directory._learnt) <= CACHE_SIZE + 1
     assert texts(store) == ["hello"]
 
 

@@ -48,7 +48,7 @@ from llama_index_bedrock_sessions._conversation.conversation import Conversation
 from llama_index_bedrock_sessions._conversation.state import TURN, ReservedName
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions.cli.demo import query_metrics, scripted_model, search_logs
-from llama_index_bedrock_sessions.events import hashed
+from llama_index_bedrock_sessions.events import key_hash
 from llama_index_bedrock_sessions.memory.block_state import BLOCK
 from tests.service import HOUR, KEY, Service, picture, run, user, users
 
@@ -809,7 +809,7 @@ def test_a_chat_store_is_needed(service: Service) -> None:
     assert (mine.class_name(), below.class_name()) == ("BedrockSessionsMemory", "BedrockSessionsMemoryStore")
 
 
-# -- healing
+# -- pairing
 
 
 def test_a_model_sees_whole_pairs_and_the_store_keeps_the_truth(
@@ -823,8 +823,8 @@ def test_a_model_sees_whole_pairs_and_the_store_keeps_the_truth(
         shown = mine.get()
         assert mine.get() == shown
     assert [m.role.value for m in shown] == ["user", "assistant", "tool", "user"]
-    assert [r.getMessage() for r in caplog.records if "healed" in r.getMessage()] == [
-        f"healed tool calls of conversation {hashed(KEY)} for the model: 1 x a call without a result (1)"
+    assert [r.getMessage() for r in caplog.records if "paired" in r.getMessage()] == [
+        f"paired tool calls of conversation {key_hash(KEY)} for the model: 1 x a call without a result (1)"
     ]
     assert mine.get_all() == broken
     plain = Memory.from_defaults(session_id=KEY, chat_store=SQLAlchemyChatStore(table_name="t"))
@@ -1284,7 +1284,7 @@ def test_autosave_keeps_pictures_of_tools(service: Service) -> None:
 
 async def _records(messages: list[ChatMessage]) -> list[Any]:
 
-    encoded = message_codec.encode(messages, natives=False)
+    encoded = message_codec.encode(messages, native_blocks=False)
     return [message_codec.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
 
 

@@ -21,7 +21,7 @@ from llama_index_bedrock_sessions import (
 )
 from llama_index_bedrock_sessions._journal.encoding import envelope
 from llama_index_bedrock_sessions._journal.ids import Kind, new_id
-from llama_index_bedrock_sessions.events import hashed
+from llama_index_bedrock_sessions.events import key_hash
 from tests.service import DAY, IDLE, KEY, Service, picture, texts, user, users
 from tests.test_hostile import now, put
 
@@ -91,7 +91,7 @@ def test_logs_tell_what_was_decided_and_nothing_of_what_was_said(caplog: pytest.
         assert len(store.get_messages(key)) == 6
         store.delete_messages(key)
     logged = "\n".join(f"{r.getMessage()} {r.exc_text or ''}" for r in caplog.records)
-    name = f"conversation {hashed(key)}"
+    name = f"conversation {key_hash(key)}"
     for fact in (
         f"{name}: begins in session {first}",
         f"of session {first} is stored, in spite of",
@@ -217,8 +217,8 @@ def test_describe_tells_how_near_each_limit_is() -> None:
         assert at(each["deleted_at"]) - at(each["created"]) == timedelta(days=30)
     assert at(new["idle_at"]) - at(new["updated"]) == timedelta(hours=1)
     assert told["complete_until"] == old["deleted_at"] < new["deleted_at"]
-    assert told["orphans"] == []
-    assert told["name"] == hashed(KEY)
+    assert told["unopened_sessions"] == []
+    assert told["name"] == key_hash(KEY)
 
 
 def test_a_session_that_was_not_listed_has_no_number_of_steps() -> None:
@@ -246,7 +246,7 @@ def test_what_is_complete_for_longer_says_so() -> None:
     assert texts(service.store()) == ["old", "on", "on"]
 
 
-def test_describe_tells_of_orphans() -> None:
+def test_describe_names_unopened_sessions() -> None:
     """Sessions of the key that nobody has opened are listed apart; those of others are not."""
     service = Service()
     store = service.store()
@@ -260,8 +260,8 @@ def test_describe_tells_of_orphans() -> None:
     for reader in (store, service.store()):
         told: Any = reader.conversation(KEY).describe()
         assert [s["session"] for s in told["sessions"]] == [session["sessionId"]]
-        assert {o["status"] for o in told["orphans"]} == {"ACTIVE", "ENDED"}
-        assert len(told["orphans"]) == 2
+        assert {o["status"] for o in told["unopened_sessions"]} == {"ACTIVE", "ENDED"}
+        assert len(told["unopened_sessions"]) == 2
 
 
 def test_describe_shows_nothing_of_a_session_that_a_forged_step_names() -> None:

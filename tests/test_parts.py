@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from llama_index_bedrock_sessions._bedrock.client import Sessions
+from llama_index_bedrock_sessions._bedrock.client import SessionClient
 from llama_index_bedrock_sessions._bedrock.directory.metadata import MetadataDirectory
 from llama_index_bedrock_sessions._bedrock.pool import Pool
 from llama_index_bedrock_sessions._conversation import claims, fork, lifecycle, timeline
@@ -32,7 +32,7 @@ def service() -> Service:
 
 
 def sessions_of(service: Service, key: str = KEY) -> ConversationSessions:
-    client = Sessions(service.client, Pool(4), 0.0)
+    client = SessionClient(service.client, Pool(4), 0.0)
     directory = MetadataDirectory(client, "default", math.inf, math.inf)
     return ConversationSessions(key, client, directory, Settings("default", {}, {}, None))
 

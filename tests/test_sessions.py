@@ -27,10 +27,10 @@ from botocore.utils import parse_timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_index_bedrock_sessions._bedrock.client import Sessions, Summary, default_invocation
+from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionSummary, default_invocation
 from llama_index_bedrock_sessions._bedrock.clock import Clock
 from llama_index_bedrock_sessions._bedrock.connection import new_botocore_session
-from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected
 from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork, forget_all
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
@@ -63,7 +63,7 @@ class Service:
         self.emulator = Emulator(behaviour=replace(Behaviour(), **behaviour))
         self.emulator.clock.stop(START)
         self.attempts = attempts
-        self.sessions = Sessions(self.client, Pool(4))
+        self.sessions = SessionClient(self.client, Pool(4))
         self.session = self.sessions.create({}, {}, None).session
         self.invocation = default_invocation(self.session)
         self.sessions.create_invocation(self.session, self.invocation)
@@ -195,7 +195,7 @@ def test_a_known_id_with_other_content_is_refused() -> None:
     home = service.home()
     service.sessions.put(home, MS, text("one"))
     service.sessions.put(home, MS, text("one"))
-    with pytest.raises(Refused) as raised:
+    with pytest.raises(RequestRejected) as raised:
         service.sessions.put(home, MS, text("two"))
     assert raised.value.code == "ConflictException"
     error = raised.value.error()
@@ -204,14 +204,14 @@ def test_a_known_id_with_other_content_is_refused() -> None:
 
 
 def test_an_append_to_what_is_not_there_says_so() -> None:
-    """A session or an invocation that does not exist is `Gone`, an ended session `Refused`."""
+    """A session or an invocation that does not exist is `NotFound`, an ended session `RequestRejected`."""
     service = Service()
-    with pytest.raises(Gone):
+    with pytest.raises(NotFound):
         service.sessions.put(service.home()._replace(invocation=UNKNOWN), MS, text())
-    with pytest.raises(Gone):
+    with pytest.raises(NotFound):
         service.sessions.put(service.home()._replace(session=UNKNOWN), MS, text())
     assert service.sessions.end(service.session)
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRejected):
         service.sessions.put(service.home(), MS, text())
 
 
@@ -249,7 +249,7 @@ def test_lists_are_read_to_their_last_page(pages: str) -> None:
     assert dict(service.sessions.steps(service.session)) == dict.fromkeys(homes, MS)
     listed = service.sessions.list_sessions()
     assert sorted(s.session for s in listed) == sorted([service.session, *others])
-    assert set(listed) == {Summary(s.session, "ACTIVE", MS, s.arn, MS) for s in listed}
+    assert set(listed) == {SessionSummary(s.session, "ACTIVE", MS, s.arn, MS) for s in listed}
 
 
 @pytest.mark.parametrize("operation", ["GetSession", "ListSessions", "ListInvocationSteps", "GetInvocationStep"])
@@ -284,7 +284,7 @@ def test_a_session_whose_creation_was_cut_off_may_exist() -> None:
 def test_a_step_whose_name_has_not_the_form_of_an_id_is_gone() -> None:
     """What a stored reference names is not there, whatever the service says of such names."""
     service = Service()
-    with pytest.raises(Gone):
+    with pytest.raises(NotFound):
         service.sessions.step(Home(service.session, "nonsense", "x"))
 
 
@@ -328,7 +328,7 @@ def test_tags_that_may_not_be_read_are_none() -> None:
     service.fail("ListTagsForResource", "access_denied", 1)
     assert service.sessions.tags(arn) == {}
     assert service.sessions.tags("this is not an ARN at all") == {}
-    with pytest.raises(Gone):
+    with pytest.raises(NotFound):
         service.sessions.tags(arn.replace(service.session, UNKNOWN))
 
 
@@ -342,13 +342,13 @@ def test_what_creating_a_session_is_refused_for_is_the_callers_to_know() -> None
 def test_a_session_is_ended_and_deleted() -> None:
     """An active session cannot be deleted, an ended one can, and is gone then."""
     service = Service(end_when_closed="ConflictException")
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRejected):
         service.sessions.delete(service.session)
     assert service.sessions.end(service.session)
     assert not service.sessions.end(service.session)
     service.sessions.delete(service.session)
     for call in (service.sessions.get, service.sessions.end, service.sessions.delete):
-        with pytest.raises(Gone):
+        with pytest.raises(NotFound):
             call(service.session)
 
 
@@ -356,9 +356,9 @@ def test_an_invocation_that_exists_is_fine() -> None:
     """Creating an invocation twice succeeds; an id or a description that is not accepted is refused."""
     service = Service()
     service.sessions.create_invocation(service.session, service.invocation, "a description")
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRejected):
         service.sessions.create_invocation(service.session, "nonsense")
-    with pytest.raises(Gone):
+    with pytest.raises(NotFound):
         service.sessions.create_invocation(UNKNOWN, service.invocation)
 
 
@@ -371,13 +371,13 @@ def test_the_default_invocation_follows_from_the_session() -> None:
 # Errors
 
 
-def stubbed(method: str, code: str, message: str, status: int) -> Sessions:
+def stubbed(method: str, code: str, message: str, status: int) -> SessionClient:
     """Sessions over a client that answers one call with an error the emulator does not produce."""
     client: Any = Emulator().client()
     stubber = Stubber(client)
     stubber.add_client_error(method, service_error_code=code, service_message=message, http_status_code=status)
     stubber.activate()
-    return Sessions(lambda: client, Pool(1))
+    return SessionClient(lambda: client, Pool(1))
 
 
 def test_an_expired_token_is_a_matter_of_credentials() -> None:
@@ -389,7 +389,7 @@ def test_an_expired_token_is_a_matter_of_credentials() -> None:
 
 @pytest.mark.parametrize(
     ("status", "expected"),
-    [(404, Gone), (403, AccessDeniedError), (409, Refused), (429, ThrottledError), (502, UnavailableError)],
+    [(404, NotFound), (403, AccessDeniedError), (409, RequestRejected), (429, ThrottledError), (502, UnavailableError)],
 )
 def test_an_error_without_a_type_is_understood_by_its_status(status: int, expected: type[Exception]) -> None:
     """Proxies and load balancers answer without an error type: botocore's code is the status then."""
@@ -458,7 +458,7 @@ def test_what_botocore_raises_by_itself_has_our_error(error: Exception, expected
         raise error
 
     with pytest.raises(expected) as raised:
-        Sessions(client, Pool(1)).get(UNKNOWN)
+        SessionClient(client, Pool(1)).get(UNKNOWN)
     assert type(raised.value) is expected
 
 
@@ -484,19 +484,19 @@ def of_boto3(profile_name: str | None = None, region_name: str | None = None, **
 def test_no_region_is_said_clearly(isolated: Path) -> None:
     """Without a region the error names the ways to set one, and the way without an account."""
     with pytest.raises(ConfigurationError, match=r"region_name=.*BedrockSessionsChatStore\.local"):
-        Sessions(of_boto3, Pool(1)).list_sessions()
+        SessionClient(of_boto3, Pool(1)).list_sessions()
 
 
 def test_no_credentials_are_said_clearly(isolated: Path) -> None:
     """Without credentials nothing is sent, and the error says what to do."""
-    sessions = Sessions(lambda: of_boto3(region_name="us-east-1"), Pool(1))
+    sessions = SessionClient(lambda: of_boto3(region_name="us-east-1"), Pool(1))
     with pytest.raises(CredentialsError, match="Configure them as for any boto3 program"):
         sessions.list_sessions()
 
 
 def test_an_unknown_profile_is_said_clearly(isolated: Path) -> None:
     """A profile that does not exist is named, when the client is first needed."""
-    sessions = Sessions(lambda: of_boto3("nobody"), Pool(1))
+    sessions = SessionClient(lambda: of_boto3("nobody"), Pool(1))
     with pytest.raises(ConfigurationError, match="nobody"):
         sessions.client()
 
@@ -507,11 +507,11 @@ def test_arguments_that_make_no_client_are_said_clearly(isolated: Path) -> None:
     def refuse() -> Client:
         raise CredentialsError("ours")
 
-    sessions = Sessions(lambda: of_boto3(region_name="us-east-1", endpoint_url="nonsense"), Pool(1))
+    sessions = SessionClient(lambda: of_boto3(region_name="us-east-1", endpoint_url="nonsense"), Pool(1))
     with pytest.raises(ConfigurationError, match="nonsense"):
         sessions.client()
     with pytest.raises(CredentialsError, match=r"^ours$"):
-        Sessions(refuse, Pool(1)).client()
+        SessionClient(refuse, Pool(1)).client()
 
 
 SECRETS = {
@@ -526,7 +526,7 @@ def test_no_error_of_a_call_tells_a_secret(fault: str) -> None:
     """However a call fails, no credential is in the error or in what it was raised from."""
     emulator = Emulator()
     config = Config(retries={"total_max_attempts": 1})
-    sessions = Sessions(lambda: emulator.client(config=config, **SECRETS), Pool(1))
+    sessions = SessionClient(lambda: emulator.client(config=config, **SECRETS), Pool(1))
     emulator.faults.add(None, 1, fault)
     with pytest.raises(BedrockSessionsError) as raised:
         sessions.list_sessions()
@@ -544,7 +544,7 @@ def test_no_error_of_making_a_client_tells_a_secret(isolated: Path) -> None:
     ]
     for maker in makers:
         with pytest.raises(CredentialsError) as raised:
-            Sessions(maker, Pool(1)).client()
+            SessionClient(maker, Pool(1)).client()
         assert "SECRET" not in f"{raised.value!r} {raised.value.__cause__!r}"
 
 
@@ -607,7 +607,7 @@ def test_the_services_time_is_learnt_from_every_reply_even_an_error() -> None:
         service = Service()
         service.sessions.clock = clock_at(START.timestamp() - 600)
         if method == "get":
-            with pytest.raises(Gone):
+            with pytest.raises(NotFound):
                 service.sessions.get(UNKNOWN)
         else:
             service.sessions.list_sessions()
@@ -733,7 +733,7 @@ def test_what_does_not_survive_a_fork_is_forgotten() -> None:
         return made[-1]
 
     pool = Pool(2)
-    sessions = Sessions(client, pool)
+    sessions = SessionClient(client, pool)
     pool.map(lambda item: item, [1, 2])
     with sessions._lock, pool._lock:
         sessions.forget()
@@ -791,7 +791,7 @@ def test_the_client_is_made_once_by_many_threads() -> None:
         return made[-1]
 
     pool = Pool(4)
-    sessions = Sessions(client, pool)
+    sessions = SessionClient(client, pool)
     assert len(set(map(id, pool.map(lambda _: sessions.client(), range(8))))) == 1
     assert len(made) == 1
     pool.close()
@@ -801,7 +801,7 @@ def test_a_session_of_botocore_serves_as_well() -> None:
     """A client made from a botocore session works: nothing depends on boto3's own."""
     emulator = Emulator()
     assert botocore.session.get_session().get_config_variable("profile") is None
-    assert Sessions(emulator.client, Pool(1)).list_sessions() == []
+    assert SessionClient(emulator.client, Pool(1)).list_sessions() == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from botocore.parsers import ResponseParserError
 
 from llama_index_bedrock_sessions import events
 from llama_index_bedrock_sessions._bedrock.clock import Clock
-from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused, client_error, translated
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected, client_error, translated
 from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork
 from llama_index_bedrock_sessions._journal.ids import Home
 from llama_index_bedrock_sessions.errors import (
@@ -58,7 +58,7 @@ class SessionInfo(NamedTuple):
     arn: str | None = None
 
 
-class Summary(NamedTuple):
+class SessionSummary(NamedTuple):
     """What `ListSessions` says of a session; times in ms since the epoch."""
 
     session: str
@@ -68,7 +68,7 @@ class Summary(NamedTuple):
     updated: int = 0
 
 
-class Sessions:
+class SessionClient:
     """The session operations of one client, in our words. The client is made when it is first needed."""
 
     def __init__(self, make_client: Callable[[], Client], pool: Pool, settle: float = SETTLE) -> None:
@@ -131,7 +131,7 @@ class Sessions:
             failure = error
             raise translated(error, writes=writes) from error
         finally:
-            events.called(operation, arguments, answer, failure, time.perf_counter() - begun)
+            events.record_call(operation, arguments, answer, failure, time.perf_counter() - begun)
         self._saw(reply, sent)
         if member is not None and member not in reply:
             # botocore does not notice that an answer was cut off: it returns none of its members.
@@ -164,14 +164,14 @@ class Sessions:
             arguments["encryptionKeyArn"] = encryption_key_arn
         try:
             reply = self._call("create_session", "sessionId", writes=True, **arguments)
-        except (Refused, Gone) as refusal:
+        except (RequestRejected, NotFound) as refusal:
             raise RequestRefusedError(f"Bedrock refused to create a session: {refusal}") from refusal
         status, created = reply.get("sessionStatus", "ACTIVE"), self._ms(reply, "createdAt")
         arn = reply.get("sessionArn")
         return SessionInfo(reply["sessionId"], status, created, created, metadata, encryption_key_arn, arn)
 
     def get(self, session: str) -> SessionInfo:
-        """Return what the service says of a session. Raises Gone."""
+        """Return what the service says of a session. Raises NotFound."""
         reply = self._call("get_session", "sessionStatus", sessionIdentifier=session)
         return SessionInfo(
             session=reply.get("sessionId", session),
@@ -183,11 +183,11 @@ class Sessions:
             arn=reply.get("sessionArn"),
         )
 
-    def list_sessions(self) -> list[Summary]:
+    def list_sessions(self) -> list[SessionSummary]:
         """Return all sessions of the account and region, in the service's order."""
         try:
             return [
-                Summary(
+                SessionSummary(
                     s["sessionId"],
                     s.get("sessionStatus", "ACTIVE"),
                     self._ms(s, "createdAt"),
@@ -196,35 +196,35 @@ class Sessions:
                 )
                 for s in self._pages("list_sessions", "sessionSummaries")
             ]
-        except (Refused, Gone) as refusal:
+        except (RequestRejected, NotFound) as refusal:
             raise RequestRefusedError(f"Bedrock refused to list sessions: {refusal}") from refusal
 
     def end(self, session: str) -> bool:
-        """End a session; return whether it takes no more writes now because of this call. Raises Gone."""
+        """End a session; return whether it takes no more writes now because of this call. Raises NotFound."""
         try:
             self._call("end_session", sessionIdentifier=session)
-        except Refused:
+        except RequestRejected:
             return False
         return True
 
     def delete(self, session: str) -> None:
-        """Delete a session, ended before. Raises Gone, Refused."""
+        """Delete a session, ended before. Raises NotFound, RequestRejected."""
         self._call("delete_session", writes=True, sessionIdentifier=session)
 
     def update(self, session: str, metadata: Mapping[str, str]) -> None:
         """Make this the metadata of a session; whether the service keeps entries left out is unknown.
 
-        Raises Gone, Refused.
+        Raises NotFound, RequestRejected.
         """
         self._call("update_session", sessionIdentifier=session, sessionMetadata=dict(metadata))
 
     def tag(self, arn: str, tags: Mapping[str, str]) -> None:
-        """Add tags to a session. Raises Gone, Refused."""
+        """Add tags to a session. Raises NotFound, RequestRejected."""
         self._call("tag_resource", resourceArn=arn, tags=dict(tags))
 
     def tags(self, arn: str) -> dict[str, str]:
-        """Return the tags of a session, {} where they may not be read, or two answers were cut off. Raises Gone."""
-        with contextlib.suppress(Refused, AccessDeniedError):
+        """Return the tags of a session, {} where they may not be read, or two answers were cut off. Raises NotFound."""
+        with contextlib.suppress(RequestRejected, AccessDeniedError):
             for _ in range(2):
                 reply = self._call("list_tags_for_resource", resourceArn=arn)
                 length = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-length", "2")
@@ -236,7 +236,7 @@ class Sessions:
     # Invocations and steps
 
     def create_invocation(self, session: str, invocation: str, description: str | None = None) -> bool:
-        """Create an invocation; return whether this call has, and not one before it. Raises Gone, Refused.
+        """Create an invocation; return whether this call has, and not one before it. Raises NotFound, RequestRejected.
 
         A description may hold lone surrogates, which no request can: the service gets a question mark for each.
         """
@@ -245,7 +245,7 @@ class Sessions:
         )
         try:
             self._call("create_invocation", sessionIdentifier=session, invocationId=invocation, **arguments)
-        except Refused as refusal:
+        except RequestRejected as refusal:
             if refusal.code not in {"ConflictException", "409"}:
                 raise
             return False
@@ -258,8 +258,8 @@ class Sessions:
         reply makes botocore send the same step again, which is refused as known.
 
         Raises:
-            Gone: the session or the invocation does not exist.
-            Refused: the service does not take it.
+            NotFound: the session or the invocation does not exist.
+            RequestRejected: the service does not take it.
             UnavailableError: with `may_have_happened`, if nobody can say.
 
         """
@@ -277,17 +277,17 @@ class Sessions:
             # An attempt before the one that was refused may have been carried out.
             if not failure.may_have_happened or not self._is_there(home, payload, failure):
                 raise
-        except (Refused, Gone, UnavailableError, ThrottledError) as failure:
+        except (RequestRejected, NotFound, UnavailableError, ThrottledError) as failure:
             if not self._is_there(home, payload, failure):
                 raise
 
     def _is_there(self, home: Home, payload: list[ContentBlock], failure: Exception) -> bool:
         try:
             is_there = self.step(home)[0] == payload
-        except Gone:
+        except NotFound:
             pass
         except BedrockSessionsError as error:
-            if isinstance(failure, (Refused, Gone)):
+            if isinstance(failure, (RequestRejected, NotFound)):
                 # It may have been refused because an attempt before had stored it.
                 error.may_have_happened = True
                 raise
@@ -302,12 +302,12 @@ class Sessions:
         return False
 
     def steps(self, session: str) -> Iterator[tuple[Home, int]]:
-        """Yield every listed step of a session and its time in ms. Raises Gone."""
+        """Yield every listed step of a session and its time in ms. Raises NotFound."""
         for s in self._pages("list_invocation_steps", "invocationStepSummaries", sessionIdentifier=session):
             yield Home(session, s["invocationId"], s["invocationStepId"]), self._ms(s, "invocationStepTime")
 
     def step(self, home: Home) -> tuple[list[ContentBlock], int]:
-        """Return a step's content blocks, and its time in ms. Raises Gone."""
+        """Return a step's content blocks, and its time in ms. Raises NotFound."""
         try:
             reply = self._call(
                 "get_invocation_step",
@@ -316,9 +316,9 @@ class Sessions:
                 invocationIdentifier=home.invocation,
                 invocationStepId=home.step,
             )["invocationStep"]
-        except Refused as refusal:
+        except RequestRejected as refusal:
             # What a stored reference names may not even have the form of an id.
-            raise Gone(str(refusal)) from refusal
+            raise NotFound(str(refusal)) from refusal
         return reply.get("payload", {}).get("contentBlocks") or [], self._ms(reply, "invocationStepTime")
 
     def fetch(self, homes: Iterable[Home]) -> list[tuple[Home, tuple[list[ContentBlock], int] | None]]:
@@ -327,7 +327,7 @@ class Sessions:
         def get(home: Home) -> tuple[Home, tuple[list[ContentBlock], int] | None]:
             try:
                 return home, self.step(home)
-            except Gone:
+            except NotFound:
                 return home, None
 
         return self.pool.map(get, list(homes))

@@ -36,11 +36,11 @@ def attempts(failure: str) -> Iterator[int]:
     raise UnavailableError(failure)
 
 
-class Gone(RequestRefusedError):  # noqa: N818 - a fact about a session
+class NotFound(RequestRefusedError):  # noqa: N818 - a fact about a session
     """The session, or the step, does not exist (any more): a fact that is acted upon, and rarely an error."""
 
 
-class Refused(RequestRefusedError):  # noqa: N818 - an answer of the service
+class RequestRejected(RequestRefusedError):  # noqa: N818 - an answer of the service
     """The service refused the request; `code` is its word for it. What it means is read from GetSession, never here."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -48,7 +48,7 @@ class Refused(RequestRefusedError):  # noqa: N818 - an answer of the service
         self.code = code
         self._message = message
 
-    def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[RequestRejected], tuple[str, str]]:
         return type(self), (self.code, self._message)
 
     def error(self) -> RequestRefusedError:
@@ -64,7 +64,7 @@ def client_error(error: aws.ClientError, *, writes: bool) -> Exception:
     # Of several attempts the last one is known to have been refused, no other.
     repeated = writes and int(metadata.get("RetryAttempts", 0)) > 0
     if code == "ResourceNotFoundException" or (status == 404 and code in {"404", ""}):
-        return Gone(message)
+        return NotFound(message)
     if code in BAD_CREDENTIALS:
         return CredentialsError(
             f"AWS does not accept the credentials ({code}): {message} Renew or replace them.",
@@ -84,7 +84,7 @@ def client_error(error: aws.ClientError, *, writes: bool) -> Exception:
         return UnavailableError(
             f"Bedrock failed in {error.operation_name} ({code}): {message}", may_have_happened=writes
         )
-    return Refused(code, message)
+    return RequestRejected(code, message)
 
 
 def other_aws_error(error: Exception, what: str) -> BedrockSessionsError | None:

@@ -16,16 +16,16 @@ C = TypeVar("C", bound="Pooled")
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-_caller: contextvars.ContextVar[object | None] = contextvars.ContextVar("bedrock_sessions_caller", default=None)
+_calling_task: contextvars.ContextVar[object | None] = contextvars.ContextVar("bedrock_sessions_caller", default=None)
 
 
 async def in_pool(pool: Pool, function: Callable[[], R]) -> R:
     """Run a function in the pool on behalf of the current task."""
-    token = _caller.set(asyncio.current_task())
+    token = _calling_task.set(asyncio.current_task())
     try:
         return await pool.run(function)
     finally:
-        _caller.reset(token)
+        _calling_task.reset(token)
 
 
 class Pooled(Protocol):
@@ -35,7 +35,7 @@ class Pooled(Protocol):
     def _pool(self) -> Pool: ...
 
 
-def twin(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], Coroutine[Any, Any, R]]:
+def async_twin(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], Coroutine[Any, Any, R]]:
     """Return the async form of a method: the same, or what a subclass has in its place, in the store's thread pool."""
 
     @functools.wraps(method)
@@ -49,9 +49,9 @@ def twin(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], 
     return call
 
 
-def caller() -> object:
+def calling_task() -> object:
     """Return the task, or else the thread, that is calling: a position means the list it was last given."""
-    return _caller.get() or threading.current_thread()
+    return _calling_task.get() or threading.current_thread()
 
 
 class Pool:

@@ -16,7 +16,7 @@ COPY = "llama-index-copy"
 ORIGIN = "llama-index-origin"
 """The names of our entries in `sessionMetadata`; the last two are not in every session."""
 OURS = (KEY, NAMESPACE, FORMAT, DIRECTORY, COPY, ORIGIN)
-MOST_METADATA, MOST_TAGS = 50 - len(OURS), 200
+MAX_METADATA, MAX_TAGS = 50 - len(OURS), 200
 """Entries of the application that a session takes (service model): 50 less ours, and 200."""
 
 
@@ -24,7 +24,7 @@ def is_ours(info: SessionInfo) -> bool:
     return not info.metadata.keys().isdisjoint(OURS)
 
 
-def refuse_metadata(own: Mapping[str, str]) -> None:
+def check_metadata(own: Mapping[str, str]) -> None:
     """Refuse metadata of the application that a session cannot have.
 
     Raises:
@@ -32,14 +32,14 @@ def refuse_metadata(own: Mapping[str, str]) -> None:
             of other than 1 to 100 or values of more than 5,000 characters (service model).
 
     """
-    _refuse_other_than_strings("session_metadata", own)
+    _check_strings("session_metadata", own)
     taken = sorted(set(OURS) & set(own))
     if taken:
         raise ConfigurationError(f"The name {taken[0]} in session_metadata is used by this library: take another.")
-    _refuse_lengths("session_metadata", own, most=MOST_METADATA, name=100, value=5000)
+    _check_lengths("session_metadata", own, most=MAX_METADATA, name=100, value=5000)
 
 
-def refuse_tags(tags: Mapping[str, str]) -> None:
+def check_tags(tags: Mapping[str, str]) -> None:
     """Refuse tags that a session cannot have.
 
     Raises:
@@ -47,14 +47,14 @@ def refuse_tags(tags: Mapping[str, str]) -> None:
             characters, or characters that are not allowed (service model).
 
     """
-    _refuse_other_than_strings("tags", tags)
-    _refuse_lengths("tags", tags, most=MOST_TAGS, name=128, value=256)
+    _check_strings("tags", tags)
+    _check_lengths("tags", tags, most=MAX_TAGS, name=128, value=256)
     for text in (text for item in tags.items() for text in item):
         if not re.fullmatch(r"[a-zA-Z0-9\s._:/=+@-]*", text):
             raise ConfigurationError(f"{text!r} in tags: tags have letters, digits, spaces and characters of ._:/=+@-")
 
 
-def _refuse_lengths(what: str, given: Mapping[str, str], *, most: int, name: int, value: int) -> None:
+def _check_lengths(what: str, given: Mapping[str, str], *, most: int, name: int, value: int) -> None:
     if len(given) > most:
         raise ConfigurationError(f"{what}: a session takes {most} of the application at most, not {len(given)}.")
     for key, text in given.items():
@@ -65,7 +65,7 @@ def _refuse_lengths(what: str, given: Mapping[str, str], *, most: int, name: int
             )
 
 
-def _refuse_other_than_strings(name: str, given: object) -> None:
+def _check_strings(name: str, given: object) -> None:
     if not isinstance(given, Mapping) or not all(isinstance(text, str) for item in given.items() for text in item):
         raise ConfigurationError(f"{name} maps strings to strings, or is a function of the key that returns such.")
 

@@ -28,7 +28,7 @@ class Droppable(Protocol):
         ...
 
 
-class Kept(Generic[C]):
+class ConversationCache(Generic[C]):
     """The conversations of a store by their keys, at most `CONVERSATIONS`, and about `BUDGET` bytes of them."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Kept(Generic[C]):
                     self._bytes.pop(key, None)
 
 
-class Turn:
+class ReleaseHookLock:
     """A reentrant lock. Who leaves it calls `left` while he still has it, and what that returns once he has not."""
 
     def __init__(self, left: Callable[[], Callable[[], None]]) -> None:

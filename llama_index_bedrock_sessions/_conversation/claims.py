@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected
 from llama_index_bedrock_sessions._conversation.continuation import Continuation, Resolve, noop
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._conversation.sessions import ConversationSessions
@@ -58,10 +58,10 @@ def claim(reader: Reader, writer: Writer, continuation: Continuation, of: str, r
                     return theirs
                 continuation.continue_in_new_session(fold, noop)
                 continue
-            composed = fold.bare(home, draft, sessions.now())
+            composed = fold.claim_step(home, draft, sessions.now())
             with sessions.effect():
                 sessions.client.put(home, fold.clock, composed.payload)
-        except (Gone, Refused) as refusal:
+        except (NotFound, RequestRejected) as refusal:
             writer.after_refusal(fold, refusal)
             continue
         fold.stored(composed)

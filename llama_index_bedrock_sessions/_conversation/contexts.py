@@ -142,7 +142,7 @@ class Found:
         """Return the named state that says that it is taken."""
         return {_TAKEN + self.name: [{"of": self.id, "by": by, "time": time}]}
 
-    def refuse_taken(self) -> None:
+    def check_not_taken(self) -> None:
         """Refuse it if it was taken. Raises AlreadyResumed."""
         if self.taken is not None:
             raise _already_resumed(self.name, self.taken)
@@ -152,7 +152,7 @@ class Found:
         taken = next(iter(claim.state.get(_TAKEN + self.name, [])), None)
         return _already_resumed(self.name, taken if isinstance(taken, dict) else {})
 
-    def refuse_other(self, workflow: Workflow, serializer: BaseSerializer | None) -> None:
+    def check_same_workflow(self, workflow: Workflow, serializer: BaseSerializer | None) -> None:
         """Refuse it if it is another workflow's, or needs another serializer. Raises InvalidContextError."""
         if not isinstance(workflow, Workflow):
             raise InvalidContextError(f"A workflow is wanted, not {type(workflow).__name__}.")
@@ -233,13 +233,13 @@ def deleted(name: str) -> dict[str, list[JSON]]:
     return {prefix + name: [] for prefix in (_SAVED, _CONTENT, _TAKEN)}
 
 
-def refuse_bad_name(name: object) -> None:
+def check_name(name: object) -> None:
     """Refuse what is no name of a context. Raises InvalidContextError."""
     if not isinstance(name, str) or not name:
         raise InvalidContextError(f"The name of a saved context is a string that is not empty, not {name!r}.")
 
 
-def refuse_bad_reader(by: object) -> None:
+def check_reader(by: object) -> None:
     """Refuse what cannot be stored as the one who loads. Raises InvalidContextError."""
     if by is not None and not isinstance(by, str):
         raise InvalidContextError(f"by= is a string, such as a user's name, not {type(by).__name__}.")

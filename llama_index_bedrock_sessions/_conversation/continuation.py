@@ -36,7 +36,7 @@ from typing import Any
 
 from llama_index_bedrock_sessions._bedrock.client import SessionInfo, default_invocation
 from llama_index_bedrock_sessions._bedrock.directory.session_id import session_closed
-from llama_index_bedrock_sessions._bedrock.errors import ATTEMPTS, Gone, Refused
+from llama_index_bedrock_sessions._bedrock.errors import ATTEMPTS, NotFound, RequestRejected
 from llama_index_bedrock_sessions._bedrock.session_metadata import COPY
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._conversation.sessions import (
@@ -92,7 +92,7 @@ class Continuation:
         try:
             self.close_and_read(fold)
             return (ended or not fold.ended()) and self._open_next(fold, resolve(fold))
-        except Gone:
+        except NotFound:
             self._reader.drop()
             return False
 
@@ -103,7 +103,7 @@ class Continuation:
     # 1. Close, 2. read
 
     def close_and_read(self, fold: Fold, *, settle: bool = False) -> None:
-        """Close the heads and read them to their end. Raises Gone.
+        """Close the heads and read them to their end. Raises NotFound.
 
         With `settle` it first waits until lists show every step, because what is not read will be deleted.
         """
@@ -192,7 +192,7 @@ class Continuation:
         others = self._reader.others(self._reader.known())
         heads = [session for session in others if self.sessions.has_opening(session)]
         for head in heads:
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(NotFound):
                 self.sessions.seal(head, "continued")
         if heads:
             self._reader.drop()
@@ -222,7 +222,7 @@ class Continuation:
             # An opening that only continues contains nothing that the caller asked for.
             with self.sessions.effect() if draft else contextlib.nullcontext():
                 self.sessions.client.put(composed.step.home, fold.clock, composed.payload)
-        except (Gone, Refused) as refusal:
+        except (NotFound, RequestRejected) as refusal:
             undo()
             logger.info(
                 "conversation %s: session %s takes no opening: %s",
@@ -251,9 +251,9 @@ class Continuation:
             self.sessions.finish(info.session)
         return True
 
-    def _raise_if_own_fault(self, session: str, refusal: Gone | Refused) -> None:
+    def _raise_if_own_fault(self, session: str, refusal: NotFound | RequestRejected) -> None:
         """Raise a refusal that no other session would cure: this one is ACTIVE, unopened, and has room."""
-        if isinstance(refusal, Gone) or not self.sessions.is_active(session):
+        if isinstance(refusal, NotFound) or not self.sessions.is_active(session):
             return
         steps = self.sessions.listed(session)
         if len(steps) < STEPS_PER_SESSION and not any(is_opening(s.home.step) for s in steps):
@@ -271,7 +271,7 @@ class Continuation:
     ) -> Composed:
         """Return the opening. It carries what is about to leave retention; what is too much goes to attachments."""
         now, created = self.sessions.now(), self._created_of(fold)
-        *groups, last = fold.perishable(created, now, whole=whole)
+        *groups, last = fold.expiring_segments(created, now, whole=whole)
         dead = draft.removed if draft else frozenset()
         if draft and sum(fold.size(segment) for segment in last) + draft.size() > BUDGET:
             groups, last = [*groups, last], []
@@ -281,7 +281,7 @@ class Continuation:
             self.sessions.client.put(composed.step.home, fold.clock, composed.payload)
             copies.append(inherited)
         for part in draft.parts if draft else ():
-            composed, inherited = fold.part(place, part, self._steps.attach_excess(part, place), now)
+            composed, inherited = fold.attachment_for(place, part, self._steps.attach_excess(part, place), now)
             self.sessions.client.put(composed.step.home, fold.clock, composed.payload)
             self._reader.keep_native_blocks(composed.step.home, composed.payload)
             copies.append(inherited)
@@ -300,7 +300,7 @@ class Continuation:
 
         Those of messages that are about to be `dead` are left behind.
         """
-        found = fold.old_natives(self._created_of(fold), self.sessions.now(), dead, whole=whole)
+        found = fold.old_native_blocks(self._created_of(fold), self.sessions.now(), dead, whole=whole)
         old = [(home, n) for home, n in found if home.session != place[0]]
         # Parts of the named state are read only when they are used or copied.
         known = self._reader.native_blocks
@@ -314,7 +314,7 @@ class Continuation:
             if part:
                 attachment = self._steps.attach(place, part)
                 moves |= {old[len(moves) + n]: (attachment, n) for n in range(len(part))}
-        return fold.rehome(moves) if moves else noop
+        return fold.relocate_blocks(moves) if moves else noop
 
     def _adopt(self, opening: Step, payload: list[ContentBlock]) -> None:
         """Start a new fold from an opening step that was just written; what it names has been read."""

@@ -16,8 +16,8 @@ from llama_index.core.workflow import Context, Workflow
 from workflows.context.serializers import BaseSerializer
 
 from llama_index_bedrock_sessions._bedrock.media import Objects
-from llama_index_bedrock_sessions._bedrock.pool import Pool, in_pool, twin
-from llama_index_bedrock_sessions._bedrock.session_metadata import refuse_metadata, refuse_tags
+from llama_index_bedrock_sessions._bedrock.pool import Pool, async_twin, in_pool
+from llama_index_bedrock_sessions._bedrock.session_metadata import check_metadata, check_tags
 from llama_index_bedrock_sessions._conversation import claims, contexts, lifecycle
 from llama_index_bedrock_sessions._conversation.contexts import SavedContext
 from llama_index_bedrock_sessions._conversation.continuation import noop
@@ -38,17 +38,17 @@ from llama_index_bedrock_sessions._conversation.messages import (
     outlines,
 )
 from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS
-from llama_index_bedrock_sessions._conversation.state import TURN, State, refuse_reserved, state_json
+from llama_index_bedrock_sessions._conversation.state import TURN, State, check_not_reserved, state_json
 from llama_index_bedrock_sessions._conversation.timeline import read_snapshot, read_timeline
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.encoding import parts_json
 from llama_index_bedrock_sessions._journal.fold import Draft, Fold
 from llama_index_bedrock_sessions._journal.history import (
-    Cut,
     Entry,
-    Past,
     Point,
+    Position,
     Record,
+    Timeline,
     copied,
     iso,
     origin,
@@ -56,7 +56,7 @@ from llama_index_bedrock_sessions._journal.history import (
     time_of,
 )
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new_id
-from llama_index_bedrock_sessions._journal.limits import Copy, json_size, refuse_size
+from llama_index_bedrock_sessions._journal.limits import Copy, check_size, json_size
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
 from llama_index_bedrock_sessions._journal.records import parts
 from llama_index_bedrock_sessions._journal.values import JSON, dump, from_json
@@ -67,7 +67,7 @@ from llama_index_bedrock_sessions.errors import (
     InvalidStateError,
     StoredDataError,
 )
-from llama_index_bedrock_sessions.events import Action, AuditEvent, tell
+from llama_index_bedrock_sessions.events import Action, AuditEvent, emit
 
 RENEW_AFTER = timedelta(days=10)
 """A weekly job that renews what is older leaves 13 days of the service's 30."""
@@ -124,8 +124,8 @@ class Conversation:
             InvalidPointError: the point is unknown, or a time without a time zone; `last` or `status` is nothing known.
 
         """
-        found, natives, _ = self._look(at, before, last, status, fresh=fresh)
-        return self._shown([message for _, message, _ in found], natives)
+        found, native_blocks, _ = self._look(at, before, last, status, fresh=fresh)
+        return self._shown([message for _, message, _ in found], native_blocks)
 
     def records(
         self,
@@ -137,8 +137,8 @@ class Conversation:
         fresh: bool = True,
     ) -> list[Record]:
         """Return the messages with their ids, times and statuses; all else is as with `messages`."""
-        found, natives, changes = self._look(at, before, last, status, fresh=fresh)
-        shown = self._shown([message for _, message, _ in found], natives)
+        found, native_blocks, changes = self._look(at, before, last, status, fresh=fresh)
+        shown = self._shown([message for _, message, _ in found], native_blocks)
         return [
             Record(
                 id=text_id(message_id),
@@ -164,17 +164,19 @@ class Conversation:
                 found = [(m.id, m, fold.is_archived(m.id)) for m in of_status(fold, status)]
                 if status is MessageStatus.ACTIVE and last is None:
                     self._engine.record_view([message_id for message_id, _, _ in found])
-                natives, changes = self._engine.reader.native_blocks, fold.known
+                native_blocks, changes = self._engine.reader.native_blocks, fold.known
             else:
-                past = read_timeline(self._engine.reader)
-                view, natives = read_snapshot(self._engine.reader, past, past.cut(at, before))
+                timeline = read_timeline(self._engine.reader)
+                snapshot, native_blocks = read_snapshot(self._engine.reader, timeline, timeline.locate(at, before))
                 wanted = {None: (True, False), MessageStatus.ARCHIVED: (True,)}.get(status, (False,))
-                all_ = ((message_id, message, message_id in view.archived) for message_id, message in view.messages)
-                found, changes = [each for each in all_ if each[2] in wanted], past.known
-        return found if last is None else found[max(len(found) - last, 0) :], natives, changes
+                all_ = (
+                    (message_id, message, message_id in snapshot.archived) for message_id, message in snapshot.messages
+                )
+                found, changes = [each for each in all_ if each[2] in wanted], timeline.known
+        return found if last is None else found[max(len(found) - last, 0) :], native_blocks, changes
 
-    def _shown(self, messages: Sequence[Message | None], natives: NativeBlocks) -> list[ChatMessage]:
-        decoded = iter(self._decoded([message for message in messages if message], natives))
+    def _shown(self, messages: Sequence[Message | None], native_blocks: NativeBlocks) -> list[ChatMessage]:
+        decoded = iter(self._decoded([message for message in messages if message], native_blocks))
         return [next(decoded) if message else message_codec.placeholder(_GONE) for message in messages]
 
     def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
@@ -190,8 +192,8 @@ class Conversation:
         conversation over many sessions that is a list and a few gets for each.
         """
         with self._engine.lock:
-            past = read_timeline(self._engine.reader)
-            return past.entries(self._engine.reader.known().visible())
+            timeline = read_timeline(self._engine.reader)
+            return timeline.entries(self._engine.reader.known().visible())
 
     def describe(self) -> dict[str, JSON]:
         """Return how the conversation stands, as JSON; what it takes to judge an incident is in it.
@@ -199,8 +201,8 @@ class Conversation:
         `name` is how logs tell the key. `complete_until`: when the service deletes the first of what is there (30 days
         after its session was created), unless somebody writes before; None if it never does. Of each session, oldest
         first: `age` in seconds; `steps` and `steps_left` of 1,000, None where they were not listed; `idle_at`, when it
-        expires unless somebody writes, and `deleted_at`. `orphans` are sessions of the key that nobody has opened:
-        nothing of the conversation is in them, and it may go on in one of them.
+        expires unless somebody writes, and `deleted_at`. `unopened_sessions` are sessions of the key that no process
+        has opened: nothing of the conversation is in them, and it may go on in one of them.
 
         `state` is the application's. With `[entry.as_dict() for entry in history()]` this is all there is to know, to
         hand over.
@@ -210,8 +212,8 @@ class Conversation:
             state = self.state.copy(fresh=False)
         return report(status, state, self._engine.sessions)
 
-    amessages, arecords, acount = twin(messages), twin(records), twin(count)
-    ahistory, adescribe = twin(history), twin(describe)
+    amessages, arecords, acount = async_twin(messages), async_twin(records), async_twin(count)
+    ahistory, adescribe = async_twin(history), async_twin(describe)
 
     def fork(self, new_key: str, *, at: Point | None = None, before: Point | None = None) -> Conversation:
         """Copy the conversation, as it was at a point, to a key of its own; return that conversation.
@@ -238,42 +240,42 @@ class Conversation:
         target = self._sibling(new_key)
         other = self._engine_of(new_key)
         with self._engine.changing():
-            past = read_timeline(self._engine.reader)
-            cut = past.cut(at, before)
-            view, natives = read_snapshot(self._engine.reader, past, cut)
+            timeline = read_timeline(self._engine.reader)
+            until = timeline.locate(at, before)
+            snapshot, native_blocks = read_snapshot(self._engine.reader, timeline, until)
             like = self._engine.continuation.template()._replace(origin=self.key)
             # Its session is made with the metadata and the tags; the others go on once, and with this conversation.
             left = (METADATA, TAGS, TURN, contexts.PREFIX)
-            state = {name: value for name, value in view.state.items() if value and not name.startswith(left)}
-            if not view.messages and not state:
-                self._refuse_to_fork_nothing(past, cut)
+            state = {name: value for name, value in snapshot.state.items() if value and not name.startswith(left)}
+            if not snapshot.messages and not state:
+                self._check_fork_source(timeline, until)
         media, place = self._media_for(
-            other.sessions.settings.media, [message for _, message in view.messages if message]
+            other.sessions.settings.media, [message for _, message in snapshot.messages if message]
         )
         copies = [
             Copy(
-                copied(message, lambda home, n: native_block(natives.get(home, ()), n), place)
+                copied(message, lambda home, n: native_block(native_blocks.get(home, ()), n), place)
                 if message
                 else message_codec.encode([message_codec.placeholder(_GONE)]),
-                message_id in view.archived,
+                message_id in snapshot.archived,
             )
-            for message_id, message in view.messages
+            for message_id, message in snapshot.messages
         ]
-        draft = Draft(state=state, origin=origin(self.key, past, at, before))
+        draft = Draft(state=state, origin=origin(self.key, timeline, at, before))
         with other.changing():
             start_with(other.reader, other.writer, other.continuation, copies, draft, inherits=like, prepare=media)
         return target
 
-    afork = twin(fork)
+    afork = async_twin(fork)
 
-    def _refuse_to_fork_nothing(self, past: Past, cut: Cut) -> None:
+    def _check_fork_source(self, timeline: Timeline, until: Position) -> None:
         """Refuse what would be an empty fork by mistake. At a point before the first message it is empty rightly."""
         fold = self._engine.reader.known()
         if not fold.heads:
             raise InvalidPointError(
                 f"There is no conversation {self.key!r} that could be forked: store.get_keys() tells the keys."
             )
-        if past.hides(cut) or (fold.hidden() and not fold.visible()):
+        if timeline.hides(until) or (fold.hidden() and not fold.visible()):
             raise InvalidPointError(
                 f"What the conversation {self.key!r} held is hidden. To fork it, bring it back before: restore()."
             )
@@ -325,7 +327,7 @@ class Conversation:
 
         """
         state, forget = dict(state or {}), tuple(forget)
-        refuse_reserved((*state, *forget))
+        check_not_reserved((*state, *forget))
         encoded, named = encode(messages, self._media), state_json(state, forget)
         if not encoded.records and not named:
             return
@@ -455,7 +457,7 @@ class Conversation:
 
         """
         said = _texts(summary=summary, kind=kind, by=by)
-        refuse_size(json_size(dump(said)))
+        check_size(json_size(dump(said)))
         mark = Draft(marks={ENDED: Mark(on=True, said=said)})
         with self._engine.changing():
             before = self._engine.sessions.effects
@@ -534,10 +536,10 @@ class Conversation:
             if not doomed:
                 return
             # What was removed in a session before the last is told by that alone.
-            past = None if all(map(fold.holds, doomed)) else read_timeline(self._engine.reader)
-            if past and (unknown := next((m for m in doomed if not past.holds(m)), None)):
+            timeline = None if all(map(fold.holds, doomed)) else read_timeline(self._engine.reader)
+            if timeline and (unknown := next((m for m in doomed if not timeline.holds(m)), None)):
                 raise _no_message(text_id(unknown))
-            self._refuse_what_stays_in_s3(doomed, (past or fold).known)
+            self._check_no_media(doomed, (timeline or fold).known)
             sessions: dict[str, None] = {}
             try:
                 self._engine.deletion.rewrite_without(doomed, sessions)
@@ -546,7 +548,7 @@ class Conversation:
                     self._tell("redacted", sessions=sessions, messages=message_ids, **said)
             self._engine.record_view([m.id for m in active_messages(self._engine.reader.known())])
 
-    def _refuse_what_stays_in_s3(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
+    def _check_no_media(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
         messages = (known[change].messages.get(position) for change, position in doomed if change in known)
         if self._media is None and any(m and message_codec.objects(m.record) for m in messages):
             raise ConfigurationError(
@@ -560,7 +562,7 @@ class Conversation:
         The service deletes a session 30 days after its creation. A conversation is complete for at least 20 days after
         this, or after its last write; one that is written at least every 20 days needs no renewing.
         """
-        age = milliseconds(older_than)
+        age = to_ms(older_than)
         with self._engine.changing():
             return lifecycle.renew(self._engine.reader, self._engine.continuation, age)
 
@@ -575,8 +577,8 @@ class Conversation:
                 changed.
 
         """
-        refuse_metadata(session_metadata)
-        refuse_tags(tags or {})
+        check_metadata(session_metadata)
+        check_tags(tags or {})
         with self._engine.changing():
             lifecycle.update(self._engine.reader, self._engine.writer, session_metadata, tags or {})
 
@@ -613,14 +615,19 @@ class Conversation:
         done_to = tuple(sessions) or tuple(fold.heads if fold else ())
         now = iso(self._engine.client.clock.now())
         event = AuditEvent(action, self.key, settings.namespace, now, done_to, tuple(messages), reason, approver)
-        tell(event, settings.audit)
+        emit(event, settings.audit)
 
-    aend, areopen, ahide, arestore = twin(end), twin(reopen), twin(hide), twin(restore)
-    aredact, arenew, adelete, aupdate_metadata = twin(redact), twin(renew), twin(delete), twin(update_metadata)
-    aadd, aset = twin(add), twin(set)  # noqa: A003 - the method above
-    aremove, aremove_last = twin(remove), twin(remove_last)
-    aremove_oldest, aarchive_oldest = twin(remove_oldest), twin(archive_oldest)
-    aclear = twin(clear)
+    aend, areopen, ahide, arestore = async_twin(end), async_twin(reopen), async_twin(hide), async_twin(restore)
+    aredact, arenew, adelete, aupdate_metadata = (
+        async_twin(redact),
+        async_twin(renew),
+        async_twin(delete),
+        async_twin(update_metadata),
+    )
+    aadd, aset = async_twin(add), async_twin(set)  # noqa: A003 - the method above
+    aremove, aremove_last = async_twin(remove), async_twin(remove_last)
+    aremove_oldest, aarchive_oldest = async_twin(remove_oldest), async_twin(archive_oldest)
+    aclear = async_twin(clear)
 
     # Named state
 
@@ -636,7 +643,7 @@ class Conversation:
             active = active_messages(fold)
             return text_id(active[-1].id) if active else None
 
-    alast_id = twin(last_id)
+    alast_id = async_twin(last_id)
 
     # Paused workflows
 
@@ -653,14 +660,14 @@ class Conversation:
             StepTooLargeError: it exceeds 50 MB of JSON.
 
         """
-        contexts.refuse_bad_name(name)
+        contexts.check_name(name)
         return self._save_context(contexts.snapshot(ctx, serializer), name)
 
     async def asave_context(
         self, ctx: Context[Any], name: str = "default", *, serializer: BaseSerializer | None = None
     ) -> SavedContext:
         """`save_context`, without blocking the event loop."""
-        contexts.refuse_bad_name(name)
+        contexts.check_name(name)
         # Here, not in the pool: the workflow's steps run in this event loop, and none may while it is looked at.
         taken = contexts.snapshot(ctx, serializer)
         return await in_pool(self._engine.client.pool, functools.partial(self._save_context, taken, name))
@@ -700,15 +707,15 @@ class Conversation:
             StoredDataError: its content is not there any more, or cannot be read.
 
         """
-        contexts.refuse_bad_name(name)
-        contexts.refuse_bad_reader(by)
+        contexts.check_name(name)
+        contexts.check_reader(by)
         with self._engine.changing():
             missing: object = None
             while True:
                 found = contexts.find(self._engine.reader.refresh(force=True).state(), name)
-                found.refuse_other(workflow, serializer)
+                found.check_same_workflow(workflow, serializer)
                 if not again:
-                    found.refuse_taken()
+                    found.check_not_taken()
                 try:
                     references = parts(found.content)
                     texts = self._engine.reader.texts(references) if references else [str(found.content)]
@@ -748,7 +755,11 @@ class Conversation:
                 draft = Draft(state=contexts.deleted(name))
                 self._engine.writer.append(lambda _: draft, fresh=True)
 
-    aload_context, acontexts, adelete_context = twin(load_context), twin(contexts), twin(delete_context)
+    aload_context, acontexts, adelete_context = (
+        async_twin(load_context),
+        async_twin(contexts),
+        async_twin(delete_context),
+    )
 
     def _named(self, *, fresh: bool) -> dict[str, JSON]:
         with self._engine.lock:
@@ -787,7 +798,7 @@ class Conversation:
         return self._sibling, (self.key,)
 
 
-def milliseconds(older_than: timedelta) -> int:
+def to_ms(older_than: timedelta) -> int:
     """Return an age in ms. Raises ConfigurationError: it is no timedelta."""
     if not isinstance(older_than, timedelta):
         raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
@@ -821,5 +832,5 @@ def _unless_taken(fold: Fold, saved: contexts.Found, draft: Draft) -> Draft:
     """Return the draft of a claim. Raises AlreadyResumed."""
     now = fold.state()
     if saved.name in contexts.names(now) and (there := contexts.find(now, saved.name)).id == saved.id:
-        there.refuse_taken()
+        there.check_not_taken()
     return draft

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime
 
-from llama_index_bedrock_sessions._bedrock.errors import ATTEMPTS, Gone, Refused, attempts
+from llama_index_bedrock_sessions._bedrock.errors import ATTEMPTS, NotFound, RequestRejected, attempts
 from llama_index_bedrock_sessions._conversation.continuation import Continuation
 from llama_index_bedrock_sessions._conversation.fork import copy_by_value
 from llama_index_bedrock_sessions._conversation.reader import Reader
@@ -97,7 +97,7 @@ class Deletion:
             if (
                 openings
                 and all(_saw_removal(step, removed, saw_removal) for step in openings)
-                and not read_alone(self._reader, session).strays(session)
+                and not read_alone(self._reader, session).orphan_attachments(session)
             ):
                 saw_removal.add(session)
             elif openings or not self.sessions.delete_unopened(session):
@@ -109,7 +109,7 @@ class Deletion:
         fold = self._reader.refresh()
         if fold.alive() and not self._continuation.is_due(fold):
             # A process that continues the head inherits an empty conversation.
-            with contextlib.suppress(Gone, Refused):
+            with contextlib.suppress(NotFound, RequestRejected):
                 self._steps.write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
         self._delete({*fold.heads, *fold.covers()}, deleted, self._media(), others=True)
         self._reader.drop()

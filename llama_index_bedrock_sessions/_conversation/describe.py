@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Summary
-from llama_index_bedrock_sessions._bedrock.errors import Gone
+from llama_index_bedrock_sessions._bedrock.client import SessionInfo, SessionSummary
+from llama_index_bedrock_sessions._bedrock.errors import NotFound
 from llama_index_bedrock_sessions._bedrock.session_metadata import own_metadata
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._conversation.sessions import (
@@ -31,7 +31,7 @@ class ConversationSummary:
     metadata: Mapping[str, str]
 
     @classmethod
-    def of(cls, key: str, summary: Summary, info: SessionInfo) -> ConversationSummary:
+    def of(cls, key: str, summary: SessionSummary, info: SessionInfo) -> ConversationSummary:
         """Return the summary: times as in `describe()`, the metadata without the library's own entries."""
         times = iso(summary.created), iso(summary.updated)
         return cls(key, summary.session, summary.status, *times, own_metadata(info))
@@ -99,14 +99,16 @@ def report(status: Status, state: JSON, sessions: ConversationSessions) -> dict[
             }
             for info in sorted((info for info in found if info), key=lambda info: info.created)
         ],
-        "orphans": [{"session": s.session, "status": s.status, "created": iso(s.created)} for s in status.unopened],
+        "unopened_sessions": [
+            {"session": s.session, "status": s.status, "created": iso(s.created)} for s in status.unopened
+        ],
     }
 
 
 def _info_or_none(sessions: ConversationSessions, session: str) -> SessionInfo | None:
     try:
         info = sessions.client.get(session)
-    except Gone:
+    except NotFound:
         return None
     # A stored step can name any session.
     return info if sessions.directory.is_of(info, sessions.key) else None

@@ -8,11 +8,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llama_index_bedrock_sessions._bedrock.client import Sessions
+from llama_index_bedrock_sessions._bedrock.client import SessionClient
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory
-from llama_index_bedrock_sessions._bedrock.pool import after_fork, caller
-from llama_index_bedrock_sessions._bedrock.session_metadata import refuse_metadata, refuse_tags
-from llama_index_bedrock_sessions._conversation.cache import Turn
+from llama_index_bedrock_sessions._bedrock.pool import after_fork, calling_task
+from llama_index_bedrock_sessions._bedrock.session_metadata import check_metadata, check_tags
+from llama_index_bedrock_sessions._conversation.cache import ReleaseHookLock
 from llama_index_bedrock_sessions._conversation.continuation import Continuation
 from llama_index_bedrock_sessions._conversation.deletion import Deletion
 from llama_index_bedrock_sessions._conversation.reader import Reader
@@ -29,7 +29,7 @@ class ConversationEngine:
     def __init__(
         self,
         key: str,
-        client: Sessions,
+        client: SessionClient,
         directory: Directory,
         settings: Settings,
         *,
@@ -44,7 +44,7 @@ class ConversationEngine:
         after_fork(self)
 
     def _compose(self, settings: Settings) -> None:
-        self.lock = Turn(lambda: self._used(self, self.reader.held()))
+        self.lock = ReleaseHookLock(lambda: self._used(self, self.reader.held()))
         self.sessions = ConversationSessions(self.key, self.client, self._directory, settings)
         self.reader = Reader(self.sessions)
         steps = StepWriter(self.reader)
@@ -72,8 +72,8 @@ class ConversationEngine:
         """Change what future sessions are created with: `own_metadata`, `own_tags`, `encryption_key_arn`."""
         if not given:
             return
-        refuse_metadata(given.get("own_metadata", {}))
-        refuse_tags(given.get("own_tags", {}))
+        check_metadata(given.get("own_metadata", {}))
+        check_tags(given.get("own_tags", {}))
         with self.lock:
             self.sessions.settings = dataclasses.replace(self.sessions.settings, **given)
 
@@ -89,8 +89,8 @@ class ConversationEngine:
 
     def view(self) -> list[MessageId] | None:
         """Return the messages that the calling task was last given, None if none; its positions mean these."""
-        return self._views.get(caller())
+        return self._views.get(calling_task())
 
     def record_view(self, ids: list[MessageId]) -> None:
         """Record which messages the calling task is given."""
-        self._views[caller()] = ids
+        self._views[calling_task()] = ids

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Sequence
 
 from llama_index_bedrock_sessions._bedrock.client import SessionInfo
-from llama_index_bedrock_sessions._bedrock.errors import Gone, attempts
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, attempts
 from llama_index_bedrock_sessions._bedrock.session_metadata import COPY
 from llama_index_bedrock_sessions._conversation.continuation import Continuation, Resolve, template_of
 from llama_index_bedrock_sessions._conversation.reader import Reader
@@ -74,7 +74,7 @@ def copy_by_value(
     """
     sessions = reader.sessions
     mine: SessionInfo | None = None
-    with contextlib.suppress(Gone):
+    with contextlib.suppress(NotFound):
         continuation.close_and_read(fold, settle=inherits is None)
         draft = resolve(fold)
         mine = sessions.create(template_of(fold), inherits=inherits, copy=True)

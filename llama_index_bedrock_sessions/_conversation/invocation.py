@@ -10,7 +10,7 @@ import os
 import uuid
 from types import TracebackType
 
-from llama_index_bedrock_sessions._bedrock.client import Sessions
+from llama_index_bedrock_sessions._bedrock.client import SessionClient
 from llama_index_bedrock_sessions.errors import ConfigurationError
 
 DESCRIPTION = 200
@@ -26,7 +26,7 @@ class Invocation:
     For `with` and `async with`: entering and leaving it makes no call. Entered again, it goes on.
     """
 
-    def __init__(self, sessions: Sessions, key: str, description: str, by: str | None) -> None:
+    def __init__(self, sessions: SessionClient, key: str, description: str, by: str | None) -> None:
         if not isinstance(description, str) or not 1 <= len(description) <= DESCRIPTION:
             what = f"{len(description):,}" if isinstance(description, str) else type(description).__name__
             raise ConfigurationError(f"The description of an invocation has 1 to {DESCRIPTION} characters, not {what}.")
@@ -44,7 +44,7 @@ class Invocation:
         """Return its id in a session: a conversation that goes on in another session has it there too."""
         return str(uuid.uuid5(uuid.UUID(session), self._name))
 
-    def is_of(self, sessions: Sessions, key: str) -> bool:
+    def is_of(self, sessions: SessionClient, key: str) -> bool:
         """Whether it is one of this conversation."""
         return self._of == (sessions, key)
 
@@ -68,6 +68,6 @@ class Invocation:
         self.__exit__(kind, error, trace)
 
 
-def entered(sessions: Sessions, key: str) -> Invocation | None:
+def entered(sessions: SessionClient, key: str) -> Invocation | None:
     """Return the innermost block of a conversation that the caller is in, None if in none."""
     return next((block for block in reversed(_entered.get()) if block.is_of(sessions, key)), None)

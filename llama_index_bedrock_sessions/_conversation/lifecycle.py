@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from llama_index_bedrock_sessions._bedrock import session_metadata
 from llama_index_bedrock_sessions._bedrock.client import SessionInfo
-from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused, attempts
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected, attempts
 from llama_index_bedrock_sessions._conversation.continuation import Continuation, noop
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS, ConversationSessions
@@ -33,7 +33,7 @@ def leave_session(reader: Reader) -> None:
     if not sessions.directory.continues:
         return
     for head in reader.known().heads:
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(NotFound):
             sessions.seal(head, "continued", reader.fold.clock if reader.fold else None)
         sessions.closed.add(head)
 
@@ -74,9 +74,9 @@ def update(reader: Reader, writer: Writer, metadata: Mapping[str, str], tags: Ma
     try:
         for head in reader.known().heads:
             sessions.update(sessions.client.get(head), metadata, tags)
-    except Gone:
+    except NotFound:
         return  # deleted by another process; the session that continues it has them
-    except Refused as refusal:
+    except RequestRejected as refusal:
         raise refusal.error() from refusal
 
 
@@ -93,5 +93,5 @@ def _check_fits(
     for head in heads:
         own.update(session_metadata.own_metadata(head))
         all_tags.update(sessions.tags_of(head) if tags else {})
-    session_metadata.refuse_metadata({**own, **settings.own_metadata, **fold.named(METADATA), **metadata})
-    session_metadata.refuse_tags({**all_tags, **settings.own_tags, **fold.named(TAGS), **tags})
+    session_metadata.check_metadata({**own, **settings.own_metadata, **fold.named(METADATA), **metadata})
+    session_metadata.check_tags({**all_tags, **settings.own_tags, **fold.named(TAGS), **tags})

@@ -15,7 +15,7 @@ from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.encoding import shifted
 from llama_index_bedrock_sessions._journal.fold import Draft, Fold
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId
-from llama_index_bedrock_sessions._journal.limits import refuse_too_large
+from llama_index_bedrock_sessions._journal.limits import check_fits
 from llama_index_bedrock_sessions._journal.message_codec import Content, ContentBlock, Encoded, Offload
 from llama_index_bedrock_sessions._journal.model import Message
 from llama_index_bedrock_sessions.errors import InvalidMessageError, InvalidPointError
@@ -60,7 +60,7 @@ def encode(messages: Iterable[ChatMessage], media: Objects | None) -> Encoded:
         raise InvalidMessageError(f"expected a list of ChatMessage, got {type(messages).__name__}")
     offload = media.offload() if media else None
     encoded = message_codec.encode(list(messages), functools.partial(read_file, offload=offload), offload=offload)
-    refuse_too_large(encoded)
+    check_fits(encoded)
     return encoded
 
 

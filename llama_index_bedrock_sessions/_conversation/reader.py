@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from llama_index_bedrock_sessions._bedrock.client import SessionInfo
-from llama_index_bedrock_sessions._bedrock.errors import Gone, attempts
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, attempts
 from llama_index_bedrock_sessions._conversation.sessions import HOUR, RETENTION, STEPS_PER_SESSION, ConversationSessions
 from llama_index_bedrock_sessions._journal.decoding import read_step
 from llama_index_bedrock_sessions._journal.fold import Fold
@@ -77,7 +77,7 @@ class Reader:
                     self._find(whole=whole)
                 elif whole and not self.fold.is_whole():
                     self.read(self.fold)
-            except Gone:
+            except NotFound:
                 self.drop()
                 continue
             if not self._is_incomplete:
@@ -148,7 +148,7 @@ class Reader:
         return self.sessions.now() + HOUR
 
     def _find(self, *, whole: bool = True) -> None:
-        """Find the open sessions that no other session covers, and read them. Raises Gone."""
+        """Find the open sessions that no other session covers, and read them. Raises NotFound."""
         before = self.fold
         since = self.sessions.since(before.heads) if before else 0
         folds: dict[str, Fold] = {}
@@ -258,7 +258,7 @@ class Reader:
     def _absorb(self, fold: Fold, home: Home, found: tuple[list[ContentBlock], int] | None) -> None:
         if found is None:
             if home.session in fold.heads:
-                self.sessions.client.get(home.session)  # Gone: the session was deleted while it was read
+                self.sessions.client.get(home.session)  # NotFound: the session was deleted while it was read
             logger.warning(
                 "conversation %s: step %s of session %s is listed or named, but not there",
                 *(self.sessions.name, home.step, home.session),
@@ -290,8 +290,8 @@ class Reader:
 
     def held(self) -> int:
         """Return the approximate bytes of memory that this takes."""
-        natives = sum(_held(block) for payload in self.native_blocks.values() for block in payload)
-        return natives + (self.fold.held() if self.fold else 0)
+        native_blocks = sum(_held(block) for payload in self.native_blocks.values() for block in payload)
+        return native_blocks + (self.fold.held() if self.fold else 0)
 
     # Status
 

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from llama_index_bedrock_sessions._bedrock import session_metadata
-from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Sessions, default_invocation
+from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionInfo, default_invocation
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory
-from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused, attempts
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected, attempts
 from llama_index_bedrock_sessions._bedrock.media import Objects
 from llama_index_bedrock_sessions._bedrock.session_metadata import COPY, DIRECTORY, FORMAT, KEY, NAMESPACE, ORIGIN
 from llama_index_bedrock_sessions._journal.decoding import read_step
@@ -24,7 +24,7 @@ from llama_index_bedrock_sessions._journal.ids import Home, Kind, Place, new_id,
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.model import VERSION, Step
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ForeignSessionError
-from llama_index_bedrock_sessions.events import AuditCallback, hashed
+from llama_index_bedrock_sessions.events import AuditCallback, key_hash
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -75,9 +75,9 @@ class ConversationSessions:
     or may have stored or deleted, something of what the caller asked for.
     """
 
-    def __init__(self, key: str, client: Sessions, directory: Directory, settings: Settings) -> None:
+    def __init__(self, key: str, client: SessionClient, directory: Directory, settings: Settings) -> None:
         self.key = key
-        self.name = hashed(key)
+        self.name = key_hash(key)
         """The key as logs show it."""
         self.client = client
         self.directory = directory
@@ -141,7 +141,7 @@ class ConversationSessions:
         return {session for session, is_ours in zip(named, ours, strict=True) if is_ours}
 
     def created_at(self, session: str) -> int:
-        """Return the creation time in ms. Raises Gone."""
+        """Return the creation time in ms. Raises NotFound."""
         return self.created.get(session) or self.directory.info(session).created
 
     def maybe_expired(self, heads: Iterable[str]) -> list[str]:
@@ -152,27 +152,27 @@ class ConversationSessions:
         return [head for head in heads if now - self.created[head] > 50 * MINUTE]
 
     def is_active(self, session: str) -> bool:
-        """Whether the service says that the session takes writes. Raises Gone."""
+        """Whether the service says that the session takes writes. Raises NotFound."""
         return self.client.get(session).status == "ACTIVE"
 
     # Listing
 
     def listed(self, session: str) -> list[Listed]:
-        """Return the steps of a session. Raises Gone."""
+        """Return the steps of a session. Raises NotFound."""
         return [Listed(home, at) for home, at in self.client.steps(session)]
 
     def listed_or_nothing(self, session: str) -> list[Listed]:
         """Return the steps of a session, [] if it is gone: what was alive in it has been carried."""
         try:
             return self.listed(session)
-        except (Gone, Refused):
+        except (NotFound, RequestRejected):
             return []
 
     def step_or_none(self, home: Home) -> tuple[list[ContentBlock], int] | None:
         """Return the content blocks of a step and its time in ms, None if it is gone."""
         try:
             return self.client.step(home)
-        except Gone:
+        except NotFound:
             return None
 
     def has_opening(self, session: str) -> bool:
@@ -208,8 +208,8 @@ class ConversationSessions:
             key_arn = key_arn or self.directory.info(head).encryption_key_arn
         given = {**source.metadata, **settings.own_metadata, **template.metadata}
         given_tags = {**source.tags, **settings.own_tags, **template.tags}
-        own = self._fitting(session_metadata.MOST_METADATA, settings.session_metadata, inherited, given)
-        tags = self._fitting(session_metadata.MOST_TAGS, settings.tags, inherited_tags, given_tags)
+        own = self._fitting(session_metadata.MAX_METADATA, settings.session_metadata, inherited, given)
+        tags = self._fitting(session_metadata.MAX_TAGS, settings.tags, inherited_tags, given_tags)
         ours = {KEY: self.key, NAMESPACE: settings.namespace, FORMAT: str(VERSION), DIRECTORY: self.directory.kind}
         metadata = session_metadata.metadata({**ours, ORIGIN: origin, COPY: "true" if copy else None}, own)
         info = self.client.create(metadata, tags, key_arn)
@@ -233,14 +233,14 @@ class ConversationSessions:
         return self._tags[session.session]
 
     def update(self, session: SessionInfo, metadata: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Add metadata and tags to a session, unless it has ended. Raises Gone; Refused if it is ACTIVE."""
+        """Add metadata and tags to a session, unless it has ended. Raises Gone; RequestRejected if it is ACTIVE."""
         try:
             if not metadata.items() <= session.metadata.items():
                 self.client.update(session.session, {**session.metadata, **metadata})
             if not tags.items() <= self._tags.get(session.session, {}).items():
                 self.client.tag(session.arn or session.session, tags)
                 self._tags.pop(session.session, None)
-        except Refused:
+        except RequestRejected:
             if self.is_active(session.session):
                 raise
 
@@ -265,7 +265,7 @@ class ConversationSessions:
     # Closing and deleting
 
     def seal(self, session: str, reason: str, after: int | None = None) -> None:
-        """Write a closing step later than `after` (ms), and end the session. Raises Gone.
+        """Write a closing step later than `after` (ms), and end the session. Raises NotFound.
 
         Repeated until the session is ended, or the closing step is refused.
         """
@@ -278,17 +278,17 @@ class ConversationSessions:
         home = Home(session, default_invocation(session), new_id(ms, Kind.CLOSING))
         try:
             self.client.put(home, ms, [envelope({"closing": {"reason": reason}}, {})])
-        except Refused:
+        except RequestRejected:
             # DeleteSession refuses a session that is still ACTIVE: a full one, for example.
             return reason == "continued" or self._has_ended(session)
-        except Gone:
+        except NotFound:
             # Either the session is gone, which EndSession reports, or it has no default invocation.
             return self._has_ended(session)
         return self.client.end(session)
 
     def finish(self, session: str) -> None:
         """End a session that has been closed; a session that is gone counts as ended."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(NotFound):
             for _ in attempts(f"Session {session} cannot be ended; try again."):
                 if self._has_ended(session):
                     return
@@ -302,12 +302,12 @@ class ConversationSessions:
         try:
             try:
                 self._delete_closed(session)
-            except Refused:  # it is ACTIVE
+            except RequestRejected:  # it is ACTIVE
                 self.seal(session, "deleted")
                 self._delete_closed(session)
-        except Gone:
+        except NotFound:
             pass  # another process deleted it, and may have crashed before it removed the directory entry
-        except Refused:
+        except RequestRejected:
             # A process wrote in between, which the next look shows.
             logger.info("conversation %s: session %s is not deleted yet", self.name, session)
             return False
@@ -329,9 +329,9 @@ class ConversationSessions:
             if self.has_opening(session):
                 return False
             self.client.delete(session)
-        except Refused:
+        except RequestRejected:
             return False
-        except Gone:
+        except NotFound:
             pass
         self.directory.remove(session, self.key)
         return True

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
 from typing import Any, Protocol
 
-from llama_index_bedrock_sessions._bedrock.client import Sessions
-from llama_index_bedrock_sessions._bedrock.pool import twin
+from llama_index_bedrock_sessions._bedrock.client import SessionClient
+from llama_index_bedrock_sessions._bedrock.pool import async_twin
 from llama_index_bedrock_sessions._conversation import contexts
 from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS
-from llama_index_bedrock_sessions._journal.limits import json_size, refuse_size
+from llama_index_bedrock_sessions._journal.limits import check_size, json_size
 from llama_index_bedrock_sessions._journal.values import JSON, Walk, dump, to_json
 from llama_index_bedrock_sessions.errors import InvalidStateError
 
@@ -59,7 +59,7 @@ class State(MutableMapping[str, JSON]):
 
     """
 
-    def __init__(self, key: str, sessions: Sessions, read: _Read, write: _Write) -> None:
+    def __init__(self, key: str, sessions: SessionClient, read: _Read, write: _Write) -> None:
         self._pool = sessions.pool
         self._key, self._read, self._write = key, read, write
 
@@ -107,7 +107,7 @@ class State(MutableMapping[str, JSON]):
     def update(self, *values: Any, **more: JSON) -> None:
         """Set several names by one step."""
         named = dict(*values, **more)
-        refuse_reserved(named)
+        check_not_reserved(named)
         self._write(named, ())
 
     def clear(self) -> None:
@@ -124,7 +124,13 @@ class State(MutableMapping[str, JSON]):
             return {name: value for name, value in named.items() if name.startswith(reserved)}
         return {name: value for name, value in named.items() if not name.startswith(tuple(RESERVED))}
 
-    aget, apop, aupdate, aclear, acopy = twin(get), twin(pop), twin(update), twin(clear), twin(copy)
+    aget, apop, aupdate, aclear, acopy = (
+        async_twin(get),
+        async_twin(pop),
+        async_twin(update),
+        async_twin(clear),
+        async_twin(copy),
+    )
 
 
 def state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[str, list[JSON]]:
@@ -144,11 +150,11 @@ def state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[s
             raise InvalidStateError(f"The state {name!r} is not a JSON value: {'; '.join(walk.notes)}.")
         named[str(name)] = [to_json(plain)]
     if values:
-        refuse_size(json_size(dump(named)))
+        check_size(json_size(dump(named)))
     return named
 
 
-def refuse_reserved(names: Iterable[object]) -> None:
+def check_not_reserved(names: Iterable[object]) -> None:
     """Refuse names that are not the application's. Raises InvalidStateError."""
     for name in names:
         for prefix, what in RESERVED.items():

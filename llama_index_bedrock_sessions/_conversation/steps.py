@@ -16,7 +16,10 @@ from llama_index_bedrock_sessions._journal.values import dump
 
 
 class StepWriter:
-    """Writes steps into the sessions of one conversation. Every method raises Gone and Refused as the service does."""
+    """Writes steps into the sessions of one conversation.
+
+    Every method raises NotFound and RequestRejected as the service does.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self.sessions = reader.sessions

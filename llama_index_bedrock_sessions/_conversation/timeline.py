@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from llama_index_bedrock_sessions._bedrock.errors import Gone
+from llama_index_bedrock_sessions._bedrock.errors import NotFound
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._journal.decoding import read_step
 from llama_index_bedrock_sessions._journal.fold import Fold
-from llama_index_bedrock_sessions._journal.history import Cut, Past, View
+from llama_index_bedrock_sessions._journal.history import Position, Snapshot, Timeline
 from llama_index_bedrock_sessions._journal.ids import Home
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 
 
-def read_timeline(reader: Reader) -> Past:
+def read_timeline(reader: Reader) -> Timeline:
     """Return every change in the sessions that are still in the service, including changes that no longer count.
 
     Reads each session in full, in parallel: one list, and about as many gets as a cold read of what it holds.
@@ -29,7 +29,7 @@ def read_timeline(reader: Reader) -> Past:
     for session, steps in zip(before, pool.map(sessions.listed_or_nothing, before), strict=True):
         if not steps:
             del alone[session]
-    return Past(told for each in (fold, *alone.values()) for told in each.told())
+    return Timeline(told for each in (fold, *alone.values()) for told in each.told())
 
 
 def read_alone(reader: Reader, session: str) -> Fold:
@@ -46,12 +46,14 @@ def read_alone(reader: Reader, session: str) -> Fold:
                 if home.session != session:
                     fold.lost(home)
             reader.get(fold, [home for home in homes if home.session == session], [])
-    except Gone:  # deleted while it was read
+    except NotFound:  # deleted while it was read
         return reader.new_fold([session])
     return fold
 
 
-def read_snapshot(reader: Reader, timeline: Past, position: Cut) -> tuple[View, dict[Home, list[ContentBlock]]]:
+def read_snapshot(
+    reader: Reader, timeline: Timeline, position: Position
+) -> tuple[Snapshot, dict[Home, list[ContentBlock]]]:
     """Return the conversation at a position, and the native blocks of its messages; get what was removed since."""
     snapshot = timeline.at(position)
     for home, found in reader.sessions.client.fetch(snapshot.missing):

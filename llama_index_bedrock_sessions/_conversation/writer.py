@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from llama_index_bedrock_sessions._bedrock.client import default_invocation
-from llama_index_bedrock_sessions._bedrock.errors import Gone, Refused, attempts
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected, attempts
 from llama_index_bedrock_sessions._conversation.continuation import Continuation, Resolve, noop
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._conversation.sessions import STEPS_PER_SESSION
@@ -42,7 +42,7 @@ class Writer:
                 return
             try:
                 self._steps.write(fold, draft)
-            except (Gone, Refused) as refusal:
+            except (NotFound, RequestRejected) as refusal:
                 self.after_refusal(fold, refusal)
                 continue
             self._reader.unlisted += 1
@@ -62,7 +62,7 @@ class Writer:
             try:
                 references = [(self._steps.attach(place, [{"text": text}]), 0) for text in texts]
                 self._steps.write(fold, draft(references))
-            except (Gone, Refused) as refusal:
+            except (NotFound, RequestRejected) as refusal:
                 self.after_refusal(fold, refusal)
                 continue
             self._reader.unlisted += 1
@@ -110,12 +110,12 @@ class Writer:
             )
         )
 
-    def after_refusal(self, fold: Fold, refusal: Gone | Refused) -> None:
+    def after_refusal(self, fold: Fold, refusal: NotFound | RequestRejected) -> None:
         """Find out what a refusal means: from the status of the session, never from the error."""
         head = fold.heads[0]
         try:
             status = self.sessions.client.get(head).status
-        except Gone:
+        except NotFound:
             logger.info("conversation %s: session %s is gone; looking for another", self.sessions.name, head)
             self._reader.drop()
             return
@@ -127,9 +127,9 @@ class Writer:
             # A session that is not ACTIVE and has refused a write takes none, so there is no need to close it.
             self.sessions.closed.add(head)
             return
-        if isinstance(refusal, Gone):
+        if isinstance(refusal, NotFound):
             self.sessions.invocations.clear()
-            with contextlib.suppress(Gone, Refused):  # the next put reports what is wrong
+            with contextlib.suppress(NotFound, RequestRejected):  # the next put reports what is wrong
                 self.sessions.client.create_invocation(head, default_invocation(head))
             return
         fold.saw_list(head, self.sessions.listed(head))

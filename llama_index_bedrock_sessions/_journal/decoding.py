@@ -179,11 +179,11 @@ def _carried_changes(home: Home, items: JSON, places: JSON) -> Iterator[tuple[st
     if len(check_list(items)) > CARRIED:
         raise Damaged("more changes than a step carries")
     for item in items:
-        came_in, change = _carried_change(home, item, written)
+        source_step, change = _carried_change(home, item, written)
         left -= change.count if change else 0
         if left < 0:
             raise Damaged("more messages than changes have")
-        yield came_in, change
+        yield source_step, change
 
 
 def _carried_change(home: Home, item: JSON, written: Sequence[Place]) -> tuple[str, Change | None]:

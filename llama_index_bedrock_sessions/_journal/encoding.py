@@ -127,7 +127,7 @@ def opening_json(opening: Opening) -> dict[str, JSON]:
             | ({"dead": {str(k): sorted(v) for k, v in s.dead.items()}} if s.dead else {})
             | ({"archived": {str(k): sorted(v) for k, v in s.archived.items()}} if s.archived else {})
             | ({"own": True} if s.own else {})
-            | ({"rest": True} if s.at_rest else {})
+            | ({"rest": True} if s.archive_only else {})
             for s in opening.segments
         ],
         "last_set": opening.last_set,

@@ -165,7 +165,7 @@ class Fold:
         self._sources: dict[str, Segment] = {}
         self._local: set[str] = set()
         self._moved: set[str] = set()
-        self._came_in: dict[str, str] = {}
+        self._source_step: dict[str, str] = {}
         self._facts: dict[str, int] = {}
         self._order: list[Key] = []
         self._dead: set[MessageId] = set()
@@ -260,26 +260,26 @@ class Fold:
 
     def _missing(self, *, whole: bool) -> list[Home]:
         plan: list[Home] = []
-        at_rest = frozenset() if whole else self._at_rest()
+        archive_only = frozenset() if whole else self._archive_only_steps()
         for head in self.heads:
             steps = self.listed[head]
             plan += [s.home for i, s in steps.items() if not self._is_settled(i) and _has_content(i)]
             plan += [steps[i].home for i in self._unread_openings(head)]
-        plan += [step.home for step in self._stragglers() if not self._is_settled(step.home.step)]
-        plan += [home for home in self._unread() if home.step not in at_rest]
+        plan += [step.home for step in self._late_steps() if not self._is_settled(step.home.step)]
+        plan += [home for home in self._unread() if home.step not in archive_only]
         return list(dict.fromkeys(plan))
 
-    def _at_rest(self) -> frozenset[str]:
+    def _archive_only_steps(self) -> frozenset[str]:
         """Return the steps that need not be read to know what is active: see "Openings" in `docs/format.md`."""
-        if len(self._opened) != 1 or any(self._stragglers()):
+        if len(self._opened) != 1 or any(self._late_steps()):
             return frozenset()
         ((opening_id, opening),) = self._opened.items()
-        for change_id, came_in in self._came_in.items():
+        for change_id, source_step in self._source_step.items():
             # What another tool has written here has no id that tells its age.
             is_foreign = self.known[change_id].foreign and any(change_id in self.listed[head] for head in self.heads)
-            if is_foreign or (came_in != change_id and change_id < opening_id):
+            if is_foreign or (source_step != change_id and change_id < opening_id):
                 return frozenset()
-        return frozenset(s.home.step for s in opening.segments if s.at_rest)
+        return frozenset(s.home.step for s in opening.segments if s.archive_only)
 
     def _is_settled(self, step_id: str) -> bool:
         return step_id in self._covered or step_id in self._lost
@@ -288,14 +288,14 @@ class Fold:
         # An opening says more than its change, so it is read even where a later step carries that.
         return [i for i in self.listed[head] if _kind(i) is Kind.OPENING and i not in self.read and i not in self._lost]
 
-    def _stragglers(self) -> Iterator[Listed]:
+    def _late_steps(self) -> Iterator[Listed]:
         """Yield the steps of the parents that no opening has seen."""
         for parent in self._seen:
             for step in self.listed.get(parent, {}).values():
-                if self._is_straggler(step.home):
+                if self._is_late_step(step.home):
                     yield step
 
-    def _is_straggler(self, home: Home) -> bool:
+    def _is_late_step(self, home: Home) -> bool:
         seen = self._seen.get(home.session)
         is_listed = home.step in self.listed.get(home.session, {})
         return seen is not None and is_listed and home.step not in seen and _has_content(home.step)
@@ -314,15 +314,15 @@ class Fold:
         for segment in inherited:
             self._absorb_inherited(step, segment)
         if home.session in self.openings and _has_content(home.step):
-            for came_in, change in step.contents:
-                self._cover(came_in, change)
+            for source_step, change in step.contents:
+                self._cover(source_step, change)
             self._taken |= step.taken
             self._sources[home.step] = Segment(home, _change_ids(step), step.taken, own=False)
             if step.opening:
                 self._opened[home.step] = step.opening
                 self._absorb_opening(home.session, step.opening)
-        elif not inherited or self._is_straggler(home):
-            self._absorb_straggler(step, inherited)
+        elif not inherited or self._is_late_step(home):
+            self._absorb_late_step(step, inherited)
         self._segments = None
         self._weights.clear()
 
@@ -343,25 +343,25 @@ class Fold:
             self._taken.add(home.step)
         self._lost.add(home.step)
 
-    def _absorb_straggler(self, step: Step, inherited: Sequence[Inherited]) -> None:
-        came_in, change = step.contents[0]
+    def _absorb_late_step(self, step: Step, inherited: Sequence[Inherited]) -> None:
+        source_step, change = step.contents[0]
         if change is not None:
             # One opening has not seen it, but another inherits it, and knows what of it is dead.
             dead = {p for segment in inherited for p in segment.dead.get(0, ())}
             change = dataclasses.replace(change, messages={p: m for p, m in change.messages.items() if p not in dead})
-        self._cover(came_in, change)
+        self._cover(source_step, change)
         if not inherited:
             self._sources[step.home.step] = Segment(
                 step.home, _change_ids(step, own=True), frozenset({step.home.step}), own=True
             )
 
-    def _cover(self, came_in: str, change: Change | None) -> None:
-        self._covered.add(came_in)
+    def _cover(self, source_step: str, change: Change | None) -> None:
+        self._covered.add(source_step)
         if change is None:
             return
         self._local.add(change.id)
-        if change.id not in self._came_in or any(came_in in self.listed[head] for head in self.heads):
-            self._came_in[change.id] = came_in
+        if change.id not in self._source_step or any(source_step in self.listed[head] for head in self.heads):
+            self._source_step[change.id] = source_step
         self._learn(change)
 
     def _absorb_opening(self, session: str, opening: Opening) -> None:
@@ -502,7 +502,7 @@ class Fold:
         own = (source for source in self._sources.values() if source.own and source.home.session in self.openings)
         homes = {change_id: source.home for source in own for change_id in source.changes}
         for change in self.changes():
-            yield change, listed.get(self._came_in.get(change.id, ""), homes.get(change.id))
+            yield change, listed.get(self._source_step.get(change.id, ""), homes.get(change.id))
 
     def generation(self) -> int:
         """Return the number of the newest head; -1 if there is none."""
@@ -544,14 +544,14 @@ class Fold:
     def _matters(self, change_id: str) -> bool:
         if change_id in self._local:
             return True
-        reduced = self._reduced(change_id, frozenset(), self._last_set)
+        reduced = self._pruned(change_id, frozenset(), self._last_set)
         return bool(reduced.messages or reduced.state or reduced.origin) or self._is_marking(reduced)
 
     def _is_marking(self, change: Change) -> bool:
         """Whether no later change says the opposite of one of the marks of this one."""
         return any(self._marked(name)[0] <= change.key for name in change.marks)
 
-    def _reduced(self, change_id: str, dead: frozenset[MessageId], last_set: Key) -> Change:
+    def _pruned(self, change_id: str, dead: frozenset[MessageId], last_set: Key) -> Change:
         """Return a change as it is carried: what was removed or replaced is left out, what it removes is not."""
         change = self.known[change_id]
         gone = change.is_set and change.key < last_set
@@ -608,7 +608,7 @@ class Fold:
         own, body, payload = self._own(draft, placed, where)
         dead = own.removed if own else frozenset()
         last_set = max(self._last_set, own.key) if own and own.is_set else self._last_set
-        carried = [(self._came_in.get(c, c), self._reduced(c, dead, last_set)) for c in sorted(carried_ids)]
+        carried = [(self._source_step.get(c, c), self._pruned(c, dead, last_set)) for c in sorted(carried_ids)]
         if opening:
             carried = [(c.id, self._handed_down(c)) for _, c in carried]
             opening = dataclasses.replace(
@@ -625,7 +625,7 @@ class Fold:
         step = Step(where, ((step_id, own), *carried), named, taken, opening)
         return Composed(step, [*payload, envelope({"change": body}, packed)], tuple(take))
 
-    def bare(self, home: Home, draft: Draft, now: int) -> Composed:
+    def claim_step(self, home: Home, draft: Draft, now: int) -> Composed:
         """Return a step of a given id that says one change, whose own id is a new one, and carries nothing."""
         self.clock = max(now, self.clock + 1)
         draft.id = draft.id or new_id(self.clock, Kind.CHANGE)
@@ -654,7 +654,7 @@ class Fold:
         return take, left
 
     def _hint(self, session: str, carried: set[str]) -> int:
-        steps = {self._came_in.get(c, c) for c in carried}
+        steps = {self._source_step.get(c, c) for c in carried}
         hint = 0
         for step_id in reversed(self._ids.get(session, [])):
             if step_id not in steps or hint == HINT_MAX:
@@ -684,12 +684,12 @@ class Fold:
         contents = self.read[segment.home.step].contents[: 1 if segment.own else None]
         gone: dict[int, frozenset[int]] = {}
         archived: dict[int, frozenset[int]] = {}
-        at_rest = all(came_in for came_in, _ in contents)
+        archive_only = all(source_step for source_step, _ in contents)
         for position, (_, change) in enumerate(contents):
             if change is None:
                 continue
-            reduced = self._reduced(change.id, dead, max(last_set, self._last_set))
-            alive, at_rest = reduced.messages, at_rest and self._is_at_rest(reduced)
+            reduced = self._pruned(change.id, dead, max(last_set, self._last_set))
+            alive, archive_only = reduced.messages, archive_only and self._is_archive_only(reduced)
             gone[position] = frozenset(p for p in change.messages if p not in alive)
             archived[position] = frozenset(p for p in alive if (change.id, p) in self._archived)
         return Inherited(
@@ -697,10 +697,10 @@ class Fold:
             {k: v for k, v in gone.items() if v},
             {k: v for k, v in archived.items() if v},
             segment.own,
-            at_rest,
+            archive_only,
         )
 
-    def _is_at_rest(self, change: Change) -> bool:
+    def _is_archive_only(self, change: Change) -> bool:
         """Whether all that counts of a change is archived messages."""
         is_archived = all((change.id, p) in self._archived for p in change.messages)
         return is_archived and not (change.state or self._is_marking(change))
@@ -747,10 +747,10 @@ class Fold:
             last_set=self._last_set[1] or None,
         )
 
-    def perishable(self, created: Mapping[str, int], now: int, *, whole: bool = False) -> list[list[Segment]]:
+    def expiring_segments(self, created: Mapping[str, int], now: int, *, whole: bool = False) -> list[list[Segment]]:
         """Return the segments that have to be carried, in groups of up to 512 KB.
 
-        Those are in a session older than nine days, or refer to one (see `rehome`), or are mostly dead; or, if
+        Those are in a session older than nine days, or refer to one (see `relocate_blocks`), or are mostly dead; or, if
         `whole`, all.
         """
         groups: list[list[Segment]] = [[]]
@@ -790,13 +790,13 @@ class Fold:
         self.clock = max(now, self.clock + 1)
         where = Home(*place, new_id(self.clock, Kind.ATTACHMENT))
         ids = sorted(c for segment in segments for c in segment.changes)
-        carried = [(c, self._handed_down(self._reduced(c, dead, self._last_set))) for c in ids]
+        carried = [(c, self._handed_down(self._pruned(c, dead, self._last_set))) for c in ids]
         step = Step(where, ((where.step, None), *carried))
         self.read[where.step] = step
         inherited = self.inherit(Segment(where, tuple(ids), frozenset(), own=False))
         return Composed(step, [envelope({"attachment": True}, carried_json(carried))], ()), inherited
 
-    def part(self, place: Place, draft: Draft, placed: Placed, now: int) -> tuple[Composed, Inherited]:
+    def attachment_for(self, place: Place, draft: Draft, placed: Placed, now: int) -> tuple[Composed, Inherited]:
         """Return an attachment with a change of its own, and how the opening names it. It is taken note of as read."""
         self.clock = max(now, self.clock + 1)
         where = Home(*place, new_id(self.clock, Kind.ATTACHMENT))
@@ -807,7 +807,7 @@ class Fold:
         inherited = Inherited(where, {}, {0: archived} if archived else {}, own=True)
         return Composed(step, [*payload, envelope({"attachment": True, "change": body}, {})], ()), inherited
 
-    def old_natives(
+    def old_native_blocks(
         self, created: Mapping[str, int], now: int, dead: frozenset[MessageId] = frozenset(), *, whole: bool = False
     ) -> list[tuple[Home, int]]:
         """Return the native blocks of what stays alive: those in sessions older than nine days, or all (`whole`)."""
@@ -815,13 +815,13 @@ class Fold:
         found += [reference for _, value in self._state.values() if value for reference in parts(value[0])]
         return [(home, n) for home, n in dict.fromkeys(found) if whole or self._is_old(home, created, now)]
 
-    def strays(self, head: str) -> set[str]:
+    def orphan_attachments(self, head: str) -> set[str]:
         """Return the attachments in a head that nothing refers to: what somebody has copied who did not open it."""
-        used = {home.step for home, _ in self.old_natives({}, 0, whole=True)}
+        used = {home.step for home, _ in self.old_native_blocks({}, 0, whole=True)}
         used |= {segment.home.step for opening in self.openings[head] for segment in opening.segments}
         return {step for step in self.listed[head] if _kind(step) is Kind.ATTACHMENT} - used
 
-    def rehome(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Callable[[], None]:
+    def relocate_blocks(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Callable[[], None]:
         """Take note that native blocks were copied: messages refer to the copies, until the result is called."""
         before, state, moved = dict(self.known), dict(self._state), set(self._moved)
 

@@ -1,6 +1,6 @@
 """What a conversation was: its changes as records, and its messages and state as they were at a point.
 
-Pure, like `fold.py`. A `Fold` knows what is there now; a `Past` is told every change that any session
+Pure, like `fold.py`. A `Fold` knows what is there now; a `Timeline` is told every change that any session
 still in the service tells of, also those of which nothing is left.
 """
 
@@ -74,7 +74,7 @@ class Record:
     message: ChatMessage
 
 
-class Cut(NamedTuple):
+class Position(NamedTuple):
     """A point between changes, or within one: those before `key` are in, and `limit` messages of the one at `key`."""
 
     key: Key
@@ -82,10 +82,10 @@ class Cut(NamedTuple):
 
 
 _FIRST: Key = (-sys.maxsize, "")
-END = Cut((sys.maxsize, ""))
+END = Position((sys.maxsize, ""))
 
 
-class View(NamedTuple):
+class Snapshot(NamedTuple):
     """A conversation at a cut; None is what is not known, `missing` the steps that may tell."""
 
     messages: list[tuple[MessageId, Message | None]]
@@ -94,7 +94,7 @@ class View(NamedTuple):
     missing: list[Home]
 
 
-class Past:
+class Timeline:
     """Every change that is told of, each with the step it was written in if that is still there."""
 
     def __init__(self, told: Iterable[tuple[Change, Home | None]]) -> None:
@@ -158,7 +158,7 @@ class Past:
 
     # Points
 
-    def cut(self, at: Point | None, before: Point | None) -> Cut:
+    def locate(self, at: Point | None, before: Point | None) -> Position:
         """Return the cut just after the point `at`, or just before the point `before`; the end where both are None.
 
         Raises InvalidPointError.
@@ -172,10 +172,10 @@ class Past:
             return _cut_at_time(point, included=at is not None)
         change, position = self._find(point)
         if position is None:
-            return Cut(change.key, sys.maxsize if at is not None else 0)
+            return Position(change.key, sys.maxsize if at is not None else 0)
         if position == change.count - 1 and at is not None:
-            return Cut(change.key, sys.maxsize)
-        return Cut(change.key, position + (at is not None))
+            return Position(change.key, sys.maxsize)
+        return Position(change.key, position + (at is not None))
 
     def _find(self, point: str) -> tuple[Change, int | None]:
         if not isinstance(point, str):
@@ -195,7 +195,7 @@ class Past:
 
     # How it was
 
-    def at(self, cut: Cut) -> View:
+    def at(self, until: Position) -> Snapshot:
         """Return the conversation at a cut: what was removed later is there again.
 
         A change removes and archives before it adds, and sets state after that. A message whose text is not known is
@@ -203,13 +203,15 @@ class Past:
         What is hidden now is hidden at every point.
         """
         changes = self.changes()
-        within = [change for change in changes if change.key < cut.key or (change.key == cut.key and cut.limit > 0)]
+        within = [
+            change for change in changes if change.key < until.key or (change.key == until.key and until.limit > 0)
+        ]
         dead = {m for change in within for m in change.removed}
         last_set = max((change.key for change in within if change.is_set), default=None)
         later = _removed(changes)
-        ids = _ids(within, cut) + _forgotten(later, self.known, cut)
+        ids = _ids(within, until) + _forgotten(later, self.known, until)
         archived = self._archived()
-        view = View([], frozenset().union(*(archived[change.id] for change in within)), {}, [])
+        snapshot = Snapshot([], frozenset().union(*(archived[change.id] for change in within)), {}, [])
         hidden = self._hidden_before()
         for key, message_id in sorted(ids):
             if key < hidden:
@@ -219,25 +221,25 @@ class Past:
                 continue
             message = change.messages.get(message_id[1]) if change else None
             if message or message_id in later:
-                view.messages.append((message_id, message))
+                snapshot.messages.append((message_id, message))
             if change and message is None:
-                self._miss(change, view)
-        self._add_state([change for change in within if change.key >= hidden], cut, view)
-        return view
+                self._miss(change, snapshot)
+        self._add_state([change for change in within if change.key >= hidden], until, snapshot)
+        return snapshot
 
-    def hides(self, cut: Cut) -> bool:
+    def hides(self, until: Position) -> bool:
         """Whether all there was at a cut is hidden."""
-        return cut.key <= self._hidden_before()
+        return until.key <= self._hidden_before()
 
     def _hidden_before(self) -> Key:
         hiding = ((c.key, c.marks[HIDDEN].on) for c in self.known.values() if HIDDEN in c.marks)
         key, hides = max(hiding, default=(_FIRST, False))
         return key if hides else _FIRST
 
-    def _miss(self, change: Change, view: View) -> None:
+    def _miss(self, change: Change, snapshot: Snapshot) -> None:
         home = self._homes.get(change.id)
-        if home is not None and home not in view.missing:
-            view.missing.append(home)
+        if home is not None and home not in snapshot.missing:
+            snapshot.missing.append(home)
 
     def _archived(self) -> dict[str, frozenset[MessageId]]:
         """Return which messages each change has archived."""
@@ -248,22 +250,22 @@ class Past:
             for change in self.known.values()
         }
 
-    def _add_state(self, within: Iterable[Change], cut: Cut, view: View) -> None:
+    def _add_state(self, within: Iterable[Change], until: Position, snapshot: Snapshot) -> None:
         last: dict[str, Change] = {}
         for change in within:
-            if change.key < cut.key or cut.limit >= change.count:
+            if change.key < until.key or until.limit >= change.count:
                 last.update(dict.fromkeys([*change.state, *change.replaced], change))
         for name, change in last.items():
-            view.state[name] = change.state.get(name)
+            snapshot.state[name] = change.state.get(name)
             if name not in change.state:
-                self._miss(change, view)
+                self._miss(change, snapshot)
 
 
-def _ids(within: Iterable[Change], cut: Cut) -> list[tuple[Key, MessageId]]:
+def _ids(within: Iterable[Change], until: Position) -> list[tuple[Key, MessageId]]:
     return [
         (change.key, (change.id, position))
         for change in within
-        for position in range(change.count if change.key < cut.key else min(change.count, cut.limit))
+        for position in range(change.count if change.key < until.key else min(change.count, until.limit))
     ]
 
 
@@ -279,23 +281,25 @@ def _removed(changes: Iterable[Change]) -> set[MessageId]:
     return replaced.union(*(change.removed for change in changes))
 
 
-def _forgotten(removed: Iterable[MessageId], known: Mapping[str, Change], cut: Cut) -> list[tuple[Key, MessageId]]:
+def _forgotten(
+    removed: Iterable[MessageId], known: Mapping[str, Change], until: Position
+) -> list[tuple[Key, MessageId]]:
     """Return the messages of changes nobody tells of any more, that were there because they were removed later."""
     found = []
     for change, position in removed:
         parsed = parse_id(change)
-        if parsed and change not in known and (parsed.ms, change) < cut.key:
+        if parsed and change not in known and (parsed.ms, change) < until.key:
             found.append(((parsed.ms, change), (change, position)))
     return found
 
 
-def _cut_at_time(point: datetime, *, included: bool) -> Cut:
+def _cut_at_time(point: datetime, *, included: bool) -> Position:
     if point.tzinfo is None or point.utcoffset() is None:
         raise InvalidPointError(
             f"{point!r} has no time zone: which moment it is, nobody can say. Use datetime.now(timezone.utc), say."
         )
     ms, rest = divmod(point - _EPOCH, timedelta(milliseconds=1))
-    return Cut((ms + (1 if included or rest else 0), ""))
+    return Position((ms + (1 if included or rest else 0), ""))
 
 
 def copied(
@@ -328,7 +332,7 @@ def copied(
     return message_codec.Encoded([{**message.record, "b": [item(value) for value in message.record["b"]]}], found)
 
 
-def origin(key: str, past: Past, at: Point | None, before: Point | None) -> JSON:
+def origin(key: str, past: Timeline, at: Point | None, before: Point | None) -> JSON:
     """Return what a fork says of where it comes from: the key, and the point as `history()` spells it."""
     point = before if at is None else at
     if point is None:

@@ -20,16 +20,16 @@ IMAGES_PER_STEP = 20
 _ROOM = STEP_LIMIT - 2_000_000
 
 
-def refuse_too_large(encoded: message_codec.Encoded) -> None:
+def check_fits(encoded: message_codec.Encoded) -> None:
     """Refuse messages of which something does not fit into a step. Raises StepTooLargeError."""
     if is_small(encoded):
         return
     for block in encoded.blocks:
-        refuse_size(wire_size(block))
-    refuse_size(sum(json_size(dump(record)) for record in encoded.records))
+        check_size(wire_size(block))
+    check_size(sum(json_size(dump(record)) for record in encoded.records))
 
 
-def refuse_size(size: int) -> None:
+def check_size(size: int) -> None:
     """Refuse what does not fit into a step; `size` in bytes on the wire. Raises StepTooLargeError."""
     if size > STEP_LIMIT - 1_000_000:
         raise StepTooLargeError(
@@ -57,11 +57,11 @@ def wire_size(block: ContentBlock) -> int:
     return len(block["image"]["source"].get("bytes", b"")) * 4 // 3 + 1200  # an s3Location has up to 1,024
 
 
-def split(natives: list[ContentBlock], records: int) -> list[list[ContentBlock]]:
+def split(native_blocks: list[ContentBlock], records: int) -> list[list[ContentBlock]]:
     """Split native blocks into steps within the limits of bytes and images; usually one."""
     parts: list[list[ContentBlock]] = [[]]
     size, images = 0, 0
-    for block in natives:
+    for block in native_blocks:
         weight, image = wire_size(block), "image" in block
         if parts[-1] and (size + weight > _ROOM or (image and images == IMAGES_PER_STEP)):
             parts.append([])

@@ -151,12 +151,12 @@ def encode(
     messages: Sequence[ChatMessage],
     read: Read = _unread,
     *,
-    natives: bool = True,
+    native_blocks: bool = True,
     offload: Offload | None = None,
 ) -> Encoded:
     """Turn messages into native content blocks and JSON records (safe with `allow_nan=False`).
 
-    Unless `natives`, images are in the records. With `offload`, large contents are left out of both. Raises
+    Unless `native_blocks`, images are in the records. With `offload`, large contents are left out of both. Raises
     `InvalidMessageError` for what is not a `ChatMessage`, before anything is read.
     """
     for index, message in enumerate(messages):
@@ -164,7 +164,7 @@ def encode(
             raise InvalidMessageError(
                 f"message {index} is a {type(message).__name__}, not a llama_index.core.llms.ChatMessage"
             )
-    writer = _Writer(natives, offload)
+    writer = _Writer(native_blocks, offload)
     records = [writer.record(normal(message, read)) for message in messages]
     return Encoded(records, writer.blocks, writer.contents)
 
@@ -449,10 +449,10 @@ def _native_format(raw: bytes) -> str | None:
 class _Writer:
     """Writes the records of normal messages, and gathers their native blocks."""
 
-    def __init__(self, natives: bool, offload: Offload | None) -> None:
+    def __init__(self, native_blocks: bool, offload: Offload | None) -> None:
         self.blocks: list[ContentBlock] = []
         self.contents: dict[str, Content] = {}
-        self._natives = natives
+        self._natives = native_blocks
         self._offload = offload
 
     def record(self, message: ChatMessage) -> JSON:

@@ -146,7 +146,7 @@ class Inherited(NamedTuple):
     dead: Mapping[int, frozenset[int]]
     archived: Mapping[int, frozenset[int]]
     own: bool
-    at_rest: bool = False
+    archive_only: bool = False
     """Whether all that counts of it is archived messages."""
 
 
@@ -179,7 +179,7 @@ class Step:
     def alone(self) -> Step:
         """Return the step as it is where what it carries is nowhere else: what cannot be read of that is shown."""
         (step, own), *carried = self.contents
-        if not any(came_in == "" for came_in, _ in carried):
+        if not any(source_step == "" for source_step, _ in carried):
             return self
         parsed = parse_id(step)
         lost = placeholder_change(step, parsed.ms if parsed else 0, "what a damaged step carried")

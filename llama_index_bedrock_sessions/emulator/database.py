@@ -289,7 +289,7 @@ def _check_file(path: Path) -> None:
             raise UnusablePathError(f"{path.parent} is not a directory: create it first")
         if not path.exists():
             _create(path)
-        _refuse_foreign(path)
+        _check_not_foreign(path)
     except EmulatorError:
         raise
     except OSError as error:
@@ -331,7 +331,7 @@ def _name(draft: Path, path: Path) -> None:
             os.close(directory)
 
 
-def _refuse_foreign(path: Path) -> None:
+def _check_not_foreign(path: Path) -> None:
     """Refuse a file that is not ours. One that another process is filling, because it was empty, becomes ours."""
     until = time.monotonic() + 5
     refused_once = False

@@ -15,7 +15,7 @@ from llama_index_bedrock_sessions._conversation.conversation import Conversation
 from llama_index_bedrock_sessions._conversation.state import TURN, ReservedName
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.values import JSON
-from llama_index_bedrock_sessions.events import hashed
+from llama_index_bedrock_sessions.events import key_hash
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 
@@ -51,7 +51,7 @@ async def keep_turn(conversation: Conversation, name: ReservedName, messages: Se
 
 
 def _records(messages: Sequence[ChatMessage]) -> list[JSON]:
-    encoded = message_codec.encode(messages, natives=False)
+    encoded = message_codec.encode(messages, native_blocks=False)
     return [message_codec.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
 
 
@@ -70,14 +70,16 @@ async def kept_turns(
         saved = _saved_turn(state[name])
         if saved is None:
             logger.warning(
-                "an unfinished turn of conversation %s is ignored: it cannot be read", hashed(conversation.key)
+                "an unfinished turn of conversation %s is ignored: it cannot be read", key_hash(conversation.key)
             )
         elif saved[0] == last and name != own and not goes_on:
             unfinished += [message_codec.decode(record, lambda _: None) for record in saved[1]]
     if unfinished:
         count = len(unfinished)
         logger.warning(
-            "the last turn of conversation %s never ended: %d messages of it are kept", hashed(conversation.key), count
+            "the last turn of conversation %s never ended: %d messages of it are kept",
+            key_hash(conversation.key),
+            count,
         )
     return unfinished, names
 

@@ -37,7 +37,7 @@ from llama_index_bedrock_sessions._conversation.state import ReservedName
 from llama_index_bedrock_sessions._journal.values import JSON
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError
-from llama_index_bedrock_sessions.events import hashed
+from llama_index_bedrock_sessions.events import key_hash
 from llama_index_bedrock_sessions.memory.autosave import keep_turn, kept_turns, names_in_context, turn_name
 from llama_index_bedrock_sessions.memory.block_state import (
     BLOCK,
@@ -54,7 +54,7 @@ from llama_index_bedrock_sessions.memory.block_state import (
 )
 from llama_index_bedrock_sessions.memory.store import BedrockSessionsMemoryStore
 from llama_index_bedrock_sessions.memory.turns import QueueManager, current_run, managing_queue, record_added
-from llama_index_bedrock_sessions.tool_calls import Healed, heal, tell
+from llama_index_bedrock_sessions.tool_calls import PairingNote, log_pairing, pair
 
 if TYPE_CHECKING:
     from typing import Self
@@ -99,7 +99,7 @@ class BedrockSessionsMemory(Memory):
 
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
     _own_tokenizer: bool = PrivateAttr(default=False)
-    _told: set[Healed] = PrivateAttr(default_factory=set)
+    _told: set[PairingNote] = PrivateAttr(default_factory=set)
 
     if not TYPE_CHECKING:
 
@@ -184,8 +184,8 @@ class BedrockSessionsMemory(Memory):
 
     async def aget(self, input: str | ChatMessage | None = None, **block_kwargs: Any) -> list[ChatMessage]:  # noqa: A002 - LlamaIndex's name
         """Return what a model should see: the active messages, tool calls in pairs, with what the blocks add."""
-        messages, notes = heal(await super().aget(input, **block_kwargs))
-        tell([note for note in notes if note not in self._told], self.session_id)
+        messages, notes = pair(await super().aget(input, **block_kwargs))
+        log_pairing([note for note in notes if note not in self._told], self.session_id)
         self._told.update(notes)
         if self.autosave:
             await self._save_turn()
@@ -221,7 +221,7 @@ class BedrockSessionsMemory(Memory):
         except BedrockSessionsError as error:
             logger.warning(
                 "the messages of conversation %s are stored, but old ones may not be archived until the next put: %s",
-                hashed(self.session_id),
+                key_hash(self.session_id),
                 type(error).__name__,
             )
         await self._save_blocks()
@@ -287,7 +287,7 @@ class BedrockSessionsMemory(Memory):
         except BedrockSessionsError as error:
             logger.warning(
                 "what the memory blocks of conversation %s have learnt was not saved: %s",
-                hashed(self.session_id),
+                key_hash(self.session_id),
                 type(error).__name__,
             )
 
@@ -319,7 +319,7 @@ class BedrockSessionsMemory(Memory):
         except BedrockSessionsError as error:
             logger.warning(
                 "the turn of conversation %s that is running was not saved: %s",
-                hashed(self.session_id),
+                key_hash(self.session_id),
                 type(error).__name__,
             )
 

@@ -34,7 +34,7 @@ class Stored(NamedTuple):
     home: Home
     time: int
     content: list[dict[str, Any]]
-    natives: dict[Home, list[dict[str, Any]]]
+    native_blocks: dict[Home, list[dict[str, Any]]]
     reads: Any
 
 
@@ -46,8 +46,8 @@ def paths() -> list[Path]:
 def load(path: Path) -> Stored:
     """Read a golden file."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    natives = {Home(*n["home"]): [_bytes(b) for b in n["content"]] for n in data.get("natives", ())}
-    return Stored(Home(*data["home"]), data["time"], [_bytes(b) for b in data["content"]], natives, data["reads"])
+    native_blocks = {Home(*n["home"]): [_bytes(b) for b in n["content"]] for n in data.get("natives", ())}
+    return Stored(Home(*data["home"]), data["time"], [_bytes(b) for b in data["content"]], native_blocks, data["reads"])
 
 
 def _bytes(block: dict[str, Any]) -> dict[str, Any]:
@@ -65,17 +65,19 @@ def text(block: dict[str, Any]) -> dict[str, Any]:
     return {"image": {**image, "source": {"bytes": base64.b64encode(image["source"]["bytes"]).decode()}}}
 
 
-def described(step: Step, natives: Mapping[Home, Sequence[Any]]) -> Any:
+def described(step: Step, native_blocks: Mapping[Home, Sequence[Any]]) -> Any:
     """Return all that a step says, as JSON."""
     return {
-        "changes": [[came_in, _change(change, natives) if change else None] for came_in, change in step.contents],
+        "changes": [
+            [source_step, _change(change, native_blocks) if change else None] for source_step, change in step.contents
+        ],
         "named": [list(home) for home in step.named],
         "taken": sorted(step.taken),
         "opening": opening_json(step.opening) if step.opening else None,
     }
 
 
-def _change(change: Change, natives: Mapping[Home, Sequence[Any]]) -> Any:
+def _change(change: Change, native_blocks: Mapping[Home, Sequence[Any]]) -> Any:
     return {
         "id": change.id,
         "time": change.time,
@@ -88,17 +90,17 @@ def _change(change: Change, natives: Mapping[Home, Sequence[Any]]) -> Any:
                 "position": position,
                 "record": message.record,
                 "homes": [list(home) for home in message.homes],
-                "shows": _shown(message, natives),
+                "shows": _shown(message, native_blocks),
             }
             for position, message in sorted(change.messages.items())
         ],
     }
 
 
-def _shown(message: Message, natives: Mapping[Home, Sequence[Any]]) -> Any:
+def _shown(message: Message, native_blocks: Mapping[Home, Sequence[Any]]) -> Any:
     def resolve(item: Any) -> Any:
         n, h = (item, 0) if isinstance(item, int) else (item["n"], item.get("h", 0))
-        return natives[message.homes[h]][n]
+        return native_blocks[message.homes[h]][n]
 
-    shown = message_codec.encode([message_codec.decode(message.record, resolve)], natives=False)
+    shown = message_codec.encode([message_codec.decode(message.record, resolve)], native_blocks=False)
     return [shown.records[0], shown.blocks]

@@ -51,7 +51,7 @@ class Writer:
     def __init__(self) -> None:
         self.fold = Fold([FIRST[0]])
         self.now = 1_767_323_045_678
-        self.natives: dict[Home, list[ContentBlock]] = {}
+        self.native_blocks: dict[Home, list[ContentBlock]] = {}
 
     def put(self, name: str, draft: Draft, placed: Placed | None = None) -> Home:
         """Compose a step, freeze it, and take note of it as stored."""
@@ -67,15 +67,15 @@ class Writer:
 
     def freeze(self, name: str, home: Home, payload: Sequence[ContentBlock], time: int | None = None) -> None:
         """Write a golden file, unless it is there."""
-        self.natives[home] = list(payload)
+        self.native_blocks[home] = list(payload)
         path = FOLDER / "v1" / f"{name}.json"
         at = self.now if time is None else time
         step = read_step(home, payload, at)
         used = {place for _, c in step.contents if c for m in c.messages.values() for place, _ in m.references()}
-        natives = [{"home": list(h), "content": [text(b) for b in self.natives[h]]} for h in sorted(used)]
-        reads = described(step, self.natives)
+        native_blocks = [{"home": list(h), "content": [text(b) for b in self.native_blocks[h]]} for h in sorted(used)]
+        reads = described(step, self.native_blocks)
         content = [text(b) for b in payload]
-        write(path, {"home": list(home), "time": at, "content": content, "natives": natives, "reads": reads})
+        write(path, {"home": list(home), "time": at, "content": content, "natives": native_blocks, "reads": reads})
 
 
 def write(path: Path, data: Any) -> None:
@@ -151,7 +151,7 @@ def main() -> None:
     foreign = Home(*FIRST, "1f0c9d3e-7c1b-4e55-8f6a-2b3c4d5e6f70")
     w.freeze("foreign", foreign, [{"text": "from another tool"}, encoded.blocks[0]], w.now - 500)
     w.fold.saw_list(FIRST[0], [Listed(foreign, w.now - 500)])
-    w.fold.absorb(read_step(foreign, w.natives[foreign], w.now - 500))
+    w.fold.absorb(read_step(foreign, w.native_blocks[foreign], w.now - 500))
     w.add("carrying", ChatMessage("long " * 2000))
     w.add("naming", ChatMessage("short"))
     w.freeze("plain_text_under_our_id", Home(*FIRST, new_id(w.now, Kind.CHANGE)), [{"text": "hand-written"}])

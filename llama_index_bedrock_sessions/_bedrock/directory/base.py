@@ -18,8 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Sessions, Summary
-from llama_index_bedrock_sessions._bedrock.errors import Gone
+from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionInfo, SessionSummary
+from llama_index_bedrock_sessions._bedrock.errors import NotFound
 from llama_index_bedrock_sessions._bedrock.pool import after_fork
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY, NAMESPACE
 from llama_index_bedrock_sessions.errors import AccessDeniedError, DirectoryTooLarge
@@ -37,7 +37,7 @@ def from_the_beginning() -> int:
     return 0
 
 
-class Pace:
+class RateLimiter:
     """Lets so many requests a second begin, and after a pause those of one second at once."""
 
     def __init__(
@@ -74,11 +74,13 @@ class Directory(abc.ABC):
     continues = True
     """Whether a conversation goes on in another session where one takes no more writes."""
 
-    def __init__(self, sessions: Sessions, namespace: str, limit: float = math.inf, rate: float = math.inf) -> None:
+    def __init__(
+        self, sessions: SessionClient, namespace: str, limit: float = math.inf, rate: float = math.inf
+    ) -> None:
         self._sessions = sessions
         self._namespace = namespace
         self._limit = limit
-        self._pace = Pace(rate)
+        self._pace = RateLimiter(rate)
         self._learnt: dict[str, SessionInfo | None] = {}
         self._allowed = False
         self.forget()
@@ -90,7 +92,7 @@ class Directory(abc.ABC):
         self._scanning = threading.Lock()
 
     @abc.abstractmethod
-    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> Iterable[Summary]:
+    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> Iterable[SessionSummary]:
         """Yield the sessions of a key, newest first, as far as it is known: `owned` says which of them really are.
 
         Where it has to look at sessions not seen before, it does so only at those created after `since()` (ms), which
@@ -106,11 +108,11 @@ class Directory(abc.ABC):
         """Return every key of the namespace that has a session, sorted."""
 
     @abc.abstractmethod
-    def newest(self, prefix: str = "") -> Iterator[tuple[str, Summary, SessionInfo]]:
+    def newest(self, prefix: str = "") -> Iterator[tuple[str, SessionSummary, SessionInfo]]:
         """Yield each key that begins so, with its newest session: the newest first, found as they are asked for."""
 
     def info(self, session: str) -> SessionInfo:
-        """Return what the service says of a session, from memory where it does not change. Raises Gone."""
+        """Return what the service says of a session, from memory where it does not change. Raises NotFound."""
         with self._lock:
             known = self._learnt.get(session)
         if known is None:
@@ -127,7 +129,7 @@ class Directory(abc.ABC):
 
     def owned(self, session: str, key: str, *, fresh: bool = False) -> SessionInfo | None:  # noqa: ARG002 - see below
         """Return what the service says of a session if it is there (now, if `fresh`) and is one of the key."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(NotFound):
             info = self.info(session)
             return info if self.is_of(info, key) else None
         return None
@@ -145,7 +147,7 @@ class Directory(abc.ABC):
             return None
         return info.metadata.get(KEY)
 
-    def _listed(self) -> list[Summary]:
+    def _listed(self) -> list[SessionSummary]:
         """Return all sessions of the account, newest first, and forget what was learnt of others."""
         with self._lock:
             before = set(self._learnt)
@@ -158,7 +160,7 @@ class Directory(abc.ABC):
 
     def _scan(
         self, since: Callable[[], int] = from_the_beginning, progress: Progress | None = None, *, fresh: bool = False
-    ) -> Iterator[tuple[Summary, SessionInfo | None]]:
+    ) -> Iterator[tuple[SessionSummary, SessionInfo | None]]:
         """Yield all sessions, newest first, each with what is known of it: unseen ones are looked at in parallel.
 
         With `fresh` those of ours that have changed since too: metadata other than the key may have.
@@ -171,7 +173,7 @@ class Directory(abc.ABC):
             listed = [summary for summary in self._listed() if summary.session not in told]
             told |= {summary.session for summary in listed}
             total, done = len(self._unseen(listed, since())), 0
-            self._refuse_too_many(total)
+            self._check_number(total)
             for start in range(0, len(listed), BATCH):
                 batch = listed[start : start + BATCH]
                 # One at a time: who waits for another finds that it has looked already.
@@ -187,11 +189,11 @@ class Directory(abc.ABC):
                     known = [self._learnt.get(s.session) for s in batch]
                 yield from zip(batch, known, strict=True)
 
-    def _unseen(self, listed: Iterable[Summary], since: int) -> list[str]:
+    def _unseen(self, listed: Iterable[SessionSummary], since: int) -> list[str]:
         with self._lock:
             return [s.session for s in listed if s.created >= since and s.session not in self._learnt]
 
-    def _changed(self, listed: Iterable[Summary]) -> list[str]:
+    def _changed(self, listed: Iterable[SessionSummary]) -> list[str]:
         with self._lock:
             known = [(s, self._learnt.get(s.session)) for s in listed]
         return [s.session for s, info in known if info and self._is_mine(info) and info.updated != s.updated]
@@ -200,7 +202,7 @@ class Directory(abc.ABC):
         """Whether what a session says of itself matters to this directory."""
         return self._key_of(info) is not None
 
-    def _refuse_too_many(self, unseen: int) -> None:
+    def _check_number(self, unseen: int) -> None:
         if unseen > self._limit:
             raise DirectoryTooLarge(
                 f"{unseen:,} sessions would have to be looked through to find one conversation (limit "
@@ -224,7 +226,7 @@ class Directory(abc.ABC):
             self._pace.wait()
             try:
                 return session, self._sessions.get(session)
-            except Gone:
+            except NotFound:
                 return session, None
             except AccessDeniedError as error:
                 logger.warning("session %s may not be looked at: it is taken for somebody else's", session)

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from llama_index.core.storage.kvstore.types import BaseKVStore
 
-from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Sessions, Summary
+from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionInfo, SessionSummary
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory, Progress, from_the_beginning
 from llama_index_bedrock_sessions._bedrock.directory.session_id import is_session_id
-from llama_index_bedrock_sessions._bedrock.errors import Gone, other_aws_error
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, other_aws_error
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY
 from llama_index_bedrock_sessions._journal.fold import COVERED_AGE
 from llama_index_bedrock_sessions.errors import (
@@ -31,7 +31,7 @@ from llama_index_bedrock_sessions.errors import (
 )
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
-LEARNT = 10_000
+CACHE_SIZE = 10_000
 """Sessions a `KeyValueDirectory` remembers; what is forgotten costs a GetSession when it is needed again."""
 FRESH = 300_000
 """Age in ms up to which an entry is kept although the service does not know its session: it may answer late."""
@@ -70,7 +70,7 @@ class KeyValueDirectory(Directory):
 
     kind = "key-value"
 
-    def __init__(self, kv: BaseKVStore, sessions: Sessions, namespace: str, rate: float = math.inf) -> None:
+    def __init__(self, kv: BaseKVStore, sessions: SessionClient, namespace: str, rate: float = math.inf) -> None:
         self._kv = kv
         self._claims: dict[str, _Entry] = {}
         self._places: set[str] = set()
@@ -81,24 +81,24 @@ class KeyValueDirectory(Directory):
         super().forget()
         self._calling = threading.Lock()
 
-    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> list[Summary]:  # noqa: ARG002
+    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> list[SessionSummary]:  # noqa: ARG002
         """Return the sessions that have an entry, newest first. Older than retention only those that are there."""
         entries = {s: entry for s, entry in self._entries(key).items() if entry.key == key}
         horizon = self._sessions.clock.now() - COVERED_AGE
         old = [session for session, entry in entries.items() if entry.created < horizon]
         there = self._sessions.pool.map(lambda session: self.owned(session, key), old)
         gone = {session for session, info in zip(old, there, strict=True) if info is None}
-        found = [Summary(s, "", entry.created, entry.arn) for s, entry in entries.items() if s not in gone]
+        found = [SessionSummary(s, "", entry.created, entry.arn) for s, entry in entries.items() if s not in gone]
         return sorted(found, key=lambda s: (s.created, s.session), reverse=True)
 
     def keys(self) -> list[str]:
         """Return every key of the namespace that has a session, sorted: one read of the store, and one list."""
         return sorted(self._by_key(""))
 
-    def newest(self, prefix: str = "") -> Iterator[tuple[str, Summary, SessionInfo]]:
+    def newest(self, prefix: str = "") -> Iterator[tuple[str, SessionSummary, SessionInfo]]:
         """Yield each key that begins so, with its newest session; see `Directory.newest`."""
 
-        def look(item: tuple[str, list[Summary]]) -> tuple[str, Summary, SessionInfo] | None:
+        def look(item: tuple[str, list[SessionSummary]]) -> tuple[str, SessionSummary, SessionInfo] | None:
             key, summaries = item
             for summary in summaries:
                 self._pace.wait()
@@ -135,7 +135,7 @@ class KeyValueDirectory(Directory):
                 self._learnt.pop(session, None)
         try:
             info = self.info(session)
-        except Gone:
+        except NotFound:
             self._remove_if_stale(session)
             return None
         if self.is_of(info, key):
@@ -165,10 +165,10 @@ class KeyValueDirectory(Directory):
         for collection in (self._collection(), self._collection(key)):
             self._call("put", info.session, value, collection=collection)
 
-    def _by_key(self, prefix: str) -> dict[str, list[Summary]]:
+    def _by_key(self, prefix: str) -> dict[str, list[SessionSummary]]:
         """Return the sessions that have an entry and are listed, by their keys; newest first."""
         entries = self._entries()
-        found: dict[str, list[Summary]] = {}
+        found: dict[str, list[SessionSummary]] = {}
         for summary in self._listed() if entries else ():
             entry = entries.pop(summary.session, None)
             if entry is not None and entry.key.startswith(prefix):
@@ -183,7 +183,7 @@ class KeyValueDirectory(Directory):
         found = self._call("get_all", collection=self._collection(key))
         entries = {session: entry for session, value in found.items() if (entry := _entry(session, value))}
         with self._lock:
-            if len(self._claims) > LEARNT:
+            if len(self._claims) > CACHE_SIZE:
                 self._claims.clear()
             self._claims.update(entries)
         return entries
@@ -191,7 +191,7 @@ class KeyValueDirectory(Directory):
     def _learn(self, found: Mapping[str, SessionInfo | None]) -> None:
         with self._lock:
             self._places |= {_place(info.arn) for info in found.values() if info and info.arn}
-            if len(self._learnt) > LEARNT:
+            if len(self._learnt) > CACHE_SIZE:
                 self._learnt.clear()
             self._learnt.update(found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Summary
+from llama_index_bedrock_sessions._bedrock.client import SessionInfo, SessionSummary
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory, from_the_beginning
 
 
@@ -13,7 +13,7 @@ class MetadataDirectory(Directory):
 
     kind = "metadata"
 
-    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> Iterator[Summary]:
+    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> Iterator[SessionSummary]:
         """Yield the sessions of a key, newest first; see `Directory.find`."""
         return (summary for summary, info in self._scan(since) if self._key_of(info) == key)
 
@@ -21,7 +21,7 @@ class MetadataDirectory(Directory):
         """Return every key of the namespace that has a session, sorted."""
         return sorted({key for _, info in self._scan() if (key := self._key_of(info)) is not None})
 
-    def newest(self, prefix: str = "") -> Iterator[tuple[str, Summary, SessionInfo]]:
+    def newest(self, prefix: str = "") -> Iterator[tuple[str, SessionSummary, SessionInfo]]:
         """Yield each key that begins so, with its newest session; see `Directory.newest`."""
         told: set[str] = set()
         for summary, info in self._scan(fresh=True):

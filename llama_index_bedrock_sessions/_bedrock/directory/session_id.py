@@ -6,9 +6,9 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 
-from llama_index_bedrock_sessions._bedrock.client import SessionInfo, Summary
+from llama_index_bedrock_sessions._bedrock.client import SessionInfo, SessionSummary
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory, from_the_beginning
-from llama_index_bedrock_sessions._bedrock.errors import Gone
+from llama_index_bedrock_sessions._bedrock.errors import NotFound
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY, NAMESPACE, is_ours
 from llama_index_bedrock_sessions.errors import ForeignSessionError, InvalidKeyError, SessionClosed
 
@@ -18,17 +18,17 @@ class SessionIdDirectory(Directory):
 
     continues = False
 
-    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> Iterator[Summary]:  # noqa: ARG002
+    def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> Iterator[SessionSummary]:  # noqa: ARG002
         """Yield the session, if it is there. Raises ForeignSessionError: it is one of a conversation of ours."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(NotFound):
             info = self.look(key)
-            yield Summary(key, info.status, info.created, info.arn, info.updated)
+            yield SessionSummary(key, info.status, info.created, info.arn, info.updated)
 
     def look(self, session: str) -> SessionInfo:
         """Return what the service says of a session that belongs to no conversation of ours.
 
         Raises:
-            Gone: it is not there.
+            NotFound: it is not there.
             ForeignSessionError: it belongs to a conversation of ours.
 
         """
@@ -52,7 +52,7 @@ class SessionIdDirectory(Directory):
         """Return the ids of all sessions that belong to no conversation of ours, sorted."""
         return sorted(summary.session for summary, info in self._scan() if info is not None and not is_ours(info))
 
-    def newest(self, prefix: str = "") -> Iterator[tuple[str, Summary, SessionInfo]]:
+    def newest(self, prefix: str = "") -> Iterator[tuple[str, SessionSummary, SessionInfo]]:
         """Yield each session that belongs to no conversation of ours; see `Directory.newest`."""
         for summary, info in self._scan(fresh=True):
             if info is not None and not is_ours(info) and summary.session.startswith(prefix):
@@ -64,7 +64,7 @@ def is_session_id(text: str) -> bool:
     return re.fullmatch(r"[a-f0-9]{8}-[a-f0-9]{4}-[a-f0-9]{4}-[a-f0-9]{4}-[a-f0-9]{12}", text) is not None
 
 
-def refuse_no_session_id(text: object) -> None:
+def check_session_id(text: object) -> None:
     """Raise InvalidKeyError unless it is a session id."""
     if not isinstance(text, str) or not is_session_id(text):
         raise InvalidKeyError(

@@ -154,7 +154,7 @@ def test_of_one_key_there_is_one_conversation_while_somebody_holds_it(monkeypatc
 
 def test_a_failure_leaves_a_conversation_free() -> None:
     """Where something fails, and even counting does, the lock is released."""
-    turn = cache.Turn(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    turn = cache.ReleaseHookLock(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), turn:
             pass

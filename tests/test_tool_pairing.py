@@ -85,12 +85,12 @@ BROKEN = {
 
 @pytest.mark.parametrize("messages", BROKEN.values(), ids=BROKEN)
 def test_what_converse_refuses_is_healed(messages: list[ChatMessage]) -> None:
-    """Each broken conversation, converted as it is, breaks Converse's rule; healed it does not, and no text is lost."""
+    """Each broken conversation, converted as it is, breaks Converse's rule; paired it does not, and no text is lost."""
     assert breaks_the_rule(converse(messages)) != []
-    healed = heal_tool_calls(messages)
-    assert breaks_the_rule(converse(healed)) == []
+    paired = heal_tool_calls(messages)
+    assert breaks_the_rule(converse(paired)) == []
     results = (MessageRole.TOOL,)
-    assert [m for m in healed if m.role not in results] == [m for m in messages if m.role not in results]
+    assert [m for m in paired if m.role not in results] == [m for m in messages if m.role not in results]
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_what_converse_refuses_is_healed(messages: list[ChatMessage]) -> None:
 )
 def test_what_is_whole_is_left_alone(messages: list[ChatMessage], caplog: pytest.LogCaptureFixture) -> None:
     """A list in which calls and results are paired comes back as a new, equal list, and nothing is logged."""
-    healed = heal_tool_calls(messages)
-    assert healed == messages
-    assert healed is not messages
+    paired = heal_tool_calls(messages)
+    assert paired == messages
+    assert paired is not messages
     assert caplog.records == []
 
 
@@ -167,9 +167,9 @@ def test_a_later_call_without_an_id_keeps_its_result() -> None:
 
 def test_a_missing_result_says_so() -> None:
     """The result put in place of a missing one stands right behind those there are, and says that there is none."""
-    healed = heal_tool_calls([user(), calls("1", "2"), result("2"), user("and?")])
-    assert [m.content for m in healed] == ["go on", "let me look", "42", NO_RESULT, "and?"]
-    assert healed[3].additional_kwargs == {"tool_call_id": "1"}
+    paired = heal_tool_calls([user(), calls("1", "2"), result("2"), user("and?")])
+    assert [m.content for m in paired] == ["go on", "let me look", "42", NO_RESULT, "and?"]
+    assert paired[3].additional_kwargs == {"tool_call_id": "1"}
 
 
 def test_a_late_result_is_moved_not_made_up() -> None:
@@ -187,7 +187,7 @@ def test_nothing_given_is_changed() -> None:
 
 
 def test_healing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """One warning says what was healed and of which calls."""
+    """One warning says what was paired and of which calls."""
     with caplog.at_level(logging.WARNING):
         heal_tool_calls([user(), calls("one"), user(), result("two"), user()])
     (record,) = caplog.records
@@ -211,9 +211,9 @@ MESSAGES = st.lists(
 @given(MESSAGES)
 def test_any_conversation_is_healed(messages: list[ChatMessage]) -> None:
     """Whatever is stored, what comes out is accepted, healing it again changes nothing, all else is kept in order."""
-    healed = heal_tool_calls(messages)
-    assert breaks_the_rule(converse(healed)) == []
-    assert heal_tool_calls(healed) == healed
-    assert [m for m in healed if m.role != MessageRole.TOOL] == [m for m in messages if m.role != MessageRole.TOOL]
+    paired = heal_tool_calls(messages)
+    assert breaks_the_rule(converse(paired)) == []
+    assert heal_tool_calls(paired) == paired
+    assert [m for m in paired if m.role != MessageRole.TOOL] == [m for m in messages if m.role != MessageRole.TOOL]
     if breaks_the_rule(converse(messages)) == [] and not any(m.role == MessageRole.TOOL for m in messages):
-        assert healed == messages
+        assert paired == messages
