@@ -78,3 +78,7 @@ __all__ = [
     "copy_conversations",
     "heal_tool_calls",
 ]
+
+# Saved contexts store qualified names. They have to outlive a move of modules.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

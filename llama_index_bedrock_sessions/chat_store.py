@@ -1,7 +1,5 @@
 """`BedrockSessionsChatStore`: LlamaIndex's verbs over conversations, nothing more."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib
@@ -63,7 +61,7 @@ _SECRETS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "
 _IN_MEMORY = ":memory:"
 _PLACE = ("region_name", "profile_name", "endpoint_url", "database", "namespace", "directory")
 logger = logging.getLogger("llama_index_bedrock_sessions")
-_live: weakref.WeakValueDictionary[str, BedrockSessionsChatStore] = weakref.WeakValueDictionary()
+_live: "weakref.WeakValueDictionary[str, BedrockSessionsChatStore]" = weakref.WeakValueDictionary()
 
 
 class BedrockSessionsChatStore(BaseChatStore):
@@ -192,7 +190,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         return "BedrockSessionsChatStore"
 
     @classmethod
-    def local(cls, path: str | os.PathLike[str] | None = None, **arguments: Any) -> BedrockSessionsChatStore:
+    def local(cls, path: str | os.PathLike[str] | None = None, **arguments: Any) -> "BedrockSessionsChatStore":
         """Return a store on the embedded service: one SQLite file, no account, no network; chats are kept for ever.
 
         Several processes may use one file at once. Without a path everything is in memory and private to the store.
@@ -362,7 +360,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Remove the message that is last now, and return it; None if there is none."""
         return self.conversation(key).remove_last()
 
-    def renew(self, *, older_than: timedelta = RENEW_AFTER, progress: Progress | None = None) -> RenewResult:
+    def renew(self, *, older_than: timedelta = RENEW_AFTER, progress: Progress | None = None) -> "RenewResult":
         """Continue every conversation whose newest session is older: `Conversation.renew` for a scheduled job.
 
         One that fails does not keep the others from it: it is logged, and told by the result. `progress` is told how
@@ -467,7 +465,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         return self.model_dump(**kwargs)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> BedrockSessionsChatStore:
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> "BedrockSessionsChatStore":
         """Return the store a dict was made of: itself, a live one of the same configuration, or a new one.
 
         Raises:
@@ -500,17 +498,17 @@ class BedrockSessionsChatStore(BaseChatStore):
         """Pickle as the dict does: no secrets, and an error instead of an empty store."""
         return (type(self).from_dict, (self.to_dict(),))
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> BedrockSessionsChatStore:  # noqa: ARG002
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "BedrockSessionsChatStore":  # noqa: ARG002
         """Return the store itself, or with `update` another one that is made of the same arguments and these."""
         if not update:
             return self
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
 
-    def __copy__(self) -> BedrockSessionsChatStore:
+    def __copy__(self) -> "BedrockSessionsChatStore":
         """Return the store itself: it stands for what is in the service."""
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> BedrockSessionsChatStore:
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "BedrockSessionsChatStore":
         """Return the store itself: `ctx.store.edit_state()` copies deeply."""
         return self
 

@@ -1,7 +1,5 @@
 """Moving in, and out: conversations copied from one LlamaIndex chat store to another, and compared afterwards."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

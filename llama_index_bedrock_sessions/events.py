@@ -4,8 +4,6 @@ Service calls go to LlamaIndex's instrumentation. Each audit event goes to `logg
 holds a key only as a hash, and never the text of a message.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 import shutil
 import tomllib
+import typing
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -14,14 +16,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ConfigDict, create_model
 
 import llama_index_bedrock_sessions as package
-from llama_index_bedrock_sessions import Conversation
+from llama_index_bedrock_sessions import Conversation, emulator
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llama_index_bedrock_sessions"
 PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
-WITHOUT_IO = {"configure", "drop", "forget", "invocation"}
+WITHOUT_IO = {"invocation"}
 """Public methods of a conversation that make no call."""
 
 
@@ -157,8 +160,27 @@ def test_no_import_cycle() -> None:
 
 
 def test_the_package_itself_only_gives_names() -> None:
-    """`__init__.py` holds a docstring, imports and `__all__`, nothing else."""
+    """`__init__.py` holds a docstring, imports, `__all__`, and the loop that sets the module of what is public."""
     tree = ast.parse((ROOT / PACKAGE / "__init__.py").read_text("utf-8"))
     kinds = [type(node) for node in tree.body]
-    assert set(kinds) <= {ast.Expr, ast.ImportFrom, ast.Assign}
-    assert kinds.count(ast.Assign) == kinds.count(ast.Expr) == 1
+    assert set(kinds) <= {ast.Expr, ast.ImportFrom, ast.Assign, ast.For}
+    assert kinds.count(ast.Assign) == kinds.count(ast.Expr) == kinds.count(ast.For) == 1
+
+
+PUBLIC = [getattr(module, name) for module in (package, emulator) for name in module.__all__]
+
+
+@pytest.mark.parametrize("public", [p for p in PUBLIC if hasattr(p, "__name__")], ids=lambda public: public.__name__)
+def test_public_names_carry_their_package(public: type) -> None:
+    """A saved context stores the qualified name of a class, which is the same after a move of modules.
+
+    pydantic resolves annotations in the module that a class names. So a model can be inherited from, and a dataclass
+    can be a field of a model.
+    """
+    assert public.__module__ == (PACKAGE if public.__name__ in package.__all__ else f"{PACKAGE}.emulator")
+    if dataclasses.is_dataclass(public):
+        create_model("Holder", __config__=ConfigDict(arbitrary_types_allowed=True), it=(public, ...))
+        assert typing.get_type_hints(public)
+    elif inspect.isclass(public) and issubclass(public, BaseModel):
+        derived = type("Derived", (public,), {"__annotations__": {"more": int}, "__module__": __name__})
+        assert getattr(derived, "__pydantic_complete__", False)

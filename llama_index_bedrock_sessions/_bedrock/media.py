@@ -13,8 +13,6 @@ A process that deletes unreferenced objects lists them, waits until lists show e
 reads the references, and deletes only objects whose `LastModified` has not changed.
 """
 
-from __future__ import annotations
-
 import base64
 import collections
 import dataclasses
@@ -126,7 +124,7 @@ class Bucket:
         self._cache: collections.OrderedDict[str, bytes] = collections.OrderedDict()
         self._cached = 0
 
-    def objects(self, namespace: str, key: str) -> Objects:
+    def objects(self, namespace: str, key: str) -> "Objects":
         """Return the objects of a conversation; no call is made."""
         conversation = hashlib.sha256(json.dumps([namespace, key]).encode()).hexdigest()
         return Objects(self, f"{self.store.prefix}/{conversation}/".lstrip("/"))
@@ -310,7 +308,7 @@ class Objects:
         old = [sha256 for sha256, _, age in self._entries() if sha256 in wanted and age >= FRESH]
         self._bucket.pool.map(lambda sha256: self._copy(sha256, self.folder), old)
 
-    def copy(self, other: Objects, digests: Iterable[str]) -> None:
+    def copy(self, other: "Objects", digests: Iterable[str]) -> None:
         """Copy objects to another conversation. What is missing is passed over."""
         self._bucket.pool.map(lambda sha256: self._copy(sha256, other.folder), list(dict.fromkeys(digests)))
 

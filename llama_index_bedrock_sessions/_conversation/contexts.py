@@ -8,8 +8,6 @@ Without a serializer, only JSON is read and written. Unpickling would let anyone
 in the process that loads it.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import json

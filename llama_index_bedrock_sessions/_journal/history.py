@@ -4,8 +4,6 @@ Pure, like `fold.py`. A `Fold` knows what is there now; a `Timeline` is told eve
 still in the service tells of, also those of which nothing is left.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -45,3 +45,7 @@ __all__ = [
     "UnusablePathError",
     "run",
 ]
+
+for _name in __all__:
+    if hasattr(_public := globals()[_name], "__module__"):
+        _public.__module__ = __name__

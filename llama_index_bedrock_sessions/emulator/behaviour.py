@@ -4,19 +4,15 @@ A program that is correct under every setting does not depend on a guess. `Behav
 so that a test suite can run over them; `Behaviour.load` reads what was found out against a real account.
 """
 
-from __future__ import annotations
-
 import json
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 _Refusal = Literal["ConflictException", "ValidationException", "409"]
 
@@ -196,7 +192,7 @@ class Behaviour:
         return dict(_choices())
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Behaviour:
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Behaviour":
         """Make a `Behaviour` of named settings; those not named keep their default.
 
         Raises `BehaviourError` for a name or a value that is not known.
@@ -210,7 +206,7 @@ class Behaviour:
         return cls(**settings)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Behaviour:
+    def load(cls, path: str | os.PathLike[str]) -> "Behaviour":
         """Read a profile: a file with a JSON object of settings; those not named keep their default.
 
         Raises `BehaviourError`, which names the file, if it is not that, and OSError if it cannot be read.

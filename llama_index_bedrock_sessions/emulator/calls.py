@@ -1,14 +1,10 @@
 """What an emulator has served, for tests and benchmarks that count calls and bytes."""
 
-from __future__ import annotations
-
 import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import overload
 
 _RECORDS = 100_000
 _BODIES = 64 * 1024 * 1024  # bytes

@@ -19,8 +19,6 @@ Over HTTP `refused` shows as `reset`, for the connection stands already, and bot
 body (ConnectionClosedError); in process it never does, which is the harder case.
 """
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass
 

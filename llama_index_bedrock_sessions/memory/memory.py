@@ -7,14 +7,12 @@ run every read asks the service. A run is known by the tag `llamaindex.run_id`, 
 Rule 3: what cannot be said in a dict is given again, or is refused by name; nothing is dropped silently.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.memory import Memory
@@ -56,11 +54,6 @@ from llama_index_bedrock_sessions.memory.store import BedrockSessionsMemoryStore
 from llama_index_bedrock_sessions.memory.turns import QueueManager, current_run, managing_queue, record_added
 from llama_index_bedrock_sessions.tool_calls import PairingNote, log_pairing, pair
 
-if TYPE_CHECKING:
-    from typing import Self
-
-P = ParamSpec("P")
-R = TypeVar("R")
 logger = logging.getLogger("llama_index_bedrock_sessions")
 _SETTINGS = (
     "token_limit",
@@ -72,7 +65,7 @@ _SETTINGS = (
     "document_token_size_estimate",
     "autosave",
 )
-_live: weakref.WeakValueDictionary[str, BedrockSessionsMemory] = weakref.WeakValueDictionary()
+_live: "weakref.WeakValueDictionary[str, BedrockSessionsMemory]" = weakref.WeakValueDictionary()
 
 
 class _OvertakenError(Exception):
@@ -132,7 +125,7 @@ class BedrockSessionsMemory(Memory):
         document_token_size_estimate: int = 2048,
         chat_store: BedrockSessionsChatStore | BedrockSessionsMemoryStore | None = None,
         autosave: bool = False,
-    ) -> BedrockSessionsMemory:
+    ) -> "BedrockSessionsMemory":
         """Make the memory of a conversation; no call is made, unless a `chat_history` replaces what is stored.
 
         `chat_store` is needed, `session_id` is random where it is left out, all else is as in `Memory.from_defaults`.
@@ -425,15 +418,15 @@ class BedrockSessionsMemory(Memory):
         """Pickle as the dict does: no secrets, and an error instead of a memory that lacks something."""
         return (type(self).from_dict, (self.to_dict(),))
 
-    def __copy__(self) -> BedrockSessionsMemory:
+    def __copy__(self) -> "BedrockSessionsMemory":
         """Return the memory itself: it stands for what is in the service."""
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> BedrockSessionsMemory:
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "BedrockSessionsMemory":
         """Return the memory itself: `ctx.store.edit_state()` copies deeply."""
         return self
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> BedrockSessionsMemory:  # noqa: ARG002 - pydantic's signature
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "BedrockSessionsMemory":  # noqa: ARG002 - pydantic's signature
         """Return another memory of the same blocks and store, with some fields changed."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**fields, **(update or {})})

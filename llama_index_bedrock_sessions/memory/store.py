@@ -1,7 +1,5 @@
 """The chat store that LlamaIndex's `Memory` takes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -90,10 +88,10 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
         """Return every key that has a session, sorted."""
         return await self.chat_store.aget_keys()
 
-    def __copy__(self) -> BedrockSessionsMemoryStore:
+    def __copy__(self) -> "BedrockSessionsMemoryStore":
         """Return the store itself, as `BedrockSessionsChatStore` does."""
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> BedrockSessionsMemoryStore:
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "BedrockSessionsMemoryStore":
         """Return the store itself, as `BedrockSessionsChatStore` does."""
         return self
