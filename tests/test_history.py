@@ -290,8 +290,8 @@ def test_a_key_that_has_nothing_cannot_be_forked(service: Service) -> None:
     """A key misspelt makes no empty conversation; one that is there, from before its first message, does."""
     store = service.store()
     store.conversation(KEY).add(users("a"))
-    with pytest.raises(InvalidPointError, match="no conversation 'mispelt'"):
-        store.conversation("mispelt").fork("fork")
+    with pytest.raises(InvalidPointError, match="no conversation 'misspelt'"):
+        store.conversation("misspelt").fork("fork")
     assert store.get_keys() == [KEY]
     chat = store.conversation(KEY)
     assert chat.fork("fork", before=chat.records()[0].id).messages() == []
