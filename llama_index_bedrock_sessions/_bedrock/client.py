@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +21,8 @@ from botocore.parsers import ResponseParserError
 from llama_index_bedrock_sessions import events
 from llama_index_bedrock_sessions._bedrock.clock import Clock
 from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected, client_error, translated
-from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork
+from llama_index_bedrock_sessions._bedrock.fork import PerProcess
+from llama_index_bedrock_sessions._bedrock.pool import Pool
 from llama_index_bedrock_sessions._journal.ids import Home
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -73,23 +73,16 @@ class SessionClient:
 
     def __init__(self, make_client: Callable[[], Client], pool: Pool, settle: float = SETTLE) -> None:
         self._make_client = make_client
-        self._client: Client | None = None
-        self._lock = threading.Lock()
+        self._client = PerProcess(self._made_client)
         self.pool = pool
         self.clock = Clock()
         self.settle = settle
         self.sleep: Callable[[float], object] = time.sleep
-        after_fork(self)
 
     def wait_until_listed(self) -> None:
         """Return once lists show all that was written before, if the service needs no longer than `settle` for it."""
         if self.settle:
             self.sleep(self.settle)
-
-    def forget(self) -> None:
-        """Drop the client: its connections belong to the process that opened them."""
-        self._lock = threading.Lock()
-        self._client = None
 
     def client(self) -> Client:
         """Return the boto3 client.
@@ -99,15 +92,15 @@ class SessionClient:
             CredentialsError: the profile does not exist, or credentials are incomplete.
 
         """
-        with self._lock:
-            if self._client is None:
-                try:
-                    self._client = self._make_client()
-                except BedrockSessionsError:
-                    raise
-                except Exception as error:
-                    raise translated(error, writes=False) from error
-            return self._client
+        return self._client.get()
+
+    def _made_client(self) -> Client:
+        try:
+            return self._make_client()
+        except BedrockSessionsError:
+            raise
+        except Exception as error:
+            raise translated(error, writes=False) from error
 
     def _call(
         self, operation: str, member: str | None = None, /, *, writes: bool = False, **arguments: Any

@@ -34,7 +34,8 @@ from typing import Any, Literal
 import botocore.exceptions as aws
 
 from llama_index_bedrock_sessions._bedrock.errors import BAD_CREDENTIALS, translated
-from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork
+from llama_index_bedrock_sessions._bedrock.fork import PerProcess
+from llama_index_bedrock_sessions._bedrock.pool import Pool
 from llama_index_bedrock_sessions._journal.message_codec import Content, Offload
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -109,22 +110,46 @@ class S3MediaStore:
         return {name: value for name, value in described.items() if value is not None}
 
 
+class ContentCache:
+    """Contents that were read, by their names: `CACHE` bytes, the least recently used leave first. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_name: collections.OrderedDict[str, bytes] = collections.OrderedDict()
+        self._bytes = 0
+
+    def get(self, name: str) -> bytes | None:
+        """Return a content, None if it is not here."""
+        with self._lock:
+            if name in self._by_name:
+                self._by_name.move_to_end(name)
+            return self._by_name.get(name)
+
+    def add(self, name: str, content: bytes) -> None:
+        """Keep a content for the next read, unless it would take more than half of the cache."""
+        with self._lock:
+            if name in self._by_name or len(content) > CACHE // 2:
+                return
+            self._by_name[name] = content
+            self._bytes += len(content)
+            while self._bytes > CACHE:
+                self._bytes -= len(self._by_name.popitem(last=False)[1])
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Drop contents."""
+        with self._lock:
+            for name in names:
+                self._bytes -= len(self._by_name.pop(name, b""))
+
+
 class Bucket:
-    """A media store at work: its client, and what was read lately. Thread-safe."""
+    """A media store at work: its client, and the contents that were read from it. Thread-safe."""
 
     def __init__(self, store: S3MediaStore, make_client: Callable[[], Any], pool: Pool) -> None:
         self.store = store
         self.pool = pool
-        self._make_client = make_client
-        self.forget()
-        after_fork(self)
-
-    def forget(self) -> None:
-        """Drop the client and the cache: connections and locks belong to the process that made them."""
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._cache: collections.OrderedDict[str, bytes] = collections.OrderedDict()
-        self._cached = 0
+        self._client = PerProcess(lambda: store.client or make_client())
+        self._contents = PerProcess(ContentCache)
 
     def objects(self, namespace: str, key: str) -> Objects:
         """Return the objects of a conversation; no call is made."""
@@ -139,10 +164,11 @@ class Bucket:
 
     def client(self) -> Any:
         """Return the boto3 client."""
-        with self._lock:
-            if self._client is None:
-                self._client = self.store.client or self._make_client()
-            return self._client
+        return self._client.get()
+
+    def contents(self) -> ContentCache:
+        """Return the contents that this process has read."""
+        return self._contents.get()
 
     @contextmanager
     def errors(self, action: str) -> Iterator[None]:
@@ -160,29 +186,6 @@ class Bucket:
         """Return the arguments that name the KMS key."""
         arn = self.store.kms_key_arn
         return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": arn} if arn else {}
-
-    def cached(self, name: str) -> bytes | None:
-        """Return a content that was read lately."""
-        with self._lock:
-            if name in self._cache:
-                self._cache.move_to_end(name)
-            return self._cache.get(name)
-
-    def keep(self, name: str, content: bytes) -> None:
-        """Keep a content for the next read, at the cost of those not used for longest."""
-        with self._lock:
-            if name in self._cache or len(content) > CACHE // 2:
-                return
-            self._cache[name] = content
-            self._cached += len(content)
-            while self._cached > CACHE:
-                self._cached -= len(self._cache.popitem(last=False)[1])
-
-    def drop(self, names: Iterable[str]) -> None:
-        """Forget contents."""
-        with self._lock:
-            for name in names:
-                self._cached -= len(self._cache.pop(name, b""))
 
 
 class Objects:
@@ -264,7 +267,7 @@ class Objects:
 
     def _content(self, sha256: str) -> bytes | None:
         name = self.folder + sha256
-        if (cached := self._bucket.cached(name)) is not None:
+        if (cached := self._bucket.contents().get(name)) is not None:
             return cached
         try:
             reply = self._bucket.call("s3:GetObject", "get_object", Key=name)
@@ -275,7 +278,7 @@ class Objects:
         if hashlib.sha256(content).hexdigest() != sha256:
             logger.warning("object %s does not hold what its name says", name)
             return None
-        self._bucket.keep(name, content)
+        self._bucket.contents().add(name, content)
         return content
 
     def _presigned(self, sha256: str) -> str:
@@ -338,7 +341,7 @@ class Objects:
             return {}
         now = {sha256: modified for sha256, modified in self.listed().items() if sha256 in listed}
         names = [self.folder + sha256 for sha256, modified in now.items() if modified == listed[sha256]]
-        self._bucket.drop(names)
+        self._bucket.contents().drop(names)
         for start in range(0, len(names), _DELETE):
             keys = [{"Key": name} for name in names[start : start + _DELETE]]
             reply = self._bucket.call("s3:DeleteObject", "delete_objects", Delete={"Objects": keys, "Quiet": True})

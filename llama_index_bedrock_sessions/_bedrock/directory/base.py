@@ -14,13 +14,12 @@ import abc
 import contextlib
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionInfo, SessionSummary
 from llama_index_bedrock_sessions._bedrock.errors import NotFound
-from llama_index_bedrock_sessions._bedrock.pool import after_fork
+from llama_index_bedrock_sessions._bedrock.fork import ForkSafeLock
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY, NAMESPACE
 from llama_index_bedrock_sessions.errors import AccessDeniedError, DirectoryTooLarge
 
@@ -46,12 +45,7 @@ class RateLimiter:
         self._interval = 1 / rate
         self._clock, self._sleep = clock, sleep
         self._next = -math.inf
-        self.forget()
-        after_fork(self)
-
-    def forget(self) -> None:
-        """Make the lock anew: in a forked child it may be held by a thread that does not exist."""
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def wait(self) -> None:
         """Return when the next request may begin."""
@@ -83,13 +77,8 @@ class Directory(abc.ABC):
         self._pace = RateLimiter(rate)
         self._learnt: dict[str, SessionInfo | None] = {}
         self._allowed = False
-        self.forget()
-        after_fork(self)
-
-    def forget(self) -> None:
-        """Make the locks anew: in a forked child they may be held by threads that do not exist."""
-        self._lock = threading.Lock()
-        self._scanning = threading.Lock()
+        self._lock = ForkSafeLock()
+        self._scanning = ForkSafeLock()
 
     @abc.abstractmethod
     def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> Iterable[SessionSummary]:

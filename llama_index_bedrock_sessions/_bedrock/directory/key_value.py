@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import math
-import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionI
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory, Progress, from_the_beginning
 from llama_index_bedrock_sessions._bedrock.directory.session_id import is_session_id
 from llama_index_bedrock_sessions._bedrock.errors import NotFound, other_aws_error
+from llama_index_bedrock_sessions._bedrock.fork import ForkSafeLock
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY
 from llama_index_bedrock_sessions._journal.fold import COVERED_AGE
 from llama_index_bedrock_sessions.errors import (
@@ -74,12 +74,8 @@ class KeyValueDirectory(Directory):
         self._kv = kv
         self._claims: dict[str, _Entry] = {}
         self._places: set[str] = set()
+        self._calling = ForkSafeLock()
         super().__init__(sessions, namespace, rate=rate)
-
-    def forget(self) -> None:
-        """Make the locks anew."""
-        super().forget()
-        self._calling = threading.Lock()
 
     def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> list[SessionSummary]:  # noqa: ARG002
         """Return the sessions that have an entry, newest first. Older than retention only those that are there."""
