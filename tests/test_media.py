@@ -788,6 +788,13 @@ def test_no_answer(service: Service) -> None:
         store.add_message(KEY, video())
 
 
+def test_an_endpoint_that_makes_no_client(service: Service) -> None:
+    """What boto3 raises for an endpoint that is not an address is a matter of configuration."""
+    store = service.store(media=S3MediaStore("a-bucket", endpoint_url="nonsense", region_name="us-east-1", threshold=1))
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        store.add_message(KEY, video())
+
+
 def test_who_may_not_list_can_store(service: Service, s3: S3) -> None:
     """Without s3:ListBucket S3 answers a question for a missing object with 403: it is uploaded."""
     s3.fail("HeadObject", 403, "403")

@@ -16,11 +16,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import botocore.exceptions as aws
-from botocore.parsers import ResponseParserError
 
 from llama_index_bedrock_sessions import events
 from llama_index_bedrock_sessions._bedrock.clock import Clock
-from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected, client_error, translated
+from llama_index_bedrock_sessions._bedrock.errors import AWS_ERRORS, BEDROCK, NotFound, RequestRejected, translate
 from llama_index_bedrock_sessions._bedrock.fork import PerProcess
 from llama_index_bedrock_sessions._bedrock.pool import Pool
 from llama_index_bedrock_sessions._journal.ids import Home
@@ -100,7 +99,7 @@ class SessionClient:
         except BedrockSessionsError:
             raise
         except Exception as error:
-            raise translated(error, writes=False) from error
+            raise translate(error, BEDROCK) from error
 
     def _call(
         self, operation: str, member: str | None = None, /, *, writes: bool = False, **arguments: Any
@@ -112,17 +111,12 @@ class SessionClient:
         failure: Exception | None = None
         try:
             answer = reply = method(**arguments)
-        except aws.ClientError as error:
-            answer, failure = error.response, error
-            self._saw(error.response, sent)
-            raise client_error(error, writes=writes) from error
-        except ResponseParserError as error:
+        except AWS_ERRORS as error:
             failure = error
-            what = f"Bedrock's answer to {operation} cannot be read: {error}"
-            raise UnavailableError(what, may_have_happened=writes) from error
-        except aws.BotoCoreError as error:
-            failure = error
-            raise translated(error, writes=writes) from error
+            if isinstance(error, aws.ClientError):
+                answer = error.response
+                self._saw(error.response, sent)
+            raise translate(error, BEDROCK, operation=operation, writes=writes) from error
         finally:
             events.record_call(operation, arguments, answer, failure, time.perf_counter() - begun)
         self._saw(reply, sent)

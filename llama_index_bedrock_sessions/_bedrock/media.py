@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 import botocore.exceptions as aws
 
-from llama_index_bedrock_sessions._bedrock.errors import BAD_CREDENTIALS, translated
+from llama_index_bedrock_sessions._bedrock.errors import AWS_ERRORS, ObjectNotFound, s3, translate
 from llama_index_bedrock_sessions._bedrock.fork import PerProcess
 from llama_index_bedrock_sessions._bedrock.pool import Pool
 from llama_index_bedrock_sessions._journal.message_codec import Content, Offload
@@ -41,7 +41,6 @@ from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
     BedrockSessionsError,
     ConfigurationError,
-    CredentialsError,
     RequestRefusedError,
     StepTooLargeError,
     ThrottledError,
@@ -148,7 +147,8 @@ class Bucket:
     def __init__(self, store: S3MediaStore, make_client: Callable[[], Any], pool: Pool) -> None:
         self.store = store
         self.pool = pool
-        self._client = PerProcess(lambda: store.client or make_client())
+        self._make_client = make_client
+        self._client = PerProcess(self._made_client)
         self._contents = PerProcess(ContentCache)
 
     def objects(self, namespace: str, key: str) -> Objects:
@@ -166,21 +166,29 @@ class Bucket:
         """Return the boto3 client."""
         return self._client.get()
 
+    def _made_client(self) -> Any:
+        try:
+            return self.store.client or self._make_client()
+        except BedrockSessionsError:
+            raise
+        except Exception as error:
+            raise self.error(error, "") from error
+
     def contents(self) -> ContentCache:
         """Return the contents that this process has read."""
         return self._contents.get()
 
     @contextmanager
     def errors(self, action: str) -> Iterator[None]:
-        """Raise what botocore raises as errors of ours."""
+        """Raise what boto3 raises as our errors."""
         try:
             yield
-        except BedrockSessionsError:
-            raise
-        except aws.ClientError as error:
-            raise client_error(error, action, self.store) from error
-        except aws.BotoCoreError as error:
-            raise translated(error, writes=False, service="S3") from error
+        except AWS_ERRORS as error:
+            raise self.error(error, action) from error
+
+    def error(self, error: Exception, action: str) -> BedrockSessionsError:
+        """Return what boto3 raised as our error."""
+        return translate(error, s3(self.store.bucket, self.store.prefix), action=action)
 
     def encryption(self) -> dict[str, str]:
         """Return the arguments that name the KMS key."""
@@ -251,7 +259,7 @@ class Objects:
     def _is_there(self, content: Content) -> bool:
         try:
             reply = self._bucket.call("s3:GetObject", "head_object", Key=self.folder + content.sha256)
-        except (_Missing, AccessDeniedError):
+        except (ObjectNotFound, AccessDeniedError):
             # Without the permission to list, S3 does not say that an object is missing; the upload reports the rest.
             return False
         return bool(reply["ContentLength"] == content.size)
@@ -273,7 +281,7 @@ class Objects:
             reply = self._bucket.call("s3:GetObject", "get_object", Key=name)
             with self._bucket.errors("s3:GetObject"):
                 content: bytes = reply["Body"].read()
-        except _Missing:
+        except ObjectNotFound:
             return None
         if hashlib.sha256(content).hexdigest() != sha256:
             logger.warning("object %s does not hold what its name says", name)
@@ -330,7 +338,7 @@ class Objects:
                 MetadataDirective="REPLACE",
                 **self._bucket.encryption(),
             )
-        except _Missing:
+        except ObjectNotFound:
             logger.warning("object %s is to be copied, but not there", source["Key"])
             return False
         return True
@@ -347,7 +355,7 @@ class Objects:
             reply = self._bucket.call("s3:DeleteObject", "delete_objects", Delete={"Objects": keys, "Quiet": True})
             if reply.get("Errors"):
                 failed = {"Error": reply["Errors"][0], "ResponseMetadata": {}}
-                raise client_error(aws.ClientError(failed, "DeleteObjects"), "s3:DeleteObject", self._bucket.store)
+                raise self._bucket.error(aws.ClientError(failed, "DeleteObjects"), "s3:DeleteObject")
         return {sha256: modified for sha256, modified in now.items() if modified != listed[sha256]}
 
 
@@ -357,33 +365,3 @@ def _age(reply: Mapping[str, Any], entry: Mapping[str, Any]) -> timedelta:
     now = parsedate_to_datetime(date) if date else datetime.now(UTC)
     age: timedelta = now - entry["LastModified"]
     return age
-
-
-class _Missing(UnavailableError):  # noqa: N818 - never leaves this module
-    """An object is not there, or cannot be read as it is (archived, say)."""
-
-
-def client_error(error: aws.ClientError, action: str, store: S3MediaStore) -> BedrockSessionsError:
-    body = error.response.get("Error", {})
-    code, message = str(body.get("Code", "")), str(body.get("Message", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code == "NoSuchBucket":
-        return ConfigurationError(f"There is no bucket {store.bucket!r}: create it, or give S3MediaStore another.")
-    if code in {"NoSuchKey", "404", "InvalidObjectState"}:
-        return _Missing(f"S3 has no such object ({code}): {message}")
-    if code in {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}:
-        return ConfigurationError(f"The bucket {store.bucket!r} is in another region ({code}): give region_name=.")
-    if code in BAD_CREDENTIALS | {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}:
-        return CredentialsError(f"S3 does not accept the credentials ({code}): {message} Renew or replace them.")
-    if code.startswith(("AccessDenied", "KMS.")) or status == 403:
-        return AccessDeniedError(
-            f"AWS does not allow {action} on the bucket {store.bucket!r} ({code}): {message} Allow it below "
-            f"{store.prefix + '/'!r}, and the use of the KMS key if one is set; the README has a policy to paste."
-        )
-    if code in {"SlowDown", "RequestLimitExceeded", "TooManyRequestsException"} or code.startswith("Throttl"):
-        return ThrottledError(f"S3 throttled {error.operation_name} even after retries: {message}")
-    if status >= 500 or code in {"InternalError", "ServiceUnavailable", "RequestTimeout"}:
-        return UnavailableError(f"S3 failed in {error.operation_name} ({code}): {message}")
-    if code in {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}:
-        return RequestRefusedError("A file was changed while it was being stored; store it again.")
-    return RequestRefusedError(f"S3 refused {error.operation_name} ({code}): {message}")

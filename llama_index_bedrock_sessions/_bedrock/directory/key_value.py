@@ -18,16 +18,12 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionInfo, SessionSummary
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory, Progress, from_the_beginning
 from llama_index_bedrock_sessions._bedrock.directory.session_id import is_session_id
-from llama_index_bedrock_sessions._bedrock.errors import NotFound, other_aws_error
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, key_value_store, translate
 from llama_index_bedrock_sessions._bedrock.fork import ForkSafeLock
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY
 from llama_index_bedrock_sessions._journal.fold import COVERED_AGE
 from llama_index_bedrock_sessions.errors import (
-    AccessDeniedError,
     BedrockSessionsError,
-    ConfigurationError,
-    CredentialsError,
-    UnavailableError,
 )
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
@@ -212,7 +208,7 @@ class KeyValueDirectory(Directory):
         except BedrockSessionsError:
             raise
         except Exception as error:
-            raise _kv_error(error, self._kv) from error
+            raise translate(error, key_value_store(type(self._kv).__name__)) from error
 
 
 def _place(arn: str) -> str:
@@ -237,38 +233,6 @@ def _entry(session: object, value: object) -> _Entry | None:
         return _Entry(key, created, arn)
     logger.warning("an entry in the directory is ignored: it says nothing of a session")
     return None
-
-
-_DENIED = {"NoPermissionError", "InsufficientPrivilege"}
-_MISCONFIGURED = {
-    "TypeError",
-    "AttributeError",
-    "ValueError",
-    "NotImplementedError",
-    "ImportError",
-    "ArgumentError",
-    "ProgrammingError",
-    "NoSuchModuleError",
-}
-
-
-def _kv_error(error: Exception, kv: BaseKVStore) -> BedrockSessionsError:
-    """Return what a key-value store raised as an error of ours, told by its classes: no driver is imported here."""
-    what = f"The key-value store of directory= ({type(kv).__name__})"
-    known = other_aws_error(error, what)
-    if known is not None:
-        return known
-    causes = [error, getattr(error, "orig", None)]  # SQLAlchemy's errors hold those of the driver
-    classes = {c.__name__ for cause in causes for c in type(cause).__mro__}
-    # The first line: SQLAlchemy adds the statement and its parameters.
-    text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    if "AuthenticationError" in classes or "authentication failed" in text:
-        return CredentialsError(f"{what} does not accept its credentials: {text}")
-    if classes & _DENIED:
-        return AccessDeniedError(f"{what} may not be used: {text}. It needs to read, put and delete.")
-    if classes & _MISCONFIGURED:
-        return ConfigurationError(f"{what} cannot be used as it is: {text}")
-    return UnavailableError(f"{what} failed: {text}")
 
 
 _tokens: weakref.WeakKeyDictionary[BaseKVStore, str] = weakref.WeakKeyDictionary()
