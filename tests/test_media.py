@@ -467,7 +467,7 @@ def test_missing_and_changed_objects(
         shape(m) for m in (user("before"), message_codec.normal(video(LARGE * 2)))
     ]
     assert "replaced by placeholders" in caplog.text
-    assert ("does not hold" in caplog.text) is (wrong is not None)
+    assert ("is not that of its name" in caplog.text) is (wrong is not None)
 
 
 def test_nothing_foreign_is_read(service: Service, s3: S3) -> None:

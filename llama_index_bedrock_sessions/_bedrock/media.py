@@ -1,16 +1,24 @@
 """Large contents in Amazon S3, in place of the steps that refer to them.
 
-The law: **an object is named by what it holds, and belongs to one conversation**: its key in the bucket is
-`<prefix>/<conversation>/<SHA-256 of the content>`, where the conversation is the SHA-256 of its namespace and key. So
-nothing stored can name an object of another conversation, or of another bucket; what is read is held against its name;
-deleting a conversation deletes what is below its prefix, and copying one copies it.
+The law: **the content names the object, and the object belongs to one conversation**. Its key in the bucket is
+`<prefix>/<conversation>/<SHA-256 of the content>`, where the conversation is the SHA-256 of its namespace and key. So:
 
-A writer uploads an object before it writes the step that refers to it, and looks for it again afterwards. An object
-that is there already is copied onto itself, which sends no bytes. So its `LastModified` is never older than the last
-look of a writer, and a lifecycle rule of the bucket counts from there.
+- Nothing stored can refer to an object of another conversation or of another bucket.
+- A reader checks each content against its name.
+- Deleting a conversation deletes everything below its prefix, and copying it copies that.
 
-A process that deletes unreferenced objects lists them, waits until lists show every step that was written by then,
-reads the references, and deletes only objects whose `LastModified` has not changed.
+A writer stores an object in this order:
+
+1. It uploads the object. If the object exists, the writer copies it onto itself, which sends no bytes.
+2. It writes the step that refers to the object.
+3. It uploads the object again if it is gone.
+
+So each writer that refers to an object has renewed its `LastModified`, and a lifecycle rule of the bucket counts from
+there. A process deletes unreferenced objects in this order:
+
+1. It lists the objects.
+2. It waits until lists show every step that was written by then, and reads the references.
+3. It deletes the objects without a reference whose `LastModified` has not changed.
 """
 
 from __future__ import annotations
@@ -49,31 +57,31 @@ from llama_index_bedrock_sessions.errors import (
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 THRESHOLD = 256 * 1024
-"""Bytes: about what a step carries again at most; larger contents would stay where they are anyway."""
+"""Bytes. About what a step carries again at most, so that larger contents are not carried in any case."""
 MAX_OBJECT = 5_000_000_000
 """Bytes: the limit of one PutObject is 5 GB (S3 user guide)."""
 CACHE = 64 * 1024 * 1024
-"""Bytes of contents that a store keeps in memory; the least recently used go first."""
+"""Bytes of contents that a store keeps in memory."""
 URL_SECONDS = 3600
 """How long a presigned URL is valid."""
-FRESH = timedelta(days=9)
+RENEW_AGE = timedelta(days=9)
 """Age from which `Objects.renew` copies an object onto itself."""
-_DELETE = 1000  # keys one DeleteObjects takes (S3 API)
+_DELETE = 1000  # keys in one DeleteObjects (S3 API)
 
 
 @dataclasses.dataclass(frozen=True)
 class S3MediaStore:
     """Where a chat store keeps large contents: the argument `media=`. Constructing makes no call.
 
-    bucket: its name; it exists already.
-    prefix: what the names of all objects begin with.
+    bucket: the name of an existing bucket.
+    prefix: the beginning of the names of all objects.
     threshold: bytes from which the content of a block goes to S3. Images within Bedrock's limits (3.75 MB) become
         native image blocks with an `s3Location`; with a threshold above that, no image does.
     read: what messages hold when they are read: "bytes", or the object's URL, as "s3" (`s3://bucket/...`, which Bedrock
-        takes) or "presigned" (`https://...`, valid for an hour). Given back to the store, such a URL is the object.
+        takes) or "presigned" (`https://...`, valid for an hour). The store recognizes its URLs in new messages.
     kms_key_arn: a KMS key to encrypt with (SSE-KMS); the bucket's own rule if left out.
     region_name, endpoint_url: of the bucket; the region of the chat store, and AWS, if left out.
-    client: a ready boto3 S3 client; otherwise one is made of the chat store's credentials.
+    client: a ready boto3 S3 client; otherwise one is made with the chat store's credentials.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -104,7 +112,7 @@ class S3MediaStore:
             raise ConfigurationError("S3MediaStore: client= is complete: leave out region_name and endpoint_url.")
 
     def describe(self) -> dict[str, Any]:
-        """Return the arguments as JSON values: all of them, less those left out and the client."""
+        """Return the arguments as JSON values, without the client and those that were left out."""
         described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("_", "client")}
         return {name: value for name, value in described.items() if value is not None}
 
@@ -152,12 +160,12 @@ class Bucket:
         self._contents = PerProcess(ContentCache)
 
     def objects(self, namespace: str, key: str) -> Objects:
-        """Return the objects of a conversation; no call is made."""
+        """Return the objects of a conversation, without a call."""
         conversation = hashlib.sha256(json.dumps([namespace, key]).encode()).hexdigest()
         return Objects(self, f"{self.store.prefix}/{conversation}/".lstrip("/"))
 
     def call(self, action: str, operation: str, /, **arguments: Any) -> dict[str, Any]:
-        """Call an S3 operation on the bucket. `action` is what IAM calls it."""
+        """Call an S3 operation on the bucket. `action` is the permission that it needs."""
         with self.errors(action):
             reply: dict[str, Any] = getattr(self.client(), operation)(Bucket=self.store.bucket, **arguments)
             return reply
@@ -180,14 +188,14 @@ class Bucket:
 
     @contextmanager
     def errors(self, action: str) -> Iterator[None]:
-        """Raise what boto3 raises as our errors."""
+        """Turn errors of boto3 into ours."""
         try:
             yield
         except AWS_ERRORS as error:
             raise self.error(error, action) from error
 
     def error(self, error: Exception, action: str) -> BedrockSessionsError:
-        """Return what boto3 raised as our error."""
+        """Return our error for what boto3 raised."""
         return translate(error, s3(self.store.bucket, self.store.prefix), action=action)
 
     def encryption(self) -> dict[str, str]:
@@ -197,10 +205,10 @@ class Bucket:
 
 
 class Objects:
-    """The objects of one conversation, by the SHA-256 of their content; all are below `folder`.
+    """The objects of one conversation, by the SHA-256 of their content. All of them are below `folder`.
 
     Every method raises `AccessDeniedError`, `CredentialsError`, `ConfigurationError` (no such bucket), `ThrottledError`
-    or `UnavailableError` as S3 has it.
+    and `UnavailableError`.
     """
 
     def __init__(self, bucket: Bucket, folder: str) -> None:
@@ -208,7 +216,7 @@ class Objects:
         self.folder = folder
 
     def offload(self) -> Offload:
-        """Return which contents go to objects, and how these are told by their URLs."""
+        """Return which contents go to objects, and with what the URLs of these begin."""
         store = self._bucket.store
         places = [f"s3://{store.bucket}/{self.folder}"]
         if store.read == "presigned":
@@ -216,18 +224,20 @@ class Objects:
         return Offload(store.threshold, tuple(places))
 
     def upload(self, contents: Mapping[str, Content], *, again: bool = False) -> None:
-        """Have these contents in S3; `again` if a message refers to them by now: that S3 has no answer is logged then.
+        """Store contents in S3, unless they are there.
+
+        `again`: a message refers to them by now, so it is only logged if S3 does not answer whether they are there.
 
         Raises:
             StepTooLargeError: a content exceeds 5 GB.
-            RequestRefusedError: a file was changed since it was read first.
+            RequestRefusedError: a file has changed since it was first read, or cannot be read.
 
         """
         for content in contents.values():
             if content.size > MAX_OBJECT:
                 raise StepTooLargeError(
-                    f"{content.size / 1e9:.1f} GB do not fit into one object as S3 takes it at once, which is 5 GB. "
-                    "Nothing was stored. Store the content elsewhere and put its URL into the message."
+                    f"A content has {content.size / 1e9:.1f} GB, and S3 takes 5 GB in one upload. Nothing was stored. "
+                    "Store the content elsewhere and put its URL into the message."
                 )
         self._bucket.pool.map(functools.partial(self._have, again=again), list(contents.values()))
 
@@ -238,7 +248,7 @@ class Objects:
         except (ThrottledError, UnavailableError) as error:
             if not again:
                 raise
-            # It was there just now. Who is told that his message failed would store it twice.
+            # It was there before the step was written. A caller that gets an error would store the message twice.
             logger.warning("object %s was not looked for again: %s", self.folder + content.sha256, error)
             return
         try:
@@ -251,7 +261,7 @@ class Objects:
                 "put_object",
                 Key=self.folder + content.sha256,
                 Body=body,
-                # S3 holds what arrives against it.
+                # S3 compares the content that arrives with it.
                 ChecksumSHA256=base64.b64encode(bytes.fromhex(content.sha256)).decode(),
                 **self._bucket.encryption(),
             )
@@ -260,12 +270,12 @@ class Objects:
         try:
             reply = self._bucket.call("s3:GetObject", "head_object", Key=self.folder + content.sha256)
         except (ObjectNotFound, AccessDeniedError):
-            # Without the permission to list, S3 does not say that an object is missing; the upload reports the rest.
+            # Without the permission to list, S3 denies access to a missing object. The upload reports other denials.
             return False
         return bool(reply["ContentLength"] == content.size)
 
     def fetch(self, digests: Iterable[str]) -> dict[str, bytes | str | None]:
-        """Return contents, in parallel, or URLs, as the store was told; None is missing, or not what its name says."""
+        """Return contents, read in parallel, or URLs, by `S3MediaStore.read`; None if missing or unlike its name."""
         wanted = list(dict.fromkeys(digests))
         if self._bucket.store.read == "s3":
             return {sha256: f"s3://{self._bucket.store.bucket}/{self.folder}{sha256}" for sha256 in wanted}
@@ -284,7 +294,7 @@ class Objects:
         except ObjectNotFound:
             return None
         if hashlib.sha256(content).hexdigest() != sha256:
-            logger.warning("object %s does not hold what its name says", name)
+            logger.warning("object %s is ignored: its content is not that of its name", name)
             return None
         self._bucket.contents().add(name, content)
         return content
@@ -296,9 +306,9 @@ class Objects:
         return str(url)
 
     def listed(self) -> dict[str, datetime]:
-        """Return all objects of the conversation, referenced or not, and their `LastModified`.
+        """Return the `LastModified` of every object of the conversation, referenced or not.
 
-        Objects with other names are not ours and are left out.
+        Objects with names of another form are left out: another program stored them.
         """
         return {sha256: modified for sha256, modified, _ in self._entries()}
 
@@ -316,20 +326,20 @@ class Objects:
             token = {"ContinuationToken": reply["NextContinuationToken"]}
 
     def renew(self, digests: Iterable[str]) -> None:
-        """Copy those of these objects that are older than nine days onto themselves: a lifecycle rule counts anew."""
+        """Copy objects that are older than nine days onto themselves, so that a lifecycle rule counts from now."""
         wanted = set(digests)
-        old = [sha256 for sha256, _, age in self._entries() if sha256 in wanted and age >= FRESH]
+        old = [sha256 for sha256, _, age in self._entries() if sha256 in wanted and age >= RENEW_AGE]
         self._bucket.pool.map(lambda sha256: self._copy(sha256, self.folder), old)
 
     def copy(self, other: Objects, digests: Iterable[str]) -> None:
-        """Copy objects to another conversation. What is missing is passed over."""
+        """Copy objects to another conversation. Missing objects are skipped."""
         self._bucket.pool.map(lambda sha256: self._copy(sha256, other.folder), list(dict.fromkeys(digests)))
 
     def _copy(self, sha256: str, folder: str) -> bool:
-        """Copy an object to a folder; return whether it was there."""
+        """Copy an object to a folder; return whether it exists."""
         source = {"Bucket": self._bucket.store.bucket, "Key": self.folder + sha256}
         try:
-            # REPLACE: S3 refuses to copy an object onto itself otherwise.
+            # Without REPLACE, S3 refuses to copy an object onto itself.
             self._bucket.call(
                 "s3:PutObject",
                 "copy_object",
@@ -339,12 +349,12 @@ class Objects:
                 **self._bucket.encryption(),
             )
         except ObjectNotFound:
-            logger.warning("object %s is to be copied, but not there", source["Key"])
+            logger.warning("object %s cannot be copied: it does not exist", source["Key"])
             return False
         return True
 
     def delete(self, listed: Mapping[str, datetime]) -> dict[str, datetime]:
-        """Delete objects that have not changed since they were `listed` so; return those that have."""
+        """Delete objects that have not changed since they were `listed`; return those that have changed."""
         if not listed:
             return {}
         now = {sha256: modified for sha256, modified in self.listed().items() if sha256 in listed}
@@ -360,7 +370,7 @@ class Objects:
 
 
 def _age(reply: Mapping[str, Any], entry: Mapping[str, Any]) -> timedelta:
-    """Return how long ago an object was uploaded or copied, by the clock of S3."""
+    """Return the time since an object was uploaded or copied, by the clock of S3."""
     date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
     now = parsedate_to_datetime(date) if date else datetime.now(UTC)
     age: timedelta = now - entry["LastModified"]

@@ -20,7 +20,7 @@ _calling_task: contextvars.ContextVar[object | None] = contextvars.ContextVar("b
 
 
 class Pooled(Protocol):
-    """What has methods that talk to the service."""
+    """An object whose methods call the service."""
 
     @property
     def _pool(self) -> Pool: ...
@@ -82,7 +82,7 @@ class Pool:
 def _attempt(function: Callable[[T], R], item: T) -> Callable[[], R]:
     try:
         result = function(item)
-    except Exception as error:  # noqa: BLE001 - raised by the caller, once everything has ended
+    except Exception as error:  # noqa: BLE001 - the caller raises it, once everything has ended
         return functools.partial(_raise, error)
     return lambda: result
 
