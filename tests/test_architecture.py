@@ -21,7 +21,7 @@ from llama_index_bedrock_sessions import Conversation
 ROOT = Path(__file__).parent.parent
 PACKAGE = "llama_index_bedrock_sessions"
 PYPROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
-WITHOUT_IO = {"configure", "drop", "forget", "invocation"}
+WITHOUT_IO = {"invocation"}
 """Public methods of a conversation that make no call."""
 
 

@@ -165,3 +165,49 @@ def test_a_failure_leaves_a_conversation_free() -> None:
     done: list[bool] = []
     assert lock.if_free(lambda: done.append(True))
     assert done == [True]
+
+
+def test_a_function_of_the_application_may_use_the_store() -> None:
+    """What makes the metadata of a new conversation can read another conversation of the same store."""
+    service = Service()
+
+    def metadata(key: str) -> dict[str, str]:
+        return {} if key == "settings" else {"team": str(store.conversation("settings").state["team"])}
+
+    store = service.store(session_metadata=metadata)
+    store.conversation("settings").state["team"] = "blue"
+    store.conversation(KEY).add([user("a")])
+    assert [s.get("sessionMetadata", {}).get("team") for s in service.sessions()] == [None, "blue"]
+
+
+def test_two_threads_that_make_one_conversation_get_the_same() -> None:
+    """The first that is finished is the conversation of the key."""
+    both = threading.Barrier(2, timeout=30)
+
+    def metadata(_: str) -> dict[str, str]:
+        both.wait()
+        return {}
+
+    store = Service().store(session_metadata=metadata)
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(store.conversation(KEY))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] is found[1]
+    assert store.conversation(KEY) is found[0]
+
+
+def test_what_is_in_use_keeps_its_bytes_and_others_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the budget the least recently used goes first, and one in use is passed over."""
+    store = Service().store()
+    visit(store, 1)
+    size = store._cache.bytes
+    visit(store, 2)
+    monkeypatch.setattr(cache, "BUDGET", 2 * size + size // 2)
+    with store.conversation("user-1")._engine.lock:
+        visit(store, 3)
+    assert store.conversation("user-1")._engine.reader.fold is not None
+    assert store.conversation("user-2")._engine.reader.fold is None
+    assert store._cache.bytes <= cache.BUDGET

@@ -158,13 +158,13 @@ class Directory(abc.ABC):
 
         With `fresh`, own sessions that have changed are read again: metadata other than the key can change.
         """
-        told: set[str] = set()
+        yielded: set[str] = set()
         is_current = False
         while not is_current:
             # A process that deletes a session during the scan may continue in another, which was not listed.
             is_current = True
-            listed = [summary for summary in self._listed() if summary.session not in told]
-            told |= {summary.session for summary in listed}
+            listed = [summary for summary in self._listed() if summary.session not in yielded]
+            yielded |= {summary.session for summary in listed}
             total, done = len(self._unseen(listed, since())), 0
             self._check_number(total)
             for start in range(0, len(listed), BATCH):
