@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import functools
 import hashlib
 import itertools
 import logging
@@ -42,8 +41,9 @@ from llama_index_bedrock_sessions._bedrock.directory.session_id import (
     session_closed,
 )
 from llama_index_bedrock_sessions._bedrock.errors import NotFound
+from llama_index_bedrock_sessions._bedrock.fork import PerProcess
 from llama_index_bedrock_sessions._bedrock.media import Bucket, S3MediaStore
-from llama_index_bedrock_sessions._bedrock.pool import Pool, async_twin, in_pool
+from llama_index_bedrock_sessions._bedrock.pool import Pool, async_twin
 from llama_index_bedrock_sessions._bedrock.session_metadata import check_metadata, check_tags
 from llama_index_bedrock_sessions._conversation.cache import ConversationCache
 from llama_index_bedrock_sessions._conversation.conversation import RENEW_AFTER, Conversation, to_ms
@@ -146,7 +146,7 @@ class BedrockSessionsChatStore(BaseChatStore):
     _where: Directory = PrivateAttr()
     _by_id: SessionIdDirectory = PrivateAttr()
     _bucket: Bucket | None = PrivateAttr(default=None)
-    _kept: ConversationCache[ConversationEngine] = PrivateAttr()
+    _caches: PerProcess[ConversationCache[ConversationEngine]] = PrivateAttr()
     _facades: weakref.WeakValueDictionary[int, Conversation] = PrivateAttr()
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
 
@@ -180,7 +180,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             self._where = MetadataDirectory(self._sessions, self.namespace, limit, rate)
         if self.media is not None:
             self._bucket = Bucket(self.media, self._make_s3_client, self._sessions.pool)
-        self._kept = ConversationCache()
+        self._caches = PerProcess(ConversationCache)
         self._facades = weakref.WeakValueDictionary()
         _live[self._id] = self
 
@@ -218,6 +218,10 @@ class BedrockSessionsChatStore(BaseChatStore):
     @property
     def _pool(self) -> Pool:
         return self._sessions.pool
+
+    @property
+    def _cache(self) -> ConversationCache[ConversationEngine]:
+        return self._caches.get()
 
     # Conversations
 
@@ -268,7 +272,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             self._by_id.look(session_id)
         except NotFound:
             raise session_closed(session_id, "is not there (any more) in this account and region") from None
-        engine = self._kept.get((session_id, False), lambda: self._new_engine(session_id, self._by_id))
+        engine = self._cache.get((session_id, False), lambda: self._new_engine(session_id, self._by_id))
         return self._facades[id(engine)]
 
     def conversations(
@@ -306,7 +310,7 @@ class BedrockSessionsChatStore(BaseChatStore):
 
     def _engine(self, key: str) -> ConversationEngine:
         self._check_key(key)
-        return self._kept.get((key, self._where.continues), lambda: self._new_engine(key, self._where))
+        return self._cache.get((key, self._where.continues), lambda: self._new_engine(key, self._where))
 
     def _new_engine(self, key: str, where: Directory) -> ConversationEngine:
         session_metadata, tags = _of_key(self.session_metadata, key), _of_key(self.tags, key)
@@ -326,7 +330,10 @@ class BedrockSessionsChatStore(BaseChatStore):
             has_retention=self.database is None,
             audit=self.audit,
         )
-        used = functools.partial(self._kept.used, (key, where.continues))
+
+        def used(engine: ConversationEngine, held: int) -> None:
+            self._cache.used((key, where.continues), engine, held)
+
         engine = ConversationEngine(key, self._sessions, where, settings, used=used)
         self._facades[id(engine)] = Conversation(engine, self.conversation, self._engine)
         return engine
@@ -413,10 +420,14 @@ class BedrockSessionsChatStore(BaseChatStore):
     ) -> AsyncIterator[ConversationSummary]:
         """`conversations`, without blocking the event loop."""
         found = self.conversations(prefix, session_metadata)
-        batch: list[ConversationSummary]
-        while batch := await in_pool(self._pool, lambda: list(itertools.islice(found, self.max_concurrency))):
+        while batch := await self._anext_batch(found):
             for one in batch:
                 yield one
+
+    def _next_batch(self, found: Iterator[ConversationSummary]) -> list[ConversationSummary]:
+        return list(itertools.islice(found, self.max_concurrency))
+
+    _anext_batch = async_twin(_next_batch)
 
     # Round trips
 

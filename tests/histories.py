@@ -465,7 +465,7 @@ class History:
         return sorted({op.name for op in self.ops if op.key == key and op.kind == "save"})
 
     def _remembers(self, number: int, key: str) -> bool:
-        known = self.processes[number].store._kept._alive.get((key, key != self.session))
+        known = self.processes[number].store._cache._alive.get((key, key != self.session))
         return known is not None and known.reader.fold is not None
 
     def _after_days(self, key: str, pause: float, last: Op) -> Op:

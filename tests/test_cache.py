@@ -40,7 +40,7 @@ def test_the_bytes_of_many_conversations_stay_within_the_budget(monkeypatch: pyt
     figures = []
     for number in range(12):
         visit(store, number)
-        figures.append(store._kept.bytes)
+        figures.append(store._cache.bytes)
     assert figures[0] > 2 * len(PICTURE)
     assert max(figures) <= cache.BUDGET < 12 * figures[0]
     with service.counting() as calls:
@@ -72,7 +72,7 @@ def test_the_figure_is_what_memory_says(monkeypatch: pytest.MonkeyPatch) -> None
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    figure = other._kept.bytes
+    figure = other._cache.bytes
     assert figure <= cache.BUDGET
     assert figure / 2 < grown < 2 * figure < 24 * 2 * len(PICTURE)
 
@@ -86,7 +86,7 @@ def test_a_conversation_larger_than_the_budget_works(monkeypatch: pytest.MonkeyP
     with service.counting() as calls:
         assert len(store.get_messages("user-1")) == 3
     assert calls == {"ListInvocationSteps": 1, "total": 1}
-    assert store._kept.bytes > cache.BUDGET
+    assert store._cache.bytes > cache.BUDGET
     visit(store, 2)
     assert store.conversation("user-1")._engine.reader.fold is None
     assert len(store.get_messages("user-1")) == 3
@@ -129,7 +129,7 @@ def test_what_somebody_is_using_is_not_dropped(monkeypatch: pytest.MonkeyPatch) 
     assert chat._engine.reader.fold is not None
     go.set()
     thread.join()
-    assert store._kept.bytes > 0
+    assert store._cache.bytes > 0
     with chat._engine.lock:
         visit(store, 2)  # an application may use another conversation where it is told of this one
         assert chat._engine.reader.fold is not None
@@ -146,16 +146,68 @@ def test_of_one_key_there_is_one_conversation_while_somebody_holds_it(monkeypatc
     others = [id(store.conversation(f"user-{number}")) for number in range(3)]
     assert len(set(others)) > 1
     assert chat._engine.reader.fold is None
-    assert store._kept.bytes == 0
+    assert store._cache.bytes == 0
     assert store.conversation(KEY) is chat
     assert [message.content for message in chat.messages()] == ["a"]
-    assert store._kept.bytes > 0
+    assert store._cache.bytes > 0
 
 
 def test_a_failure_leaves_a_conversation_free() -> None:
     """Where something fails, and even counting does, the lock is released."""
-    turn = cache.ReleaseHookLock(lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    lock = cache.ReleaseHookLock(fail)
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), turn:
+        with pytest.raises(ZeroDivisionError), lock:
             pass
-    assert turn.if_free(list) is True  # type: ignore[arg-type]
+    done: list[bool] = []
+    assert lock.if_free(lambda: done.append(True))
+    assert done == [True]
+
+
+def test_a_function_of_the_application_may_use_the_store() -> None:
+    """What makes the metadata of a new conversation can read another conversation of the same store."""
+    service = Service()
+
+    def metadata(key: str) -> dict[str, str]:
+        return {} if key == "settings" else {"team": str(store.conversation("settings").state["team"])}
+
+    store = service.store(session_metadata=metadata)
+    store.conversation("settings").state["team"] = "blue"
+    store.conversation(KEY).add([user("a")])
+    assert [s.get("sessionMetadata", {}).get("team") for s in service.sessions()] == [None, "blue"]
+
+
+def test_two_threads_that_make_one_conversation_get_the_same() -> None:
+    """The first that is finished is the conversation of the key."""
+    both = threading.Barrier(2, timeout=30)
+
+    def metadata(_: str) -> dict[str, str]:
+        both.wait()
+        return {}
+
+    store = Service().store(session_metadata=metadata)
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(store.conversation(KEY))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] is found[1]
+    assert store.conversation(KEY) is found[0]
+
+
+def test_what_is_in_use_keeps_its_bytes_and_others_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the budget the least recently used goes first, and one in use is passed over."""
+    store = Service().store()
+    visit(store, 1)
+    size = store._cache.bytes
+    visit(store, 2)
+    monkeypatch.setattr(cache, "BUDGET", 2 * size + size // 2)
+    with store.conversation("user-1")._engine.lock:
+        visit(store, 3)
+    assert store.conversation("user-1")._engine.reader.fold is not None
+    assert store.conversation("user-2")._engine.reader.fold is None
+    assert store._cache.bytes <= cache.BUDGET

@@ -229,7 +229,7 @@ def test_tags_are_inherited_from_a_session_this_store_has_forgotten() -> None:
     service = Service()
     store = service.store()
     store.conversation(KEY, tags={"Environment": "Production"}).add([user("one")])
-    store._kept.forget()
+    store._caches.take()
     service.later(IDLE)
     store.add_message(KEY, user("two"))
     tags = [service.boto3.list_tags_for_resource(resourceArn=s["sessionArn"])["tags"] for s in service.sessions()]

@@ -220,8 +220,8 @@ def test_a_scan_is_told_of_and_warned_about(service: Service, caplog: pytest.Log
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "up to 401 sessions" in warning
     assert "directory=" in warning
-    looked = [record.getMessage() for record in caplog.records if "looked at" in record.getMessage()]
-    assert looked == ["looked at 256 of 401 sessions", "looked at 401 of 401 sessions"]
+    looked = [record.getMessage() for record in caplog.records if record.getMessage().startswith("read ")]
+    assert looked == ["read 256 of 401 sessions", "read 401 of 401 sessions"]
 
 
 def test_too_many_sessions_name_the_directories(service: Service) -> None:
@@ -281,7 +281,7 @@ def test_a_scan_keeps_to_the_rate(service: Service) -> None:
     sessions_of_others(service, 5)
     store = service.store(scan_rate=2)
     waited: list[float] = []
-    store._where._pace._sleep = waited.append
+    store._where._limiter._sleep = waited.append
     store.get_keys()
     assert len(waited) == 3
 

@@ -45,6 +45,7 @@ from llama_index_bedrock_sessions import (
     UnavailableError,
 )
 from llama_index_bedrock_sessions._bedrock import media
+from llama_index_bedrock_sessions._bedrock.fork import reset_inherited
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.encoding import envelope
 from llama_index_bedrock_sessions._journal.ids import Kind, new_id
@@ -433,7 +434,8 @@ def test_what_was_read_lately_is_not_read_again(service: Service, s3: S3, monkey
     assert shown(store) == expected
     assert s3.calls == {"GetObject": 4 + 2}
     assert store._bucket is not None
-    assert store._bucket._cached == sum(map(len, store._bucket._cache.values())) == 40_000
+    known = store._bucket.contents()
+    assert known._bytes == sum(map(len, known._by_name.values())) == 40_000
 
 
 def test_objects_are_read_in_parallel(service: Service, s3: S3) -> None:
@@ -465,7 +467,7 @@ def test_missing_and_changed_objects(
         shape(m) for m in (user("before"), message_codec.normal(video(LARGE * 2)))
     ]
     assert "replaced by placeholders" in caplog.text
-    assert ("does not hold" in caplog.text) is (wrong is not None)
+    assert ("is not that of its name" in caplog.text) is (wrong is not None)
 
 
 def test_nothing_foreign_is_read(service: Service, s3: S3) -> None:
@@ -540,7 +542,7 @@ def test_deleting_deletes_the_objects(service: Service, s3: S3) -> None:
     assert [shape(m) for m in deleted or ()] == [shape(message_codec.normal(video()))]
     assert s3.names() == sorted([f"{other}{sha256(LARGE)}", f"{mine}/notes.txt", f"{mine}-2/{sha256(LARGE)}"])
     assert store._bucket is not None
-    assert not [name for name in store._bucket._cache if name.startswith(mine)]
+    assert not [name for name in store._bucket.contents()._by_name if name.startswith(mine)]
 
 
 @pytest.mark.parametrize(
@@ -786,6 +788,13 @@ def test_no_answer(service: Service) -> None:
         store.add_message(KEY, video())
 
 
+def test_an_endpoint_that_makes_no_client(service: Service) -> None:
+    """What boto3 raises for an endpoint that is not an address is a matter of configuration."""
+    store = service.store(media=S3MediaStore("a-bucket", endpoint_url="nonsense", region_name="us-east-1", threshold=1))
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        store.add_message(KEY, video())
+
+
 def test_who_may_not_list_can_store(service: Service, s3: S3) -> None:
     """Without s3:ListBucket S3 answers a question for a missing object with 403: it is uploaded."""
     s3.fail("HeadObject", 403, "403")
@@ -884,7 +893,7 @@ def test_a_forked_child_has_a_client_of_its_own(s3: S3, service: Service) -> Non
     store.add_message(KEY, video())
     store.get_messages(KEY)
     assert store._bucket is not None
-    assert store._bucket._cache
-    store._bucket.forget()
-    assert not store._bucket._cache
+    assert store._bucket.contents()._by_name
+    reset_inherited()
+    assert not store._bucket.contents()._by_name
     assert shown(store) == [shape(message_codec.normal(video()))]

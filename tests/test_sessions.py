@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,8 @@ from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionS
 from llama_index_bedrock_sessions._bedrock.clock import Clock
 from llama_index_bedrock_sessions._bedrock.connection import new_botocore_session
 from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected
-from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork, forget_all
+from llama_index_bedrock_sessions._bedrock.fork import ForkSafeLock, PerProcess, reset_inherited
+from llama_index_bedrock_sessions._bedrock.pool import Pool
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from llama_index_bedrock_sessions.errors import (
@@ -723,8 +725,8 @@ def test_a_closed_pool_starts_again_when_it_is_needed(pool: Pool) -> None:
     assert pool.map(lambda item: item, [1, 2]) == [1, 2]
 
 
-def test_what_does_not_survive_a_fork_is_forgotten() -> None:
-    """Forgetting drops client and threads, even while a lock is held; both are made anew when needed."""
+def test_a_child_makes_its_own_client_and_threads() -> None:
+    """A forked child has neither the client nor the threads of its parent; it makes them when they are needed."""
     made: list[Client] = []
     emulator = Emulator()
 
@@ -735,12 +737,11 @@ def test_what_does_not_survive_a_fork_is_forgotten() -> None:
     pool = Pool(2)
     sessions = SessionClient(client, pool)
     pool.map(lambda item: item, [1, 2])
-    with sessions._lock, pool._lock:
-        sessions.forget()
-        pool.forget()
-        assert sessions.client() is sessions.client()
-        assert pool.map(lambda item: item, [1, 2]) == [1, 2]
-    assert len(made) == 1
+    assert sessions.client() is sessions.client()
+    reset_inherited()
+    assert sessions.client() is sessions.client()
+    assert pool.map(lambda item: item, [1, 2]) == [1, 2]
+    assert len(made) == 2
     pool.close()
 
 
@@ -761,24 +762,77 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
 
 
-def test_everything_registered_is_forgotten_after_a_fork() -> None:
-    """Anything with a `forget` can be registered; what has been collected is not held back by that."""
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_lock_is_free_in_a_forked_child() -> None:
+    """Locks that the forking thread and another thread hold are free in the child, which can leave its own."""
+    script = """
+import os, sys, threading
+from llama_index_bedrock_sessions._bedrock.fork import ForkSafeLock, PerProcess
+own, other, held, made = ForkSafeLock(), ForkSafeLock(), threading.Event(), []
+def make():
+    if not made:
+        made.append(os.getpid())
+        held.set()
+        threading.Event().wait()
+    return os.getpid()
+resource = PerProcess(make)
+def hold():
+    with other:
+        resource.get()
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+with own:
+    child = os.fork()
+    if child == 0:
+        def use():
+            with own, own, other:
+                assert resource.get() == os.getpid()
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        use()
+if child == 0:
+    use()
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
 
-    class Thing:
-        forgotten = 0
 
-        def forget(self) -> None:
-            self.forgotten += 1
+def test_a_lock_excludes_other_threads() -> None:
+    """A thread can enter it twice, and no other thread can until it has left it twice."""
+    lock, entered = ForkSafeLock(), threading.Event()
 
-    thing = Thing()
-    after_fork(thing)
-    forget_all()
-    assert thing.forgotten == 1
-    import weakref
+    def enter() -> None:
+        with lock:
+            entered.set()
 
-    reference = weakref.ref(thing)
-    del thing
-    assert reference() is None
+    thread = threading.Thread(target=enter)
+    with lock:
+        with lock:
+            thread.start()
+        assert not entered.wait(0.01)
+    thread.join()
+    assert entered.is_set()
+
+
+def test_a_failed_resource_is_made_by_the_next_use() -> None:
+    """An error of making it is raised; what was made is kept until it is taken."""
+    made = iter([0, 1, 2])
+    resource = PerProcess(lambda: 1 / next(made))
+    with pytest.raises(ZeroDivisionError):
+        resource.get()
+    assert (resource.get(), resource.get(), resource.take(), resource.take(), resource.get()) == (1, 1, 1, None, 0.5)
+
+
+def test_what_is_reset_after_a_fork_can_be_collected() -> None:
+    """That a lock or a resource would be reset in a child does not keep it in memory."""
+    resource = PerProcess(ForkSafeLock)
+    references: list[weakref.ref[Any]] = [weakref.ref(resource), weakref.ref(resource.get())]
+    reset_inherited()
+    assert references[1]() is None
+    del resource
+    assert references[0]() is None
 
 
 def test_the_client_is_made_once_by_many_threads() -> None:

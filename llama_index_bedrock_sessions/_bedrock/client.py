@@ -1,7 +1,7 @@
-"""The only module that talks to a boto3 client: open, append exactly once, list, fetch, end, delete.
+"""The only module that calls a client of Bedrock: open, append exactly once, list, fetch, end, delete.
 
-It turns botocore's errors into ours, keeps the service's time, and knows nothing of what a step says. boto3 clients are
-thread-safe; everything here is.
+It raises boto3's errors as ours and keeps the service's time. It knows nothing of what a step contains. Everything here
+is thread-safe, as boto3 clients are.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,12 +16,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import botocore.exceptions as aws
-from botocore.parsers import ResponseParserError
 
 from llama_index_bedrock_sessions import events
 from llama_index_bedrock_sessions._bedrock.clock import Clock
-from llama_index_bedrock_sessions._bedrock.errors import NotFound, RequestRejected, client_error, translated
-from llama_index_bedrock_sessions._bedrock.pool import Pool, after_fork
+from llama_index_bedrock_sessions._bedrock.errors import AWS_ERRORS, BEDROCK, NotFound, RequestRejected, translate
+from llama_index_bedrock_sessions._bedrock.fork import PerProcess
+from llama_index_bedrock_sessions._bedrock.pool import Pool
 from llama_index_bedrock_sessions._journal.ids import Home
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -40,14 +39,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 SETTLE = 2.0
-"""Seconds in which the service has to list what was written, where something is deleted that no list has shown."""
+"""Seconds that the service may take to list what was written. Deletions of what no list has shown wait for it."""
 PAGE = 1000
 """Entries asked of a list: `maxResults` is 1..1000 (service model)."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class SessionInfo(NamedTuple):
-    """What `GetSession` says; times in ms since the epoch."""
+    """The answer of `GetSession`; times in ms since the epoch."""
 
     session: str
     status: str
@@ -59,7 +58,7 @@ class SessionInfo(NamedTuple):
 
 
 class SessionSummary(NamedTuple):
-    """What `ListSessions` says of a session; times in ms since the epoch."""
+    """A session in the answer of `ListSessions`; times in ms since the epoch."""
 
     session: str
     status: str
@@ -69,72 +68,64 @@ class SessionSummary(NamedTuple):
 
 
 class SessionClient:
-    """The session operations of one client, in our words. The client is made when it is first needed."""
+    """The session operations of one boto3 client, which each process makes when it first needs it.
+
+    `settle` is in seconds, see `SETTLE`. Every method that calls the service raises AccountError, ConfigurationError
+    and ServiceError. Each method names the other errors that it raises.
+    """
 
     def __init__(self, make_client: Callable[[], Client], pool: Pool, settle: float = SETTLE) -> None:
         self._make_client = make_client
-        self._client: Client | None = None
-        self._lock = threading.Lock()
+        self._client = PerProcess(self._made_client)
         self.pool = pool
         self.clock = Clock()
         self.settle = settle
         self.sleep: Callable[[float], object] = time.sleep
-        after_fork(self)
 
     def wait_until_listed(self) -> None:
-        """Return once lists show all that was written before, if the service needs no longer than `settle` for it."""
+        """Wait until lists show everything that was written before, which takes the service `settle` at most."""
         if self.settle:
             self.sleep(self.settle)
-
-    def forget(self) -> None:
-        """Drop the client: its connections belong to the process that opened them."""
-        self._lock = threading.Lock()
-        self._client = None
 
     def client(self) -> Client:
         """Return the boto3 client.
 
         Raises:
-            ConfigurationError: no region, or arguments boto3 does not take.
-            CredentialsError: the profile does not exist, or credentials are incomplete.
+            ConfigurationError: no region, an unknown profile, or arguments that boto3 does not take.
+            CredentialsError: credentials are incomplete.
 
         """
-        with self._lock:
-            if self._client is None:
-                try:
-                    self._client = self._make_client()
-                except BedrockSessionsError:
-                    raise
-                except Exception as error:
-                    raise translated(error, writes=False) from error
-            return self._client
+        return self._client.get()
+
+    def _made_client(self) -> Client:
+        try:
+            return self._make_client()
+        except BedrockSessionsError:
+            raise
+        except Exception as error:
+            raise translate(error, BEDROCK) from error
 
     def _call(
         self, operation: str, member: str | None = None, /, *, writes: bool = False, **arguments: Any
     ) -> dict[str, Any]:
-        """Call an operation; `member` has to be in its answer."""
+        """Call an operation. `member` must be in its answer. `writes`: a failed call may have changed something."""
         method: Callable[..., dict[str, Any]] = getattr(self.client(), operation)
         sent, begun = self.clock.local(), time.perf_counter()
         answer: Mapping[str, Any] | None = None
         failure: Exception | None = None
         try:
             answer = reply = method(**arguments)
-        except aws.ClientError as error:
-            answer, failure = error.response, error
-            self._saw(error.response, sent)
-            raise client_error(error, writes=writes) from error
-        except ResponseParserError as error:
+        except AWS_ERRORS as error:
             failure = error
-            what = f"Bedrock's answer to {operation} cannot be read: {error}"
-            raise UnavailableError(what, may_have_happened=writes) from error
-        except aws.BotoCoreError as error:
-            failure = error
-            raise translated(error, writes=writes) from error
+            if isinstance(error, aws.ClientError):
+                answer = error.response
+                self._saw(error.response, sent)
+            raise translate(error, BEDROCK, operation=operation, writes=writes) from error
         finally:
             events.record_call(operation, arguments, answer, failure, time.perf_counter() - begun)
         self._saw(reply, sent)
         if member is not None and member not in reply:
-            # botocore does not notice that an answer was cut off: it returns none of its members.
+            # botocore does not notice that an answer was cut off. It returns a reply without members.
             raise UnavailableError(f"Bedrock's answer has no {member}: it was cut off.", may_have_happened=writes)
         return reply
 
@@ -156,7 +147,7 @@ class SessionClient:
     def create(
         self, metadata: Mapping[str, str], tags: Mapping[str, str], encryption_key_arn: str | None
     ) -> SessionInfo:
-        """Create a session. A lost reply leaves a session nobody opens; it is adopted by the next who looks."""
+        """Create a session. A lost reply leaves an unopened session, which the next process that finds it uses."""
         arguments: dict[str, Any] = {"sessionMetadata": dict(metadata)}
         if tags:
             arguments["tags"] = dict(tags)
@@ -171,7 +162,7 @@ class SessionClient:
         return SessionInfo(reply["sessionId"], status, created, created, metadata, encryption_key_arn, arn)
 
     def get(self, session: str) -> SessionInfo:
-        """Return what the service says of a session. Raises NotFound."""
+        """Return a session. Raises NotFound."""
         reply = self._call("get_session", "sessionStatus", sessionIdentifier=session)
         return SessionInfo(
             session=reply.get("sessionId", session),
@@ -200,7 +191,7 @@ class SessionClient:
             raise RequestRefusedError(f"Bedrock refused to list sessions: {refusal}") from refusal
 
     def end(self, session: str) -> bool:
-        """End a session; return whether it takes no more writes now because of this call. Raises NotFound."""
+        """End a session; return whether this call ended it. Raises NotFound."""
         try:
             self._call("end_session", sessionIdentifier=session)
         except RequestRejected:
@@ -208,11 +199,11 @@ class SessionClient:
         return True
 
     def delete(self, session: str) -> None:
-        """Delete a session, ended before. Raises NotFound, RequestRejected."""
+        """Delete a session that has ended. Raises NotFound, RequestRejected."""
         self._call("delete_session", writes=True, sessionIdentifier=session)
 
     def update(self, session: str, metadata: Mapping[str, str]) -> None:
-        """Make this the metadata of a session; whether the service keeps entries left out is unknown.
+        """Replace the metadata of a session. Whether the service keeps entries that are left out is unknown.
 
         Raises NotFound, RequestRejected.
         """
@@ -223,12 +214,12 @@ class SessionClient:
         self._call("tag_resource", resourceArn=arn, tags=dict(tags))
 
     def tags(self, arn: str) -> dict[str, str]:
-        """Return the tags of a session, {} where they may not be read, or two answers were cut off. Raises NotFound."""
+        """Return the tags of a session, {} if reading them is denied or two answers were cut off. Raises NotFound."""
         with contextlib.suppress(RequestRejected, AccessDeniedError):
             for _ in range(2):
                 reply = self._call("list_tags_for_resource", resourceArn=arn)
                 length = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-length", "2")
-                # The member is optional. An answer without it that is longer than {} may have been cut off.
+                # The member is optional. An answer without it may have been cut off, unless it is as short as {}.
                 if "tags" in reply or length == "2":
                     return dict(reply.get("tags") or {})
         return {}
@@ -236,9 +227,9 @@ class SessionClient:
     # Invocations and steps
 
     def create_invocation(self, session: str, invocation: str, description: str | None = None) -> bool:
-        """Create an invocation; return whether this call has, and not one before it. Raises NotFound, RequestRejected.
+        """Create an invocation; return whether it is new. Raises NotFound, RequestRejected.
 
-        A description may hold lone surrogates, which no request can: the service gets a question mark for each.
+        A description may hold lone surrogates, which a request cannot. The service gets a question mark for each.
         """
         arguments: dict[str, Any] = (
             {"description": description.encode(errors="replace").decode()} if description else {}
@@ -254,13 +245,13 @@ class SessionClient:
     def put(self, home: Home, at: int, payload: list[ContentBlock]) -> None:
         """Store a step exactly once; `at` is its time in ms.
 
-        After any refusal, and after a failure that leaves the outcome open, it looks whether the step is there: a lost
-        reply makes botocore send the same step again, which is refused as known.
+        A lost reply makes botocore send the same step again, and the service refuses that as a conflict. So after a
+        refusal, and after a failure that leaves the outcome open, this method reads whether the step is stored.
 
         Raises:
             NotFound: the session or the invocation does not exist.
-            RequestRejected: the service does not take it.
-            UnavailableError: with `may_have_happened`, if nobody can say.
+            RequestRejected: the service refuses the step.
+            UnavailableError: with `may_have_happened`, if the outcome is unknown.
 
         """
         try:
@@ -274,7 +265,7 @@ class SessionClient:
                 payload={"contentBlocks": payload},
             )
         except AccountError as failure:
-            # An attempt before the one that was refused may have been carried out.
+            # An attempt before the refused one may have been carried out.
             if not failure.may_have_happened or not self._is_there(home, payload, failure):
                 raise
         except (RequestRejected, NotFound, UnavailableError, ThrottledError) as failure:
@@ -288,16 +279,16 @@ class SessionClient:
             pass
         except BedrockSessionsError as error:
             if isinstance(failure, (RequestRejected, NotFound)):
-                # It may have been refused because an attempt before had stored it.
+                # The refusal may be due to an earlier attempt that stored the step.
                 error.may_have_happened = True
                 raise
         else:
             if is_there:
-                said = getattr(failure, "code", type(failure).__name__)
-                logger.info("step %s of session %s is stored, in spite of %s", home.step, home.session, said)
+                code = getattr(failure, "code", type(failure).__name__)
+                logger.info("step %s of session %s is stored, in spite of %s", home.step, home.session, code)
             return is_there
         if isinstance(failure, UnavailableError):
-            # The step may still arrive: a request can be executed after its connection is gone.
+            # The step may still arrive: the service can execute a request after its connection is gone.
             failure.may_have_happened = True
         return False
 
@@ -317,12 +308,12 @@ class SessionClient:
                 invocationStepId=home.step,
             )["invocationStep"]
         except RequestRejected as refusal:
-            # What a stored reference names may not even have the form of an id.
+            # A stored reference may name something that does not have the form of an id.
             raise NotFound(str(refusal)) from refusal
         return reply.get("payload", {}).get("contentBlocks") or [], self._ms(reply, "invocationStepTime")
 
     def fetch(self, homes: Iterable[Home]) -> list[tuple[Home, tuple[list[ContentBlock], int] | None]]:
-        """Return each step, or None where it is gone; in parallel."""
+        """Return each step, read in parallel, or None if it does not exist."""
 
         def get(home: Home) -> tuple[Home, tuple[list[ContentBlock], int] | None]:
             try:
@@ -334,11 +325,11 @@ class SessionClient:
 
     def _ms(self, reply: Mapping[str, Any], member: str) -> int:
         moment = reply.get(member)
-        # Rounded down, like our own ids: a step is not later than one that was written after it.
+        # Rounded down, as ids are: so no step is later than one that was written after it.
         return (moment - _EPOCH) // timedelta(milliseconds=1) if moment is not None else self.clock.now()
 
 
 @functools.lru_cache(maxsize=1024)
 def default_invocation(session: str) -> str:
-    """Return the id of a session's default invocation, which everybody derives alike."""
+    """Return the id of a session's default invocation. Every process derives the same."""
     return str(uuid.uuid5(uuid.UUID(session), "llama-index-bedrock-sessions"))

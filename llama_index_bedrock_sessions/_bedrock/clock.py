@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 
 
 class Clock:
-    """The service's time. The `Date` header of each reply bounds how wrong the local clock is, to about a second."""
+    """The service's time. The `Date` header of each reply bounds the error of the local clock to about a second."""
 
     def __init__(self, local: Callable[[], float] = time.time) -> None:
         self.local = local
@@ -23,18 +23,18 @@ class Clock:
             return
         low, high = stamp - received, stamp + 1 - sent
         both = max(low, self._low), min(high, self._high)
-        # Bounds that exclude each other: one of the clocks was set.
+        # Bounds that exclude each other mean that one of the clocks was set.
         self._low, self._high = both if both[0] <= both[1] else (low, high)
 
     def now(self) -> int:
-        """Return the service's time in ms since the epoch: the local one, where that is possible."""
+        """Return the service's time in ms since the epoch: the local time, if the bounds allow it."""
         offset = 0.0 if self._low <= 0 <= self._high else self._low if self._low > 0 else self._high
         return int((self.local() + offset) * 1000)
 
 
-@functools.lru_cache(maxsize=16)  # replies of one second say the same
+@functools.lru_cache(maxsize=16)  # replies of one second have the same header
 def _seconds(date: str) -> float | None:
-    """Return the seconds since the epoch of a `Date` header, None if it cannot be read."""
+    """Return a `Date` header in seconds since the epoch, None if it cannot be read."""
     try:
         return parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError, OverflowError):

@@ -1,10 +1,17 @@
-"""Translate what boto3 raises into the errors of this package."""
+"""What AWS, S3 and the drivers of key-value stores raise, as errors of this package.
+
+Each source of errors has a table of rules. The first rule that matches decides the class of our error, its message, and
+whether the operation may have happened. `translate` reads the tables; no other module translates an error.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 from collections.abc import Iterator
 
 import botocore.exceptions as aws
+from botocore.parsers import ResponseParserError
 
 from llama_index_bedrock_sessions.errors import (
     AccessDeniedError,
@@ -16,17 +23,6 @@ from llama_index_bedrock_sessions.errors import (
     UnavailableError,
 )
 
-BAD_CREDENTIALS = {
-    "UnrecognizedClientException",
-    "InvalidSignatureException",
-    "ExpiredTokenException",
-    "ExpiredToken",
-    "InvalidClientTokenId",
-    "IncompleteSignature",
-    "MissingAuthenticationTokenException",
-}
-
-
 ATTEMPTS = 8
 
 
@@ -37,11 +33,15 @@ def attempts(failure: str) -> Iterator[int]:
 
 
 class NotFound(RequestRefusedError):  # noqa: N818 - a fact about a session
-    """The session, or the step, does not exist (any more): a fact that is acted upon, and rarely an error."""
+    """The session, or the step, does not exist (any more). The library acts upon it; callers rarely see it."""
+
+
+class ObjectNotFound(UnavailableError):  # noqa: N818 - a fact about an object in S3
+    """The object does not exist, or cannot be read in its storage class. The library acts upon it."""
 
 
 class RequestRejected(RequestRefusedError):  # noqa: N818 - an answer of the service
-    """The service refused the request; `code` is its word for it. What it means is read from GetSession, never here."""
+    """The service refused the request; `code` is its name for the reason. GetSession shows what it means."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -56,78 +56,317 @@ class RequestRejected(RequestRefusedError):  # noqa: N818 - an answer of the ser
         return RequestRefusedError(f"Bedrock refused the request: {self}")
 
 
-def client_error(error: aws.ClientError, *, writes: bool) -> Exception:
-    body = error.response.get("Error", {})
-    code, message = str(body.get("Code", "")), str(body.get("Message", ""))
-    metadata = error.response.get("ResponseMetadata", {})
-    status = int(metadata.get("HTTPStatusCode", 0))
-    # Of several attempts the last one is known to have been refused, no other.
-    repeated = writes and int(metadata.get("RetryAttempts", 0)) > 0
-    if code == "ResourceNotFoundException" or (status == 404 and code in {"404", ""}):
-        return NotFound(message)
-    if code in BAD_CREDENTIALS:
-        return CredentialsError(
-            f"AWS does not accept the credentials ({code}): {message} Renew or replace them.",
-            may_have_happened=repeated,
-        )
-    if code.startswith("AccessDenied") or status == 403:
-        return AccessDeniedError(
-            f"AWS does not allow {error.operation_name} ({code}): {message} Allow bedrock:{error.operation_name} on "
-            "the sessions of this account, and the use of the KMS key if one is set; the README has a policy to paste.",
-            may_have_happened=repeated,
-        )
-    if code.startswith("Throttl") or status == 429:
-        return ThrottledError(
-            f"Bedrock throttled {error.operation_name} even after retries: {message}", may_have_happened=repeated
-        )
-    if status >= 500 or code == "InternalServerException":
-        return UnavailableError(
-            f"Bedrock failed in {error.operation_name} ({code}): {message}", may_have_happened=writes
-        )
-    return RequestRejected(code, message)
+class Outcome(enum.Enum):
+    """Whether a write that failed may have been carried out."""
+
+    NOTHING = enum.auto()
+    """It was not."""
+    IF_RETRIED = enum.auto()
+    """The last attempt was refused; an attempt before it may have been carried out."""
+    OPEN = enum.auto()
+    """It may have been."""
 
 
-def other_aws_error(error: Exception, what: str) -> BedrockSessionsError | None:
-    """Return what boto3 raised for another service of AWS as one of ours; None if it is none of boto3's.
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What to raise for errors that match one of these.
 
-    `what` says what failed, as the beginning of a sentence.
+    message: a format of the members of `Failure`, and of `service`, `bucket` and `allow` of the `Source`.
+    codes, prefixes: error codes in the service's answer, and their beginnings.
+    statuses: HTTP statuses of the answer.
+    classes: what boto3 raised.
+    names: classes of a driver, or bases of them, by name, because no driver is imported here.
+    phrase: a part of a driver's message.
     """
-    if isinstance(error, aws.BotoCoreError):
-        return translated(error, writes=False, service=what)
+
+    error: type[BedrockSessionsError]
+    message: str
+    outcome: Outcome = Outcome.NOTHING
+    codes: frozenset[str] = frozenset()
+    prefixes: tuple[str, ...] = ()
+    statuses: range = range(0)
+    classes: tuple[type[Exception], ...] = ()
+    names: frozenset[str] = frozenset()
+    phrase: str = ""
+
+    def matches(self, failure: Failure) -> bool:
+        """Whether this rule is for a failure."""
+        return (
+            failure.code in self.codes
+            or (bool(self.prefixes) and failure.code.startswith(self.prefixes))
+            or failure.status in self.statuses
+            or isinstance(failure.error, self.classes)
+            or not self.names.isdisjoint(failure.names)
+            or (bool(self.phrase) and self.phrase in failure.first_line)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """The facts of an error, for the rules and their messages."""
+
+    error: Exception
+    operation: str
+    """The operation of the API."""
+    action: str
+    """The permission that it needs."""
+    code: str
+    status: int
+    text: str
+    """The message of the service, boto3 or the driver."""
+    was_retried: bool
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the error's class and its bases, and of those of the driver's error that SQLAlchemy wraps."""
+        errors = (self.error, getattr(self.error, "orig", None))
+        return {each.__name__ for error in errors for each in type(error).__mro__}
+
+    @property
+    def reason(self) -> str:
+        """The code and the message of an answer, as the end of a sentence."""
+        text = self.text if self.text.endswith((".", "!", "?")) or not self.text else f"{self.text}."
+        return f"({self.code}): {text}" if text else f"({self.code})."
+
+    @property
+    def first_line(self) -> str:
+        """The class and the first line of a driver's error: SQLAlchemy adds the statement and its parameters."""
+        return f"{type(self.error).__name__}: {self.text.partition(chr(10))[0]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What failed, and the rules for it. `allow` is what to do where access is denied, a format of `Failure`."""
+
+    service: str
+    rules: tuple[Rule, ...]
+    allow: str
+    bucket: str = ""
+
+
+AWS_ERRORS = (aws.ClientError, aws.BotoCoreError, ResponseParserError)
+"""What an operation of boto3 raises."""
+WITHOUT_ACCOUNT = "Without an AWS account, use BedrockSessionsChatStore.local(path)."
+NO_CLIENT = "The AWS client cannot be made: {text}"
+REFUSALS = (
+    Rule(
+        CredentialsError,
+        "{service} does not accept the AWS credentials {reason} Renew or replace them.",
+        Outcome.IF_RETRIED,
+        codes=frozenset(
+            {
+                "ExpiredToken",
+                "ExpiredTokenException",
+                "IncompleteSignature",
+                "InvalidAccessKeyId",
+                "InvalidClientTokenId",
+                "InvalidSignatureException",
+                "InvalidToken",
+                "MissingAuthenticationTokenException",
+                "SignatureDoesNotMatch",
+                "UnrecognizedClientException",
+            }
+        ),
+    ),
+    Rule(
+        AccessDeniedError,
+        "AWS does not allow {action} {reason} {allow}",
+        Outcome.IF_RETRIED,
+        prefixes=("AccessDenied", "KMS."),
+        statuses=range(403, 404),
+    ),
+    Rule(
+        ThrottledError,
+        "{service} throttled {operation}, even after retries {reason} Try again later.",
+        Outcome.IF_RETRIED,
+        codes=frozenset(
+            {
+                "ProvisionedThroughputExceededException",
+                "RequestLimitExceeded",
+                "SlowDown",
+                "TooManyRequestsException",
+            }
+        ),
+        prefixes=("Throttl",),
+        statuses=range(429, 430),
+    ),
+    Rule(
+        UnavailableError,
+        "{service} failed in {operation} {reason} Try again later.",
+        Outcome.OPEN,
+        codes=frozenset({"InternalError", "InternalServerException", "RequestTimeout", "ServiceUnavailable"}),
+        statuses=range(500, 600),
+    ),
+)
+"""Answers of any service of AWS."""
+BOTO3 = (
+    Rule(
+        ConfigurationError,
+        "No AWS region is configured. Pass region_name=..., or set AWS_REGION, or a region in the profile. "
+        + WITHOUT_ACCOUNT,
+        classes=(aws.NoRegionError,),
+    ),
+    Rule(
+        CredentialsError,
+        "No usable AWS credentials: {text}. Configure them as for any boto3 program. " + WITHOUT_ACCOUNT,
+        classes=(aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError),
+    ),
+    Rule(
+        CredentialsError,
+        "The AWS sign-in has expired: {text}. Sign in again.",
+        classes=(aws.TokenRetrievalError, aws.UnauthorizedSSOTokenError, aws.SSOTokenLoadError),
+    ),
+    Rule(
+        ConfigurationError,
+        "{text}. Pass another profile_name=... or create the profile.",
+        classes=(aws.ProfileNotFound,),
+    ),
+    Rule(RequestRefusedError, "boto3 refused the request: {text}", classes=(aws.ParamValidationError,)),
+    Rule(
+        UnavailableError,
+        "{service} did not answer, even after retries: {text}",
+        classes=(aws.EndpointConnectionError, aws.ConnectTimeoutError),
+    ),
+    Rule(
+        UnavailableError,
+        "{service} did not answer, even after retries: {text}",
+        Outcome.OPEN,
+        classes=(aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError),
+    ),
+    Rule(
+        UnavailableError,
+        "The answer of {service} to {operation} cannot be read: {text}",
+        Outcome.OPEN,
+        classes=(ResponseParserError,),
+    ),
+    Rule(ConfigurationError, NO_CLIENT, classes=(aws.BotoCoreError,)),
+)
+"""What boto3 raises without an answer of the service."""
+
+BEDROCK = Source(
+    "Bedrock",
+    (
+        Rule(NotFound, "{text}", codes=frozenset({"ResourceNotFoundException", "404"})),
+        *REFUSALS,
+        # The message is the code and the text.
+        Rule(RequestRejected, "", classes=(aws.ClientError,)),
+        *BOTO3,
+        Rule(ConfigurationError, NO_CLIENT, classes=(Exception,)),
+    ),
+    "Allow bedrock:{operation} on the sessions of this account, and the use of the KMS key if one is set; the README "
+    "has a policy to paste.",
+)
+
+_S3_RULES = (
+    Rule(
+        ConfigurationError,
+        "There is no bucket {bucket!r}: create it, or give S3MediaStore another.",
+        codes=frozenset({"NoSuchBucket"}),
+    ),
+    Rule(ObjectNotFound, "S3 has no such object {reason}", codes=frozenset({"404", "InvalidObjectState", "NoSuchKey"})),
+    Rule(
+        ConfigurationError,
+        "The bucket {bucket!r} is in another region ({code}): give S3MediaStore its region_name=.",
+        codes=frozenset(
+            {"301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
+        ),
+    ),
+    *REFUSALS,
+    Rule(
+        RequestRefusedError,
+        "A file was changed while it was being stored; store it again.",
+        codes=frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}),
+    ),
+    Rule(RequestRefusedError, "S3 refused {operation} {reason}", classes=(aws.ClientError,)),
+    *BOTO3,
+    Rule(ConfigurationError, NO_CLIENT, classes=(Exception,)),
+)
+
+
+def s3(bucket: str, prefix: str) -> Source:
+    """Return S3 as the source of errors about a bucket."""
+    allow = (
+        f"Allow {{action}} on the bucket {bucket!r} below {prefix + '/'!r}, and the use of the KMS key if one is set; "
+        "the README has a policy to paste."
+    )
+    return Source("S3", _S3_RULES, allow, bucket)
+
+
+_KEY_VALUE_RULES = (
+    *REFUSALS,
+    Rule(
+        ConfigurationError,
+        "{service} refused {operation} {reason} Check how it was made.",
+        classes=(aws.ClientError,),
+    ),
+    *BOTO3,
+    Rule(
+        CredentialsError,
+        "{service} does not accept its credentials: {first_line}",
+        names=frozenset({"AuthenticationError"}),
+        phrase="authentication failed",
+    ),
+    Rule(
+        AccessDeniedError,
+        "{service} may not be used: {first_line}. {allow}",
+        names=frozenset({"InsufficientPrivilege", "NoPermissionError"}),
+    ),
+    Rule(
+        ConfigurationError,
+        "{service} cannot be used: {first_line}. Check how it was made.",
+        names=frozenset(
+            {
+                "ArgumentError",
+                "AttributeError",
+                "ImportError",
+                "NoSuchModuleError",
+                "NotImplementedError",
+                "ProgrammingError",
+                "TypeError",
+                "ValueError",
+            }
+        ),
+    ),
+    Rule(UnavailableError, "{service} failed: {first_line}", classes=(Exception,)),
+)
+
+
+def key_value_store(kind: str) -> Source:
+    """Return a key-value store as the source of errors; `kind` is the name of its class."""
+    store = f"key-value store of directory= ({kind})"
+    return Source(f"The {store}", _KEY_VALUE_RULES, f"Allow the {store} to read, put and delete.")
+
+
+def translate(
+    error: Exception, source: Source, *, operation: str = "", action: str | None = None, writes: bool = False
+) -> BedrockSessionsError:
+    """Return our error for what a source raised.
+
+    operation: the operation of the API that was called; a `ClientError` names it itself.
+    action: the permission it needs, where that is not the operation.
+    writes: the request changes something, so it may have happened although it failed.
+    """
+    failure = _failure(error, operation, action)
+    rule = next(rule for rule in source.rules if rule.matches(failure))
+    if rule.error is RequestRejected:
+        return RequestRejected(failure.code, failure.text)
+    facts = {name: getattr(failure, name) for name in ("operation", "action", "code", "text", "reason", "first_line")}
+    facts |= {"service": source.service, "bucket": source.bucket, "allow": source.allow.format(**facts)}
+    is_open = rule.outcome is Outcome.OPEN or (rule.outcome is Outcome.IF_RETRIED and failure.was_retried)
+    return rule.error(rule.message.format(**facts), may_have_happened=writes and is_open)
+
+
+def _failure(error: Exception, operation: str, action: str | None) -> Failure:
     if not isinstance(error, aws.ClientError):
-        return None
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code in BAD_CREDENTIALS:
-        return CredentialsError(f"{what}: AWS does not accept the credentials: {error}")
-    if code.startswith("AccessDenied") or status == 403:
-        return AccessDeniedError(f"{what}: AWS does not allow {error.operation_name}: {error}")
-    if code.startswith("Throttl") or code in {"ProvisionedThroughputExceededException", "RequestLimitExceeded"}:
-        return ThrottledError(f"{what} was throttled even after retries: {error}")
-    if status >= 500:
-        return UnavailableError(f"{what} failed: {error}")
-    return ConfigurationError(f"{what} cannot be used as it is: {error}")
-
-
-def translated(error: Exception, *, writes: bool, service: str = "Bedrock") -> BedrockSessionsError:
-    """Return what botocore raised as an error of ours; `writes`: the request may have been carried out."""
-    if isinstance(error, aws.NoRegionError):
-        return ConfigurationError(
-            "No AWS region is configured. Pass region_name=..., or set AWS_REGION, or a region in the profile. "
-            "Without an AWS account, use BedrockSessionsChatStore.local(path)."
-        )
-    if isinstance(error, (aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError)):
-        return CredentialsError(
-            f"No usable AWS credentials: {error}. Configure them as for any boto3 program. "
-            "Without an AWS account, use BedrockSessionsChatStore.local(path)."
-        )
-    if isinstance(error, (aws.TokenRetrievalError, aws.UnauthorizedSSOTokenError, aws.SSOTokenLoadError)):
-        return CredentialsError(f"The AWS sign-in has expired: {error}")
-    if isinstance(error, aws.ProfileNotFound):
-        return ConfigurationError(f"{error}. Pass another profile_name=... or create the profile.")
-    if isinstance(error, aws.ParamValidationError):
-        return RequestRefusedError(f"boto3 refused the request: {error}")
-    if isinstance(error, (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError)):
-        begun = writes and not isinstance(error, (aws.EndpointConnectionError, aws.ConnectTimeoutError))
-        return UnavailableError(f"{service} did not answer, even after retries: {error}", may_have_happened=begun)
-    return ConfigurationError(f"The AWS client cannot be made: {error}")
+        return Failure(error, operation, action or operation, "", 0, str(error), was_retried=False)
+    body, metadata = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 0))
+    return Failure(
+        error,
+        error.operation_name,
+        action or error.operation_name,
+        str(body.get("Code") or status or ""),
+        status,
+        str(body.get("Message", "")),
+        was_retried=int(metadata.get("RetryAttempts", 0)) > 0,
+    )

@@ -1,7 +1,10 @@
-"""What a store keeps in memory: so many conversations, and so many bytes of them; who was used last goes last.
+"""What a store holds in memory: a number of conversations, and a number of bytes that they have read.
 
-A conversation that is dropped from memory is read again when it is used again. It stays the same object, with its
-settings and what its positions mean, for as long as somebody holds it.
+The least recently used conversations are evicted first. An evicted conversation reads again when it is used again. As
+long as a caller holds it, it stays the same object, with its settings and the meaning of its positions.
+
+No deadlock: a thread that holds the lock of a conversation may wait for the lock of the cache, never the reverse. The
+cache evicts only conversations whose lock is free, and skips the others.
 """
 
 from __future__ import annotations
@@ -12,114 +15,96 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
-from llama_index_bedrock_sessions._bedrock.pool import after_fork
-
-C = TypeVar("C", bound="Droppable")
+C = TypeVar("C", bound="Evictable")
 CONVERSATIONS = 1024
 BUDGET = 256 * 1024 * 1024
-"""Bytes of what was read that all conversations of a store keep; one alone may have more, while it is the only one."""
+"""Bytes that all conversations of a store hold. The conversation used last may hold more, alone."""
 
 
-class Droppable(Protocol):
-    """What keeps something in memory that can be read again."""
+class Evictable(Protocol):
+    """A conversation that holds in memory what it can read again."""
 
     def drop(self) -> bool:
-        """Drop it, unless somebody is using it just now; return whether that was so. Never waits."""
+        """Drop what was read, unless a thread is using it; return whether it was dropped. Never waits."""
         ...
 
 
 class ConversationCache(Generic[C]):
-    """The conversations of a store by their keys, at most `CONVERSATIONS`, and about `BUDGET` bytes of them."""
+    """The conversations of a store by their keys: at most `CONVERSATIONS`, and about `BUDGET` bytes. Thread-safe."""
 
     def __init__(self) -> None:
-        self.forget()
-        after_fork(self)
-
-    def forget(self) -> None:
-        """Know none: a forked child starts anew."""
         self._lock = threading.Lock()
-        self._by_key: collections.OrderedDict[Hashable, C] = collections.OrderedDict()
+        self._recent: collections.OrderedDict[Hashable, C] = collections.OrderedDict()
         """The least recently used first."""
         self._alive: weakref.WeakValueDictionary[Hashable, C] = weakref.WeakValueDictionary()
-        """Those too that somebody else holds: of one key there are never two."""
-        self._bytes: dict[Hashable, int] = {}
+        """Also those that only a caller holds: there are never two of one key."""
+        self._held: dict[Hashable, int] = {}
+        """The bytes of each conversation that has not been evicted."""
 
     @property
     def bytes(self) -> int:
-        """About how many bytes all of them hold."""
+        """About how many bytes all conversations hold."""
         with self._lock:
-            return sum(self._bytes.values())
+            return sum(self._held.values())
 
     def get(self, key: Hashable, make: Callable[[], C]) -> C:
-        """Return the conversation of a key, which is made if there is none."""
+        """Return the conversation of a key, made if there is none."""
         with self._lock:
             found = self._alive.get(key)
-            if found is None:
-                found = self._alive[key] = make()
-            dropped = self._use(key, found)
-        self._drop(dropped)
-        return found
+        made = make() if found is None else found  # without the lock: it calls functions of the application
+        with self._lock:
+            conversation = self._alive.setdefault(key, made)
+            self._use(key, conversation)
+        return conversation
 
-    def used(self, key: Hashable, conversation: C, held: int) -> Callable[[], None]:
-        """Take note of the bytes a conversation holds; return what drops others, to be called without any lock."""
+    def used(self, key: Hashable, conversation: C, held: int) -> None:
+        """Record the bytes that a conversation holds, and evict others. Its lock may be held."""
         with self._lock:
             if self._alive.setdefault(key, conversation) is not conversation:
-                return lambda: None  # one of before a fork, and there is another since
-            self._bytes[key] = held
-            dropped = self._use(key, conversation)
-        return lambda: self._drop(dropped)
+                return  # it was made before a fork, and this process has made another
+            self._held[key] = held
+            self._use(key, conversation)
 
-    def _use(self, key: Hashable, conversation: C) -> list[tuple[Hashable, C]]:
-        """Return those that are to be dropped, the least recently used ones: they are not counted any more."""
-        self._by_key[key] = conversation
-        self._by_key.move_to_end(key)
-        dropped = []
-        while len(self._by_key) > CONVERSATIONS:
-            dropped.append(self._by_key.popitem(last=False))
-        excess = sum(self._bytes.values()) - BUDGET
-        for other, found in self._by_key.items():
+    def _use(self, key: Hashable, conversation: C) -> None:
+        self._recent[key] = conversation
+        self._recent.move_to_end(key)
+        while len(self._recent) > CONVERSATIONS:
+            self._evict(*self._recent.popitem(last=False))
+        excess = sum(self._held.values()) - BUDGET
+        for other, found in self._recent.items():
             if excess <= 0 or other == key:
                 break
-            if self._bytes.get(other):
-                excess -= self._bytes[other]
-                dropped.append((other, found))
-        for other, _ in dropped:
-            self._bytes.pop(other, None)
-        return dropped
+            excess -= self._evict(other, found)
 
-    def _drop(self, dropped: list[tuple[Hashable, C]]) -> None:
-        # Who is using one says so when he is done: it is counted again then.
-        for key, conversation in dropped:
-            if conversation.drop():
-                with self._lock:
-                    self._bytes.pop(key, None)
+    def _evict(self, key: Hashable, conversation: C) -> int:
+        """Drop what a conversation has read; return how many bytes that were. One that is in use keeps them."""
+        if key not in self._held or not conversation.drop():
+            return 0
+        return self._held.pop(key)
 
 
 class ReleaseHookLock:
-    """A reentrant lock. Who leaves it calls `left` while he still has it, and what that returns once he has not."""
+    """A reentrant lock. A thread calls `leaving` just before it releases it for the last time."""
 
-    def __init__(self, left: Callable[[], Callable[[], None]]) -> None:
+    def __init__(self, leaving: Callable[[], None]) -> None:
         self._lock = threading.RLock()
         self._depth = 0
-        self._left = left
+        self._leaving = leaving
 
     def __enter__(self) -> None:
         self._lock.acquire()
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
-        then: Callable[[], None] | None = None
         try:
             if self._depth == 1:
-                then = self._left()
+                self._leaving()
         finally:
             self._depth -= 1
             self._lock.release()
-        if then:
-            then()
 
     def if_free(self, do: Callable[[], None]) -> bool:
-        """Do something if nobody has the lock, this thread neither; return whether that was so. Never waits."""
+        """Do something unless a thread holds the lock, even this one; return whether it was done. Never waits."""
         if not self._lock.acquire(blocking=False):
             return False
         try:

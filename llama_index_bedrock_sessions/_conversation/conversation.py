@@ -16,7 +16,7 @@ from llama_index.core.workflow import Context, Workflow
 from workflows.context.serializers import BaseSerializer
 
 from llama_index_bedrock_sessions._bedrock.media import Objects
-from llama_index_bedrock_sessions._bedrock.pool import Pool, async_twin, in_pool
+from llama_index_bedrock_sessions._bedrock.pool import Pool, async_twin
 from llama_index_bedrock_sessions._bedrock.session_metadata import check_metadata, check_tags
 from llama_index_bedrock_sessions._conversation import claims, contexts, lifecycle
 from llama_index_bedrock_sessions._conversation.contexts import SavedContext
@@ -670,7 +670,7 @@ class Conversation:
         contexts.check_name(name)
         # Here, not in the pool: the workflow's steps run in this event loop, and none may while it is looked at.
         taken = contexts.snapshot(ctx, serializer)
-        return await in_pool(self._engine.client.pool, functools.partial(self._save_context, taken, name))
+        return await self._asave_context(taken, name)
 
     def _save_context(self, snapshot: contexts.Snapshot, name: str) -> SavedContext:
         content = snapshot.content()
@@ -685,6 +685,8 @@ class Conversation:
 
             self._engine.writer.append_with([] if inline else content, draft)
             return contexts.find(self._engine.reader.known().state(), name).listed()
+
+    _asave_context = async_twin(_save_context)
 
     def load_context(
         self,

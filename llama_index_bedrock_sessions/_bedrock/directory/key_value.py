@@ -1,4 +1,4 @@
-"""Find the sessions of a key by entries in a key-value store of LlamaIndex."""
+"""Find the sessions of a key by entries in a LlamaIndex key-value store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import math
-import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -19,22 +18,19 @@ from llama_index.core.storage.kvstore.types import BaseKVStore
 from llama_index_bedrock_sessions._bedrock.client import SessionClient, SessionInfo, SessionSummary
 from llama_index_bedrock_sessions._bedrock.directory.base import Directory, Progress, from_the_beginning
 from llama_index_bedrock_sessions._bedrock.directory.session_id import is_session_id
-from llama_index_bedrock_sessions._bedrock.errors import NotFound, other_aws_error
+from llama_index_bedrock_sessions._bedrock.errors import NotFound, key_value_store, translate
+from llama_index_bedrock_sessions._bedrock.fork import ForkSafeLock
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY
 from llama_index_bedrock_sessions._journal.fold import COVERED_AGE
 from llama_index_bedrock_sessions.errors import (
-    AccessDeniedError,
     BedrockSessionsError,
-    ConfigurationError,
-    CredentialsError,
-    UnavailableError,
 )
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 CACHE_SIZE = 10_000
-"""Sessions a `KeyValueDirectory` remembers; what is forgotten costs a GetSession when it is needed again."""
-FRESH = 300_000
-"""Age in ms up to which an entry is kept although the service does not know its session: it may answer late."""
+"""Sessions that a `KeyValueDirectory` remembers. Another one costs a GetSession."""
+GRACE = 300_000
+"""Age in ms up to which an entry is kept although the service does not know its session, which may appear late."""
 
 
 class _Entry(NamedTuple):
@@ -44,27 +40,29 @@ class _Entry(NamedTuple):
 
 
 class KeyValueDirectory(Directory):
-    """Finds sessions by entries in a LlamaIndex `BaseKVStore`: one read for a key, whatever the number of others.
+    """Finds sessions by entries in a LlamaIndex `BaseKVStore`: one read for a key, however many others there are.
 
-    A session's entry is put under its id into two collections: that of its namespace, from which the keys are listed,
-    and then that of its key. It is put after the session was created and before it is opened, so that a session nobody
-    can find never holds a message. Nothing is read in order to be written.
+    The entry of a session is put under its id into two collections: first that of its namespace, which lists the keys,
+    then that of its key. It is put after the session was created and before it is opened. So a session that cannot be
+    found never holds a message. No entry is read in order to be written.
 
-    A collection is named "bedrock-sessions/" and a SHA-256 of region, namespace and key: 81 ASCII characters, since a
-    key may have 5,000 and DynamoDB takes 2,048 bytes. With DynamoDBKVStore a collection is a partition (read with
-    eventual consistency: what another process has just put may be found a moment later), with RedisKVStore a hash, with
-    PostgresKVStore a value of the column `namespace`. An entry is one JSON text, {key, created (ms), arn}: every store
-    keeps that as it is, where numbers, empty strings, NUL and names of columns have rules of their own.
+    The name of a collection is "bedrock-sessions/" and a SHA-256 of region, namespace and key: 81 ASCII characters. A
+    key may have 5,000 characters, and DynamoDB takes 2,048 bytes. A collection is a partition in DynamoDBKVStore, a
+    hash in RedisKVStore, and a value of the column `namespace` in PostgresKVStore. DynamoDBKVStore reads with eventual
+    consistency, so it may find an entry of another process a moment late.
 
-    Whoever may write to the store may lie: what an entry says counts only where the session's own metadata agrees.
-    An entry whose session is gone is ignored, and removed unless it is of the last five minutes or of another account.
-    The entry of a session that belongs to somebody else is ignored and logged.
+    An entry is one JSON text, {key, created (ms), arn}. Every store keeps a text unchanged, while numbers, empty
+    strings, NUL and names of columns have different rules in each.
 
-    Key-value stores do not promise to be safe for threads (boto3's resources and SimpleKVStore are not): one call at a
-    time. Their async methods are never called.
+    An entry may be forged, so it counts only if the session's own metadata agrees. An entry whose session does not
+    exist is ignored. It is removed unless it is at most five minutes old or of another account. The entry of a session
+    of another key is ignored and logged.
+
+    Key-value stores do not promise to be thread-safe (boto3's resources and SimpleKVStore are not), so this class makes
+    one call at a time. It never calls their async methods.
 
     Raises:
-        AccountError, ConfigurationError, ServiceError: what the store raises, as one of ours.
+        AccountError, ConfigurationError, ServiceError: what the store raises, as our error.
 
     """
 
@@ -72,17 +70,13 @@ class KeyValueDirectory(Directory):
 
     def __init__(self, kv: BaseKVStore, sessions: SessionClient, namespace: str, rate: float = math.inf) -> None:
         self._kv = kv
-        self._claims: dict[str, _Entry] = {}
-        self._places: set[str] = set()
+        self._entries_read: dict[str, _Entry] = {}
+        self._accounts: set[str] = set()
+        self._calling = ForkSafeLock()
         super().__init__(sessions, namespace, rate=rate)
 
-    def forget(self) -> None:
-        """Make the locks anew."""
-        super().forget()
-        self._calling = threading.Lock()
-
     def find(self, key: str, since: Callable[[], int] = from_the_beginning) -> list[SessionSummary]:  # noqa: ARG002
-        """Return the sessions that have an entry, newest first. Older than retention only those that are there."""
+        """Return the sessions that have an entry, newest first; those older than retention only if they exist."""
         entries = {s: entry for s, entry in self._entries(key).items() if entry.key == key}
         horizon = self._sessions.clock.now() - COVERED_AGE
         old = [session for session, entry in entries.items() if entry.created < horizon]
@@ -92,16 +86,16 @@ class KeyValueDirectory(Directory):
         return sorted(found, key=lambda s: (s.created, s.session), reverse=True)
 
     def keys(self) -> list[str]:
-        """Return every key of the namespace that has a session, sorted: one read of the store, and one list."""
+        """Return every key of the namespace that has a session, sorted, by one read of the store and one list."""
         return sorted(self._by_key(""))
 
     def newest(self, prefix: str = "") -> Iterator[tuple[str, SessionSummary, SessionInfo]]:
-        """Yield each key that begins so, with its newest session; see `Directory.newest`."""
+        """Yield each key that begins with `prefix`, and its newest session; see `Directory.newest`."""
 
         def look(item: tuple[str, list[SessionSummary]]) -> tuple[str, SessionSummary, SessionInfo] | None:
             key, summaries = item
             for summary in summaries:
-                self._pace.wait()
+                self._limiter.wait()
                 with self._lock:
                     known = self._learnt.get(summary.session)
                 changed = known is not None and known.updated != summary.updated
@@ -123,13 +117,13 @@ class KeyValueDirectory(Directory):
         """Delete the entry of a session of a key."""
         with self._lock:
             self._learnt.pop(session, None)
-            self._claims.pop(session, None)
-        # In this order, as they were put in the other: what is found by its key is listed.
+            self._entries_read.pop(session, None)
+        # In the reverse order of putting them: a session that is found by its key is listed.
         for collection in (self._collection(key), self._collection()):
             self._call("delete", session, collection=collection)
 
     def owned(self, session: str, key: str, *, fresh: bool = False) -> SessionInfo | None:
-        """Return what the service says of a session if it is there (now, if `fresh`) and its metadata says the key."""
+        """Return a session if it exists (now, if `fresh`) and its metadata has the key."""
         if fresh:
             with self._lock:
                 self._learnt.pop(session, None)
@@ -140,13 +134,13 @@ class KeyValueDirectory(Directory):
             return None
         if self.is_of(info, key):
             return info
-        logger.warning("session %s is not of the key that an entry, or a step, names it for", session)
+        logger.warning("session %s is ignored: its key is not that of the entry, or the step, that names it", session)
         return None
 
     def rebuild(self, progress: Progress | None = None) -> int:
-        """Put an entry for every session of the namespace, whoever made it; remove those whose session is gone.
+        """Put an entry for every session of the namespace, and remove entries whose session does not exist.
 
-        Returns how many sessions have an entry. It may be repeated, and run while conversations are used.
+        Returns how many sessions have an entry. It can be repeated, and can run while conversations are used.
         """
         count = 0
         listed: set[str] = set()
@@ -166,7 +160,7 @@ class KeyValueDirectory(Directory):
             self._call("put", info.session, value, collection=collection)
 
     def _by_key(self, prefix: str) -> dict[str, list[SessionSummary]]:
-        """Return the sessions that have an entry and are listed, by their keys; newest first."""
+        """Return the sessions that have an entry and are listed, by key, newest first."""
         entries = self._entries()
         found: dict[str, list[SessionSummary]] = {}
         for summary in self._listed() if entries else ():
@@ -179,29 +173,29 @@ class KeyValueDirectory(Directory):
         return found
 
     def _entries(self, key: str | None = None) -> dict[str, _Entry]:
-        """Return the entries of a key, or of all, by their sessions; what is no entry is ignored."""
+        """Return the entries of a key, or of all keys, by session. What is not an entry is ignored."""
         found = self._call("get_all", collection=self._collection(key))
         entries = {session: entry for session, value in found.items() if (entry := _entry(session, value))}
         with self._lock:
-            if len(self._claims) > CACHE_SIZE:
-                self._claims.clear()
-            self._claims.update(entries)
+            if len(self._entries_read) > CACHE_SIZE:
+                self._entries_read.clear()
+            self._entries_read.update(entries)
         return entries
 
     def _learn(self, found: Mapping[str, SessionInfo | None]) -> None:
         with self._lock:
-            self._places |= {_place(info.arn) for info in found.values() if info and info.arn}
+            self._accounts |= {_account(info.arn) for info in found.values() if info and info.arn}
             if len(self._learnt) > CACHE_SIZE:
                 self._learnt.clear()
             self._learnt.update(found)
 
     def _remove_if_stale(self, session: str) -> None:
         with self._lock:
-            entry = self._claims.get(session)
-        if entry is None or entry.arn is None or _place(entry.arn) not in self._places:
-            return  # of an account or an emulator we do not know: there the session may well be
-        if self._sessions.clock.now() - entry.created > FRESH:
-            logger.info("session %s is gone: its entry is removed", session)
+            entry = self._entries_read.get(session)
+        if entry is None or entry.arn is None or _account(entry.arn) not in self._accounts:
+            return  # the session may exist in an account or an emulator that this directory has not seen
+        if self._sessions.clock.now() - entry.created > GRACE:
+            logger.info("session %s does not exist: its entry is removed", session)
             self.remove(session, entry.key)
 
     def _collection(self, key: str | None = None) -> str:
@@ -216,19 +210,19 @@ class KeyValueDirectory(Directory):
         except BedrockSessionsError:
             raise
         except Exception as error:
-            raise _kv_error(error, self._kv) from error
+            raise translate(error, key_value_store(type(self._kv).__name__)) from error
 
 
-def _place(arn: str) -> str:
+def _account(arn: str) -> str:
     """Return the region and account of an ARN."""
     return arn.rpartition("/")[0]
 
 
 def _entry(session: object, value: object) -> _Entry | None:
-    """Return what an entry says, None if it is none of ours."""
+    """Return the content of an entry, None if it is not one of ours."""
     try:
-        said = json.loads(value["bedrock_session"])  # type: ignore[index]
-        key, created, arn = said["key"], said["created"], said["arn"]
+        content = json.loads(value["bedrock_session"])  # type: ignore[index]
+        key, created, arn = content["key"], content["created"], content["arn"]
     except (TypeError, KeyError, ValueError, RecursionError):
         key = created = arn = None
     if (
@@ -239,49 +233,17 @@ def _entry(session: object, value: object) -> _Entry | None:
         and (arn is None or isinstance(arn, str))
     ):
         return _Entry(key, created, arn)
-    logger.warning("an entry in the directory is ignored: it says nothing of a session")
+    logger.warning("an entry in the directory is ignored: it does not describe a session")
     return None
-
-
-_DENIED = {"NoPermissionError", "InsufficientPrivilege"}
-_MISCONFIGURED = {
-    "TypeError",
-    "AttributeError",
-    "ValueError",
-    "NotImplementedError",
-    "ImportError",
-    "ArgumentError",
-    "ProgrammingError",
-    "NoSuchModuleError",
-}
-
-
-def _kv_error(error: Exception, kv: BaseKVStore) -> BedrockSessionsError:
-    """Return what a key-value store raised as an error of ours, told by its classes: no driver is imported here."""
-    what = f"The key-value store of directory= ({type(kv).__name__})"
-    known = other_aws_error(error, what)
-    if known is not None:
-        return known
-    causes = [error, getattr(error, "orig", None)]  # SQLAlchemy's errors hold those of the driver
-    classes = {c.__name__ for cause in causes for c in type(cause).__mro__}
-    # The first line: SQLAlchemy adds the statement and its parameters.
-    text = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    if "AuthenticationError" in classes or "authentication failed" in text:
-        return CredentialsError(f"{what} does not accept its credentials: {text}")
-    if classes & _DENIED:
-        return AccessDeniedError(f"{what} may not be used: {text}. It needs to read, put and delete.")
-    if classes & _MISCONFIGURED:
-        return ConfigurationError(f"{what} cannot be used as it is: {text}")
-    return UnavailableError(f"{what} failed: {text}")
 
 
 _tokens: weakref.WeakKeyDictionary[BaseKVStore, str] = weakref.WeakKeyDictionary()
 
 
 def fingerprint(kv: BaseKVStore) -> str:
-    """Return what tells key-value stores apart, without secrets: two of the same place have the same.
+    """Return what identifies a key-value store, without secrets. Two objects for the same server and table are equal.
 
-    One of which it is not known where it keeps its entries (in memory, say) has one of its own.
+    A store that keeps its entries in an unknown place, such as memory, is equal only to itself.
     """
     found = [type(kv).__name__]
     table = getattr(kv, "_table", None)  # DynamoDBKVStore

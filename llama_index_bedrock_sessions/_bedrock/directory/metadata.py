@@ -1,4 +1,4 @@
-"""Find the sessions of a key by their metadata: every session of the account is looked at."""
+"""Find the sessions of a key by the metadata of every session of the account."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llama_index_bedrock_sessions._bedrock.directory.base import Directory, from
 
 
 class MetadataDirectory(Directory):
-    """Finds sessions by listing all of them and reading the metadata of those not seen before, in parallel."""
+    """Finds sessions by listing all of them and reading the metadata of unseen ones, in parallel."""
 
     kind = "metadata"
 
@@ -22,10 +22,10 @@ class MetadataDirectory(Directory):
         return sorted({key for _, info in self._scan() if (key := self._key_of(info)) is not None})
 
     def newest(self, prefix: str = "") -> Iterator[tuple[str, SessionSummary, SessionInfo]]:
-        """Yield each key that begins so, with its newest session; see `Directory.newest`."""
-        told: set[str] = set()
+        """Yield each key that begins with `prefix`, and its newest session; see `Directory.newest`."""
+        yielded: set[str] = set()
         for summary, info in self._scan(fresh=True):
             key = self._key_of(info)
-            if info is not None and key is not None and key.startswith(prefix) and key not in told:
-                told.add(key)
+            if info is not None and key is not None and key.startswith(prefix) and key not in yielded:
+                yielded.add(key)
                 yield key, summary, info
