@@ -21,7 +21,7 @@ from llama_index_bedrock_sessions._conversation import (
     steps,
     writer,
 )
-from llama_index_bedrock_sessions._journal import fold, limits
+from llama_index_bedrock_sessions._journal import compaction, fold, limits
 from llama_index_bedrock_sessions.errors import ServiceError
 
 
@@ -35,19 +35,21 @@ def sessions_are_not_closed(patch: pytest.MonkeyPatch) -> None:
 
 
 def removals_are_not_carried(patch: pytest.MonkeyPatch) -> None:
-    reduced = fold.Fold._pruned
-    patch.setattr(fold.Fold, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), removed=frozenset()))
+    reduced = compaction.Compaction._pruned
+    patch.setattr(
+        compaction.Compaction, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), removed=frozenset())
+    )
 
 
 def archived_messages_are_handed_down_bare(patch: pytest.MonkeyPatch) -> None:
     bare: dict[str, Any] = {"removed": frozenset(), "archived": frozenset()}
-    patch.setattr(fold.Fold, "_handed_down", lambda _, change: dataclasses.replace(change, **bare))
+    patch.setattr(compaction.Compaction, "_handed_down", lambda _, change: dataclasses.replace(change, **bare))
 
 
 def marks_are_not_carried(patch: pytest.MonkeyPatch) -> None:
-    reduced = fold.Fold._pruned
-    patch.setattr(fold.Fold, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), marks={}))
-    patch.setattr(fold.Fold, "_is_marking", lambda *_: False)
+    reduced = compaction.Compaction._pruned
+    patch.setattr(compaction.Compaction, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), marks={}))
+    patch.setattr(fold.Fold, "is_marking", lambda *_: False)
 
 
 def ending_leaves_sessions_open(patch: pytest.MonkeyPatch) -> None:
@@ -55,12 +57,16 @@ def ending_leaves_sessions_open(patch: pytest.MonkeyPatch) -> None:
 
 
 def redacting_copies_nothing(patch: pytest.MonkeyPatch) -> None:
-    expiring_segments = fold.Fold.expiring_segments
-    patch.setattr(fold.Fold, "expiring_segments", lambda self, created, now, **_: expiring_segments(self, created, now))
+    expiring_segments = compaction.Compaction.expiring_segments
+    patch.setattr(
+        compaction.Compaction,
+        "expiring_segments",
+        lambda self, created, now, **_: expiring_segments(self, created, now),
+    )
 
 
 def all_that_is_inherited_is_at_rest(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(fold.Fold, "_is_archive_only", lambda *_: True)
+    patch.setattr(compaction.Compaction, "_is_archive_only", lambda *_: True)
 
 
 def local_clocks(patch: pytest.MonkeyPatch) -> None:
@@ -90,16 +96,7 @@ def contexts_are_loaded_without_a_claim(patch: pytest.MonkeyPatch) -> None:
 
 
 def attachments_of_state_are_not_copied(patch: pytest.MonkeyPatch) -> None:
-    old_native_blocks = fold.Fold.old_native_blocks
-
-    def of_messages(self: fold.Fold, *arguments: Any, **more: Any) -> Any:
-        state, self._state = self._state, {}
-        try:
-            return old_native_blocks(self, *arguments, **more)
-        finally:
-            self._state = state
-
-    patch.setattr(fold.Fold, "old_native_blocks", of_messages)
+    patch.setattr(fold.Fold, "state_references", lambda _: [])
 
 
 def forks_do_not_copy_what_is_archived(patch: pytest.MonkeyPatch) -> None:
@@ -150,8 +147,8 @@ def media_stay_in_s3(patch: pytest.MonkeyPatch) -> None:
 
 
 def state_is_not_carried(patch: pytest.MonkeyPatch) -> None:
-    reduced = fold.Fold._pruned
-    patch.setattr(fold.Fold, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), state={}))
+    reduced = compaction.Compaction._pruned
+    patch.setattr(compaction.Compaction, "_pruned", lambda self, *a: dataclasses.replace(reduced(self, *a), state={}))
 
 
 def a_reader_of_a_deleted_session_does_not_list_again(patch: pytest.MonkeyPatch) -> None:

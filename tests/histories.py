@@ -466,7 +466,7 @@ class History:
 
     def _remembers(self, number: int, key: str) -> bool:
         known = self.processes[number].store._cache._alive.get((key, key != self.session))
-        return known is not None and known.reader.fold is not None
+        return known is not None and known.reader.journal is not None
 
     def _after_days(self, key: str, pause: float, last: Op) -> Op:
         """Read and write a key after a pause; return the last read."""

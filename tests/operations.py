@@ -87,7 +87,7 @@ def redact(chat: Conversation, argument: int, op: Op) -> list[str]:
         chat.redact(message_id)
         return [token]
     chat.messages()
-    there = chat._engine.reader.known().visible()
+    there = chat._engine.reader.known().fold.visible()
     if not there:
         return []
     chosen = there[argument % len(there)]

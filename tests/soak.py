@@ -237,7 +237,7 @@ class Teller:
         except Exception as error:  # noqa: BLE001 - told, and judged
             end |= {"outcome": "unknown", "error": type(error).__name__, "text": repr(error), "allowed": False}
         known = self.asking._cache._alive.get((key, key != self.world.session))
-        heads = known.reader.fold.heads if known and known.reader.fold else []
+        heads = known.reader.journal.heads if known and known.reader.journal else []
         at, left = time.monotonic(), self._left(kind, key, end["result"])
         self.tell(end=self.operations, at=at, heads=heads, missing=self.missing, left=left, **end)
         return end["result"]
@@ -431,7 +431,7 @@ def work(world: World, slot: int, name: str, seed: object) -> None:
             time.sleep(0.01)
         for key in (*world.keys, world.session) if world.phase.value == COMPARE else ():
             known = teller.store._cache._alive.get((key, key != world.session))
-            if known is not None and known.reader.fold is not None:
+            if known is not None and known.reader.journal is not None:
                 teller.read(key)
                 teller.read(key, everything=True)
                 teller.named(key)

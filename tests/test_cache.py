@@ -88,7 +88,7 @@ def test_a_conversation_larger_than_the_budget_works(monkeypatch: pytest.MonkeyP
     assert calls == {"ListInvocationSteps": 1, "total": 1}
     assert store._cache.bytes > cache.BUDGET
     visit(store, 2)
-    assert store.conversation("user-1")._engine.reader.fold is None
+    assert store.conversation("user-1")._engine.reader.journal is None
     assert len(store.get_messages("user-1")) == 3
 
 
@@ -102,7 +102,7 @@ def test_positions_outlive_what_is_dropped(monkeypatch: pytest.MonkeyPatch) -> N
     service.store().conversation(KEY).remove(0)
     monkeypatch.setattr(cache, "BUDGET", 1)
     visit(store, 1)
-    assert chat._engine.reader.fold is None
+    assert chat._engine.reader.journal is None
     removed = chat.remove(1)
     assert removed is not None
     assert removed.content == "b"
@@ -126,15 +126,15 @@ def test_what_somebody_is_using_is_not_dropped(monkeypatch: pytest.MonkeyPatch) 
     thread.start()
     entered.wait()
     visit(store, 1)
-    assert chat._engine.reader.fold is not None
+    assert chat._engine.reader.journal is not None
     go.set()
     thread.join()
     assert store._cache.bytes > 0
     with chat._engine.lock:
         visit(store, 2)  # an application may use another conversation where it is told of this one
-        assert chat._engine.reader.fold is not None
+        assert chat._engine.reader.journal is not None
     visit(store, 3)
-    assert chat._engine.reader.fold is None
+    assert chat._engine.reader.journal is None
 
 
 def test_of_one_key_there_is_one_conversation_while_somebody_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_of_one_key_there_is_one_conversation_while_somebody_holds_it(monkeypatc
     chat.add([user("a")])
     others = [id(store.conversation(f"user-{number}")) for number in range(3)]
     assert len(set(others)) > 1
-    assert chat._engine.reader.fold is None
+    assert chat._engine.reader.journal is None
     assert store._cache.bytes == 0
     assert store.conversation(KEY) is chat
     assert [message.content for message in chat.messages()] == ["a"]
@@ -208,6 +208,6 @@ def test_what_is_in_use_keeps_its_bytes_and_others_are_evicted(monkeypatch: pyte
     monkeypatch.setattr(cache, "BUDGET", 2 * size + size // 2)
     with store.conversation("user-1")._engine.lock:
         visit(store, 3)
-    assert store.conversation("user-1")._engine.reader.fold is not None
-    assert store.conversation("user-2")._engine.reader.fold is None
+    assert store.conversation("user-1")._engine.reader.journal is not None
+    assert store.conversation("user-2")._engine.reader.journal is None
     assert store._cache.bytes <= cache.BUDGET

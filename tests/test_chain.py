@@ -16,8 +16,8 @@ from llama_index_bedrock_sessions import ConversationEnded, RequestRefusedError,
 from llama_index_bedrock_sessions._bedrock.client import default_invocation
 from llama_index_bedrock_sessions._bedrock.clock import Clock
 from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json
-from llama_index_bedrock_sessions._journal.fold import Fold
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.model import Inherited, Opening
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.service import DAY, IDLE, KEY, Service
@@ -279,12 +279,12 @@ def test_a_fork_while_the_directory_is_looked_through(tmp_path: Any) -> None:
 
 
 def test_a_fold_takes_ids_up_to_its_horizon() -> None:
-    """Only ids that an honest clock can give move the clock of a fold."""
-    fold = Fold(["s"])
-    fold.horizon = 1000
-    fold._tick(999)
-    fold._tick(5000)
-    assert fold.clock == 999
+    """Only ids that an honest clock can give move the clock of a journal."""
+    journal = Journal(["s"])
+    journal.clock.horizon = 1000
+    journal.clock.saw(999)
+    journal.clock.saw(5000)
+    assert journal.clock.ms == 999
 
 
 def test_an_unknown_session_id_is_not_ours() -> None:

@@ -43,7 +43,7 @@ from llama_index_bedrock_sessions import (
 )
 from llama_index_bedrock_sessions._bedrock import client
 from llama_index_bedrock_sessions._conversation import claims, contexts
-from llama_index_bedrock_sessions._journal.fold import Draft
+from llama_index_bedrock_sessions._journal.draft import Draft
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests import histories
 from tests.histories import History
@@ -391,7 +391,7 @@ def test_content_of_another_conversation_is_not_read(service: Service) -> None:
     other, chat = service.store().conversation("other"), service.store().conversation(KEY)
     save(other, cart=[noise(40_000)])
     save(chat, cart=[noise(40_000)])
-    theirs = other._engine.reader.known().state()[contexts._CONTENT + "default"]
+    theirs = other._engine.reader.known().fold.state()[contexts._CONTENT + "default"]
     chat._engine.writer.append(lambda _: Draft(state={contexts._CONTENT + "default": [theirs]}))
     with pytest.raises(StoredDataError, match="no longer there"):
         load(chat)

@@ -245,9 +245,9 @@ def view(store: BedrockSessionsChatStore) -> View:
     """Return what a store finds by a strict read."""
     chat = store.conversation(KEY)
     active = chat.messages()
-    fold = chat._engine.reader.known()
+    journal = chat._engine.reader.known()
     archived = chat.messages(status=ARCHIVED, fresh=False)
-    return View(active, archived, _without_times(fold.named("")), fold.ended() is not None)
+    return View(active, archived, _without_times(journal.fold.named("")), journal.fold.ended() is not None)
 
 
 def _without_times(state: dict[str, Any]) -> dict[str, Any]:

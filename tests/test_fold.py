@@ -14,19 +14,13 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 
 from llama_index_bedrock_sessions._bedrock.client import default_invocation
 from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.compaction import COVERED_AGE, OVERHEAD, SAFE_AGE
 from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.draft import Composed, Draft, Placed
 from llama_index_bedrock_sessions._journal.encoding import carried_json, envelope, opening_json
-from llama_index_bedrock_sessions._journal.fold import (
-    COVERED_AGE,
-    OVERHEAD,
-    SAFE_AGE,
-    Composed,
-    Draft,
-    Fold,
-    Listed,
-    Placed,
-)
+from llama_index_bedrock_sessions._journal.fetch_plan import Listed
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new_id, parse_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.model import BUDGET, ENDED, HIDDEN, MARK, Inherited, Mark, Opening, Step
 from llama_index_bedrock_sessions._journal.values import dump
 
@@ -84,92 +78,102 @@ class Service:
             self.read[home] = read_step(home, found[1], found[0].time)
         return self.read[home]
 
-    def refresh(self, fold: Fold, *, parents: bool = False, whole: bool = True) -> Fold:
+    def refresh(self, journal: Journal, *, parents: bool = False, whole: bool = True) -> Journal:
         """Read all that is new, as `reader.py` does; count what that takes."""
         self.gets = self.rounds = 0
-        for head in fold.heads:
-            fold.saw_list(head, self.listed(head))
-        for parent in {p for h in fold.heads for o in fold.openings[h] for p in o.parents} if parents else ():
-            fold.saw_list(parent, self.listed(parent))
+        for head in journal.heads:
+            journal.plan.saw_list(head, self.listed(head))
+        for parent in (
+            {p for h in journal.heads for o in journal.plan.openings[h] for p in o.parents} if parents else ()
+        ):
+            journal.plan.saw_list(parent, self.listed(parent))
         while True:
-            for wanted in fold.rounds(whole=whole):
-                for parent in fold.unlisted_parents():
-                    fold.saw_list(parent, self.listed(parent))
+            for wanted in journal.plan.rounds(with_archived=whole):
+                for parent in journal.plan.unlisted_parents():
+                    journal.plan.saw_list(parent, self.listed(parent))
                 self.rounds += bool(wanted)
                 assert self.rounds < 20
                 for home in wanted:
                     self.gets += 1
                     step = self.get(home)
                     if step is None:
-                        fold.lost(home)
+                        journal.plan.lost(home)
                     else:
-                        fold.absorb(step)
-            unlisted = fold.unlisted_parents()
+                        journal.absorb(step)
+            unlisted = journal.plan.unlisted_parents()
             if not unlisted:
-                return fold
+                return journal
             for parent in unlisted:
-                fold.saw_list(parent, self.listed(parent))
+                journal.plan.saw_list(parent, self.listed(parent))
 
-    def cold(self, *heads: str) -> Fold:
+    def cold(self, *heads: str) -> Journal:
         """What somebody knows who has just read all."""
-        return self.refresh(Fold(heads))
+        return self.refresh(Journal(heads))
 
-    def window(self, *heads: str) -> Fold:
+    def window(self, *heads: str) -> Journal:
         """What somebody knows who has just read the active messages."""
-        return self.refresh(Fold(heads), whole=False)
+        return self.refresh(Journal(heads), whole=False)
 
-    def append(self, fold: Fold, draft: Draft | None, now: int = NOW) -> Composed:
+    def append(self, journal: Journal, draft: Draft | None, now: int = NOW) -> Composed:
         """Store a change in the head."""
-        composed = fold.compose(place(fold.heads[0]), draft, Placed(), now)
+        composed = journal.compaction.compose(place(journal.heads[0]), draft, Placed(), now)
         self.put(composed.step.home, composed.payload, now)
-        fold.stored(composed)
+        journal.stored(composed)
         return composed
 
-    def open(self, fold: Fold, following: str, draft: Draft | None = None, now: int = NOW) -> Composed:
+    def open(self, journal: Journal, following: str, draft: Draft | None = None, now: int = NOW) -> Composed:
         """Store the opening of a session that continues what was read."""
-        created = {head: self.created[head] for head in fold.heads}
+        created = {head: self.created[head] for head in journal.heads}
         self.created.setdefault(following, now)
-        *groups, last = fold.expiring_segments(created, now)
+        *groups, last = journal.compaction.expiring_segments(created, now)
         copies = []
         for group in groups:
-            composed, inherited = fold.copy(place(following), group, now)
+            composed, inherited = journal.compaction.copy(place(following), group, now)
             self.put(composed.step.home, composed.payload, now)
             copies.append(inherited)
-        opening = dataclasses.replace(fold.opening(created, now), segments=tuple(copies))
+        opening = dataclasses.replace(journal.compaction.opening(created, now), segments=tuple(copies))
         copied = [segment for group in groups for segment in group]
-        composed = fold.compose(place(following), draft, Placed(), now, opening=opening, forced=last, copied=copied)
+        composed = journal.compaction.compose(
+            place(following), draft, Placed(), now, opening=opening, forced=last, copied=copied
+        )
         self.put(composed.step.home, composed.payload, now)
         return composed
 
-    def started(self, *contents: str) -> Fold:
+    def started(self, *contents: str) -> Journal:
         """Open the first session with an opening, and a step for each text."""
-        self.open(Fold([]), A)
-        fold = self.cold(A)
+        self.open(Journal([]), A)
+        journal = self.cold(A)
         for content in contents:
-            self.append(fold, says(content))
-        return fold
+            self.append(journal, says(content))
+        return journal
 
 
-def shown(fold: Fold) -> list[str]:
+def shown(journal: Journal) -> list[str]:
     """The texts that are there, in order."""
-    return [str(message.record["b"][0]) for message in fold.alive()]
+    return [str(message.record["b"][0]) for message in journal.fold.alive()]
 
 
-def ids_of(fold: Fold) -> list[MessageId]:
+def ids_of(journal: Journal) -> list[MessageId]:
     """The ids of what is there, in order."""
-    return [message.id for message in fold.alive()]
+    return [message.id for message in journal.fold.alive()]
 
 
-def knows(fold: Fold) -> Any:
+def knows(journal: Journal) -> Any:
     """All that a reader can be asked."""
-    archived = [fold.is_archived(m) for m in ids_of(fold)]
-    there = list(zip(ids_of(fold), shown(fold), archived, strict=True))
-    return there, [message.id for message in fold.visible()], fold.state(), fold.hidden(), fold.ended()
+    archived = [journal.fold.is_archived(m) for m in ids_of(journal)]
+    there = list(zip(ids_of(journal), shown(journal), archived, strict=True))
+    return (
+        there,
+        [message.id for message in journal.fold.visible()],
+        journal.fold.state(),
+        journal.fold.hidden(),
+        journal.fold.ended(),
+    )
 
 
-def active(fold: Fold) -> Any:
+def active(journal: Journal) -> Any:
     """All that somebody can be asked who has read the active messages."""
-    there, visible, *rest = knows(fold)
+    there, visible, *rest = knows(journal)
     archived = {message for message, _, is_archived in there if is_archived}
     seen = [message for message in visible if message not in archived]
     return [each for each in there if each[0] not in archived], seen, *rest
@@ -204,17 +208,17 @@ class Conversations(RuleBasedStateMachine):
 
     @initialize(skews=st.lists(st.integers(-900, 900), min_size=3, max_size=3))
     def begin(self, skews: list[int]) -> None:
-        self.service.open(Fold([]), A, now=self.now)
+        self.service.open(Journal([]), A, now=self.now)
         self.skews = skews
         self.writers = [self.cold(number) for number, _ in enumerate(skews)]
 
-    def cold(self, number: int) -> Fold:
+    def cold(self, number: int) -> Journal:
         """What a writer knows who has just read: the last of them reads what is active."""
         return (self.service.window if number == 2 else self.service.cold)(self.head)
 
     def write(self, number: int, draft: Draft, contents: Sequence[str] = ()) -> None:
-        fold = self.writers[number]
-        composed = self.service.append(fold, draft, self.now + self.skews[number])
+        journal = self.writers[number]
+        composed = self.service.append(journal, draft, self.now + self.skews[number])
         self.note(composed.step.home.step, draft, contents)
 
     def note(self, change: str, draft: Draft, contents: Sequence[str]) -> None:
@@ -253,7 +257,7 @@ class Conversations(RuleBasedStateMachine):
     @rule(writer=writers_of, sizes=sizes)
     def replace(self, writer: int, sizes: list[int]) -> None:
         contents = self.texts(sizes)
-        if not self.writers[writer].is_whole():
+        if not self.writers[writer].plan.is_whole():
             self.service.refresh(self.writers[writer])
         self.write(writer, says(*contents, removed=frozenset(ids_of(self.writers[writer])), is_set=True), contents)
 
@@ -279,10 +283,10 @@ class Conversations(RuleBasedStateMachine):
     @rule(writer=writers_of)
     def list_anew(self, writer: int) -> None:
         # Stragglers are found by who lists the parents, as a cold reader does and whoever continues.
-        fold = self.service.refresh(self.writers[writer], parents=True, whole=writer != 2)
-        if fold.heads == [self.head]:
-            assert active(fold) == active(self.service.cold(self.head))
-            assert not fold.is_whole() or knows(fold) == self.expected()
+        journal = self.service.refresh(self.writers[writer], parents=True, whole=writer != 2)
+        if journal.heads == [self.head]:
+            assert active(journal) == active(self.service.cold(self.head))
+            assert not journal.plan.is_whole() or knows(journal) == self.expected()
 
     @rule(writer=writers_of)
     def move_on(self, writer: int) -> None:
@@ -300,14 +304,14 @@ class Conversations(RuleBasedStateMachine):
         is_there = self.writers[writer].heads == [self.head]
         if is_there and archives:
             self.write(writer, Draft(archived=frozenset(ids_of(self.writers[writer]))))
-        fold = self.writers[writer] if warm and is_there else Fold([self.head])
+        journal = self.writers[writer] if warm and is_there else Journal([self.head])
         self.now += days * DAY
-        self.service.refresh(fold, parents=True)
+        self.service.refresh(journal, parents=True)
         contents = self.texts(sizes) if sizes else []
         draft = says(*contents) if sizes else None
         following = session(len(self.service.created))
         opened = self.now
-        composed = self.service.open(fold, following, draft, opened)
+        composed = self.service.open(journal, following, draft, opened)
         if draft:
             self.note(composed.step.home.step, draft, contents)
         before, self.head = self.head, following
@@ -361,9 +365,9 @@ TestConversations.settings = settings(max_examples=25, stateful_step_count=25, d
 def test_one_writers_messages_are_read_in_few_gets() -> None:
     """Of n equal messages a cold reader gets about log2(n) steps, at most 12 of 1,000, in at most two rounds."""
     service = Service()
-    fold = service.started()
+    journal = service.started()
     for n in range(1, 1001):
-        service.append(fold, says(f"{n:01000}"))
+        service.append(journal, says(f"{n:01000}"))
         if n < 40 or n % 97 == 0 or n > 995:
             assert len(shown(service.cold(A))) == n
             assert service.gets <= min(math.log2(n) + 5, 12)
@@ -403,10 +407,10 @@ def test_what_several_writers_left_is_gathered_by_one_who_has_read() -> None:
 def test_state_that_is_replaced_is_read_in_few_gets() -> None:
     """State written again and again costs a reader no more gets than messages: what was replaced weighs nothing."""
     service = Service()
-    fold = service.started()
+    journal = service.started()
     for n in range(200):
-        service.append(fold, Draft(state={"memory": [f"{n}" * 5000]}))
-    assert service.cold(A).state() == {"memory": "199" * 5000}
+        service.append(journal, Draft(state={"memory": [f"{n}" * 5000]}))
+    assert service.cold(A).fold.state() == {"memory": "199" * 5000}
     assert service.gets <= math.log2(200) + 5
 
 
@@ -419,13 +423,15 @@ def test_state_that_is_replaced_is_read_in_few_gets() -> None:
 def test_what_a_step_carries_is_bounded(sizes: list[int]) -> None:
     """A step carries at most 512 KB, no segment over half of that, and its hint counts what directly precedes it."""
     service = Service()
-    fold = service.started()
+    journal = service.started()
     order = [listed.home.step for listed in service.listed(A)]
     for n, size in enumerate(sizes):
-        composed = service.append(fold, says(f"{n}".rjust(size, "x")), NOW + n)
+        composed = service.append(journal, says(f"{n}".rjust(size, "x")), NOW + n)
         carried = [(source_step, change) for source_step, change in composed.step.contents[1:] if change]
         assert len(dump(carried_json(carried))) <= BUDGET
-        assert all(sum(fold._size(c) for c in segment.changes) <= BUDGET // 2 for segment in composed.taken)
+        assert all(
+            sum(journal.compaction._size(c) for c in segment.changes) <= BUDGET // 2 for segment in composed.taken
+        )
         hint = parse_id(composed.step.home.step)
         directly = [source_step in {c for c, _ in carried} for source_step in reversed(order)]
         assert hint
@@ -436,15 +442,15 @@ def test_what_a_step_carries_is_bounded(sizes: list[int]) -> None:
 
 def test_a_hint_stops_at_1023() -> None:
     """A step may carry more than its id can say: a hint is only a hint."""
-    fold = Fold([A])
+    journal = Journal([A])
     small = Home(*place(A), new_id(NOW, Kind.CHANGE))
     steps = [new_id(NOW + n, Kind.CHANGE) for n in range(1, 1100)]
-    fold.saw_list(A, [Listed(small._replace(step=step), 0) for step in steps])
+    journal.plan.saw_list(A, [Listed(small._replace(step=step), 0) for step in steps])
     packed = {"carried": [{"id": step, "by": "x"} for step in steps]}
     home = Home(*place(A), new_id(NOW + 2000, Kind.CHANGE))
-    fold.saw_list(A, [Listed(home, 0)])
-    fold.absorb(read_step(home, [envelope({"change": {"by": "x"}}, packed)], 0))
-    composed = fold.compose(place(A), says("x" * 200_000), Placed(), NOW)
+    journal.plan.saw_list(A, [Listed(home, 0)])
+    journal.absorb(read_step(home, [envelope({"change": {"by": "x"}}, packed)], 0))
+    composed = journal.compaction.compose(place(A), says("x" * 200_000), Placed(), NOW)
     assert len(composed.step.contents) == 1101
     parsed = parse_id(composed.step.home.step)
     assert parsed
@@ -483,12 +489,12 @@ def test_a_removal_may_be_read_before_what_it_removes() -> None:
     service.append(one, says("c", removed=frozenset({ids_of(one)[0]})))
     steps = [step for listed in service.listed(A) if (step := service.get(listed.home))]
     for order in (steps, steps[::-1]):
-        fold = Fold([A])
-        fold.saw_list(A, service.listed(A))
+        journal = Journal([A])
+        journal.plan.saw_list(A, service.listed(A))
         for step in order:
-            fold.absorb(step)
-        assert shown(fold) == ["b", "c"]
-        assert fold.changes() == one.changes()
+            journal.absorb(step)
+        assert shown(journal) == ["b", "c"]
+        assert journal.fold.changes() == one.fold.changes()
 
 
 def test_of_several_sets_the_greatest_counts_and_what_none_has_seen_stays() -> None:
@@ -512,22 +518,22 @@ def test_state_is_kept_by_name_and_may_be_deleted() -> None:
     other = service.cold(A)
     service.append(one, Draft(state={"a": [1], "b": [2]}), NOW + 20)
     service.append(other, Draft(state={"a": [3], "c": [4]}), NOW + 10)
-    assert service.cold(A).state() == service.refresh(other).state() == {"a": 1, "b": 2, "c": 4}
+    assert service.cold(A).fold.state() == service.refresh(other).fold.state() == {"a": 1, "b": 2, "c": 4}
     service.append(one, Draft(state={"a": []}), NOW + 30)
-    assert service.refresh(other).state() == {"b": 2, "c": 4}
+    assert service.refresh(other).fold.state() == {"b": 2, "c": 4}
 
 
 def test_a_change_keeps_its_id_in_another_step() -> None:
     """A change sent again under another step id, in the same session or the next, is there once."""
     service = Service()
-    fold = service.started("a")
+    journal = service.started("a")
     draft = says("b")
-    first = service.append(fold, draft)
+    first = service.append(journal, draft)
     assert draft.id == first.step.home.step
-    service.append(fold, draft, NOW + 1000)
-    assert shown(fold) == shown(service.cold(A)) == ["a", "b"]
+    service.append(journal, draft, NOW + 1000)
+    assert shown(journal) == shown(service.cold(A)) == ["a", "b"]
     service.open(service.cold(A), B, draft, NOW + 2000)
-    assert ids_of(service.cold(B)) == ids_of(fold)
+    assert ids_of(service.cold(B)) == ids_of(journal)
 
 
 def test_a_writer_orders_after_what_it_has_read() -> None:
@@ -543,19 +549,19 @@ def test_a_writer_orders_after_what_it_has_read() -> None:
 def test_a_step_in_which_nothing_is_said_changes_nothing() -> None:
     """An empty change, and none, are steps like others."""
     service = Service()
-    fold = service.started("a")
-    service.append(fold, None)
-    service.append(fold, Draft())
+    journal = service.started("a")
+    service.append(journal, None)
+    service.append(journal, Draft())
     assert shown(service.cold(A)) == ["a"]
-    assert [c.id for c in service.cold(A).changes()] == [ids_of(fold)[0][0]]
+    assert [c.id for c in service.cold(A).fold.changes()] == [ids_of(journal)[0][0]]
 
 
 def test_a_damaged_step_is_not_carried() -> None:
     """It stays where it is, as it is, and what it was to say can be had from a step that carries it."""
     service = Service()
-    fold = service.started("a")
-    copy = service.append(fold, says("b" * 900))
-    home = Home(*place(A), new_id(fold.clock + 1, Kind.CHANGE))
+    journal = service.started("a")
+    copy = service.append(journal, says("b" * 900))
+    home = Home(*place(A), new_id(journal.clock.ms + 1, Kind.CHANGE))
     service.put(home, [{"text": f'{{"{MARK}":1,"change":7}}'}])
     reader = service.cold(A)
     placeholder = "[unreadable message: a damaged step]"
@@ -572,8 +578,8 @@ def test_a_damaged_step_is_not_carried() -> None:
 def test_a_carried_copy_that_is_damaged_leaves_the_change_to_its_step() -> None:
     """What cannot be read of what a step carries is read where it was written."""
     service = Service()
-    fold = service.started("a")
-    home = Home(*place(A), new_id(fold.clock + 1, Kind.CHANGE, hint=1))
+    journal = service.started("a")
+    home = Home(*place(A), new_id(journal.clock.ms + 1, Kind.CHANGE, hint=1))
     service.put(home, [envelope({"change": {"by": "x"}}, {"carried": [{"id": 7}]})])
     assert shown(service.cold(A)) == ["a"]
 
@@ -587,26 +593,26 @@ def test_a_step_that_is_listed_and_not_there_is_looked_for_again() -> None:
     writer = service.started("a")
     composed = service.append(writer, says("b" * 50_000))
     found = service.steps[A].pop(composed.step.home.step)
-    reader = Fold([A])
-    reader.saw_list(A, [found[0]])
+    reader = Journal([A])
+    reader.plan.saw_list(A, [found[0]])
     service.refresh(reader)
     assert shown(reader) == ["a"]
-    assert composed.step.home.step not in reader.opening({A: NOW}, NOW).parents[A]
+    assert composed.step.home.step not in reader.compaction.opening({A: NOW}, NOW).parents[A]
     service.steps[A][composed.step.home.step] = found
     assert shown(service.refresh(reader)) == ["a", "b" * 50_000]
-    assert composed.step.home.step in reader.opening({A: NOW}, NOW).parents[A]
+    assert composed.step.home.step in reader.compaction.opening({A: NOW}, NOW).parents[A]
 
 
 def test_an_opening_that_is_not_there_ends_the_reading() -> None:
     """A listed opening that cannot be got is asked for once a read, and the session is not open."""
     service = Service()
     home = Home(*place(A), new_id(NOW, Kind.OPENING))
-    fold = Fold([A])
-    fold.saw_list(A, [Listed(home, NOW)])
-    service.refresh(fold)
+    journal = Journal([A])
+    journal.plan.saw_list(A, [Listed(home, NOW)])
+    service.refresh(journal)
     assert service.gets == 1
-    assert not fold.is_open(A)
-    service.refresh(fold)
+    assert not journal.plan.is_open(A)
+    service.refresh(journal)
     assert service.gets == 1
 
 
@@ -614,8 +620,8 @@ def test_what_an_opening_names_and_is_gone_is_asked_for_once() -> None:
     """A segment whose session was deleted by hand is lost, and costs nothing from then on."""
     service = Service()
     service.created[A] = NOW
-    fold = service.started("a" * 50_000, "b" * 60_000)
-    service.open(fold, B, says("c"))
+    journal = service.started("a" * 50_000, "b" * 60_000)
+    service.open(journal, B, says("c"))
     del service.steps[A]
     reader = service.cold(B)
     assert shown(reader) == ["c"]
@@ -626,37 +632,39 @@ def test_what_an_opening_names_and_is_gone_is_asked_for_once() -> None:
 # Openings
 
 
-def continued(service: Service, following: str, draft: Draft | None = None, now: int = NOW, head: str = A) -> Fold:
+def continued(service: Service, following: str, draft: Draft | None = None, now: int = NOW, head: str = A) -> Journal:
     """Read a head to its end, continue it in another session, and read that."""
-    service.open(service.refresh(Fold([head])), following, draft, now)
+    service.open(service.refresh(Journal([head])), following, draft, now)
     return service.cold(following)
 
 
 def test_what_is_alive_is_inherited_and_nothing_else() -> None:
     """Messages, archived marks, state and sets are as they were; what was removed is not there."""
     service = Service()
-    fold = service.started("a", "b" * 30_000, "c", "d" * 40_000)
-    service.append(fold, Draft(archived=frozenset(ids_of(fold)[1:3]), state={"x": [1], "y": [2]}))
-    service.append(fold, Draft(removed=frozenset({ids_of(fold)[3]}), state={"y": []}, marks={HIDDEN: Mark(on=True)}))
-    service.append(fold, Draft(invocations={A: "night"}, origin={"from": "x"}))
-    before = knows(fold)
+    journal = service.started("a", "b" * 30_000, "c", "d" * 40_000)
+    service.append(journal, Draft(archived=frozenset(ids_of(journal)[1:3]), state={"x": [1], "y": [2]}))
+    service.append(
+        journal, Draft(removed=frozenset({ids_of(journal)[3]}), state={"y": []}, marks={HIDDEN: Mark(on=True)})
+    )
+    service.append(journal, Draft(invocations={A: "night"}, origin={"from": "x"}))
+    before = knows(journal)
     for generation, (head, following) in enumerate([(A, B), (B, C), (C, D)]):
-        fold = continued(service, following, now=NOW + generation, head=head)
-        assert knows(fold) == before
-        assert fold.generation() == generation + 1
-        assert set(fold.covers()) == {A, B, C, D} - {D, following} - {s for s in (C, D) if s >= following}
-    assert any(c.invocations == {A: "night"} for c in fold.changes())
-    assert any(c.origin == {"from": "x"} for c in fold.changes())
+        journal = continued(service, following, now=NOW + generation, head=head)
+        assert knows(journal) == before
+        assert journal.plan.generation() == generation + 1
+        assert set(journal.plan.covers()) == {A, B, C, D} - {D, following} - {s for s in (C, D) if s >= following}
+    assert any(c.invocations == {A: "night"} for c in journal.fold.changes())
+    assert any(c.origin == {"from": "x"} for c in journal.fold.changes())
 
 
 def test_a_set_that_was_left_behind_still_outweighs_a_smaller_one() -> None:
     """The greatest set is remembered by openings even where nothing of it is alive."""
     service = Service()
-    fold = service.started("a")
+    journal = service.started("a")
     slow = service.cold(A)
-    service.append(fold, says("set", removed=frozenset(ids_of(fold)), is_set=True), NOW + 50)
-    gone = frozenset(ids_of(fold))
-    service.append(fold, Draft(removed=gone), NOW + 60)
+    service.append(journal, says("set", removed=frozenset(ids_of(journal)), is_set=True), NOW + 50)
+    gone = frozenset(ids_of(journal))
+    service.append(journal, Draft(removed=gone), NOW + 60)
     reader = continued(service, B, says("b"), NOW + 100)
     service.append(slow, says("smaller", removed=frozenset(ids_of(slow)), is_set=True), NOW + 20)
     assert shown(reader) == shown(service.cold(B)) == ["b"]
@@ -666,21 +674,21 @@ def test_a_set_that_was_left_behind_still_outweighs_a_smaller_one() -> None:
 def test_a_message_that_an_opening_carries_stays_archived_where_the_archiving_is_left() -> None:
     """Marks are handed down with the messages, whether those are carried or stay where they are."""
     service = Service()
-    fold = service.started("small", "large" * 30_000)
-    archive = says("n" * 100_000, archived=frozenset(ids_of(fold)))
-    service.append(fold, archive)
-    composed = service.open(fold, B, says("next"))
+    journal = service.started("small", "large" * 30_000)
+    archive = says("n" * 100_000, archived=frozenset(ids_of(journal)))
+    service.append(journal, archive)
+    composed = service.open(journal, B, says("next"))
     assert archive.id not in {source_step for source_step, _ in composed.step.contents}
     reader = service.cold(B)
-    assert [reader.is_archived(m) for m in ids_of(reader)] == [True, True, False, False]
+    assert [reader.fold.is_archived(m) for m in ids_of(reader)] == [True, True, False, False]
 
 
 def test_stragglers_are_read_for_their_own_change_only() -> None:
     """A step that arrives in a session after it was continued adds and removes; what it carries does not count."""
     service = Service()
-    fold = service.started("a", "b")
+    journal = service.started("a", "b")
     straggler = service.cold(A)
-    service.append(fold, Draft(removed=frozenset({ids_of(fold)[0]})))
+    service.append(journal, Draft(removed=frozenset({ids_of(journal)[0]})))
     reader = continued(service, B, says("c"), NOW + 1000)
     late = service.append(straggler, says("late" * 500, removed=frozenset({ids_of(straggler)[1]})), NOW + 2000)
     assert len(late.step.contents) == 3
@@ -689,7 +697,7 @@ def test_stragglers_are_read_for_their_own_change_only() -> None:
     # In the next generation it is inherited as its own change alone.
     following = continued(service, C, None, NOW + 3000, head=B)
     assert shown(following) == ["c", "late" * 500]
-    own = [s for o in following.openings[C] for s in o.segments if s.own]
+    own = [s for o in following.plan.openings[C] for s in o.segments if s.own]
     assert all(s.home == late.step.home for s in own)
 
 
@@ -703,7 +711,7 @@ def test_a_straggler_too_large_to_carry_is_inherited_as_its_own_change() -> None
     for head, following in ((B, C), (C, D)):
         reader = continued(service, following, None, NOW + 3000, head=head)
         assert shown(reader) == ["a", "c", "late" * 100_000]
-        (own,) = [s for o in reader.openings[following] for s in o.segments if s.own]
+        (own,) = [s for o in reader.plan.openings[following] for s in o.segments if s.own]
         assert own.home == late.step.home
 
 
@@ -729,8 +737,8 @@ def test_two_openings_of_a_session_are_a_union() -> None:
     service = Service()
     first = service.started("a", "b" * 70_000)
     service.append(first, says("c" * 80_000))
-    less = Fold([A])
-    less.saw_list(A, service.listed(A)[:-1])
+    less = Journal([A])
+    less.plan.saw_list(A, service.listed(A)[:-1])
     for home in [listed.home for listed in service.listed(A)[:-1]]:
         step = service.get(home)
         assert step
@@ -752,30 +760,30 @@ def test_two_heads_are_a_union_and_are_joined_again() -> None:
     service.open(two, C, says("in C", archived=frozenset({ids_of(two)[1]})), NOW + 2000)
     both = service.cold(B, C)
     assert shown(both) == ["b" * 70_000, "in B", "in C"]
-    assert both.is_archived(ids_of(both)[0])
-    assert set(both.opening(service.created, NOW + 3000).parents) == {B, C}
-    assert set(both.opening(service.created, NOW + 3000, late=60_000).parents) == {A, B, C}
+    assert both.fold.is_archived(ids_of(both)[0])
+    assert set(both.compaction.opening(service.created, NOW + 3000).parents) == {B, C}
+    assert set(both.compaction.opening(service.created, NOW + 3000, late=60_000).parents) == {A, B, C}
     service.open(both, D, says("joined"), NOW + 3000)
     joined = service.cold(D)
     assert shown(joined) == ["b" * 70_000, "in B", "in C", "joined"]
-    assert set(joined.covers()) == {A, B, C}
-    assert joined.is_archived(ids_of(joined)[0])
+    assert set(joined.plan.covers()) == {A, B, C}
+    assert joined.fold.is_archived(ids_of(joined)[0])
 
 
 @pytest.mark.parametrize("parents_first", [False, True])
 def test_a_step_one_head_inherits_and_another_has_not_seen_is_read_once(parents_first: bool) -> None:
     """It is a segment to one and a straggler to the other: what it removes counts, what is dead in it does not."""
     service = Service()
-    fold = service.started("a", "b")
+    journal = service.started("a", "b")
     less = service.cold(A)
-    late = service.append(fold, says("gone", "late" * 30_000, removed=frozenset({ids_of(fold)[1]})), NOW + 500)
-    service.append(fold, Draft(removed=frozenset({(late.step.home.step, 0)})), NOW + 600)
-    service.open(fold, B, None, NOW + 1000)
+    late = service.append(journal, says("gone", "late" * 30_000, removed=frozenset({ids_of(journal)[1]})), NOW + 500)
+    service.append(journal, Draft(removed=frozenset({(late.step.home.step, 0)})), NOW + 600)
+    service.open(journal, B, None, NOW + 1000)
     service.open(service.cold(B), C, says("in C"), NOW + 2000)
     service.open(less, D, says("in D"), NOW + 3000)
-    both = Fold([C, D])
+    both = Journal([C, D])
     if parents_first:
-        both.saw_list(A, service.listed(A))
+        both.plan.saw_list(A, service.listed(A))
     service.refresh(both)
     assert shown(both) == ["a", "late" * 30_000, "in C", "in D"]
     service.open(both, session(9), None, NOW + 4000)
@@ -792,7 +800,7 @@ def test_of_two_openings_the_one_that_inherits_all_of_a_step_counts() -> None:
     for own in (True, False), (False, True):
         for late in (False, True):
             service.steps.pop(B, None)
-            reader = Fold([B])
+            reader = Journal([B])
             for n, flag in enumerate(own):
                 opening = dataclasses.replace(NOTHING, covers={A: NOW}, segments=(Inherited(step, {}, {}, own=flag),))
                 home = Home(*place(B), new_id(NOW + n, Kind.OPENING))
@@ -809,59 +817,59 @@ def test_of_two_openings_the_one_that_inherits_all_of_a_step_counts() -> None:
 def test_what_is_old_or_mostly_dead_is_carried_whatever_its_size() -> None:
     """Sessions older than nine days are not needed any more once they are continued."""
     service = Service()
-    fold = service.started(*(f"{n}" * 100_000 for n in range(6)))
-    composed = service.open(fold, B, None, NOW + SAFE_AGE)
+    journal = service.started(*(f"{n}" * 100_000 for n in range(6)))
+    composed = service.open(journal, B, None, NOW + SAFE_AGE)
     assert composed.step.opening
     assert composed.step.opening.segments
     del service.steps[B]
-    composed = service.open(fold, B, None, NOW + SAFE_AGE + 1)
+    composed = service.open(journal, B, None, NOW + SAFE_AGE + 1)
     assert composed.step.opening
     assert {s.home.session for s in composed.step.opening.segments} == {B}
     del service.steps[A]
     reader = service.cold(B)
-    assert shown(reader) == shown(fold)
+    assert shown(reader) == shown(journal)
     assert service.gets == 2
     # Most of what is in B is removed: the next session takes the rest.
     service.append(reader, Draft(removed=frozenset(ids_of(reader)[1:])))
     reader = continued(service, C, None, NOW + SAFE_AGE + 2, head=B)
     del service.steps[B]
-    assert shown(service.cold(C)) == shown(reader) == shown(fold)[:1]
+    assert shown(service.cold(C)) == shown(reader) == shown(journal)[:1]
 
 
 def test_native_blocks_in_old_sessions_are_referred_to_where_they_were_copied() -> None:
     """Images about to leave retention are copied; the messages that show them refer to the copies, the others stay."""
     service = Service()
-    fold = service.started("text")
+    journal = service.started("text")
     image = ChatMessage(role="user", blocks=[ImageBlock(image=picture(), detail="low"), ImageBlock(image=picture())])
-    old = service.append(fold, Draft(message_codec.encode([image, ChatMessage("beside")]))).step.home
-    assert fold.old_native_blocks(service.created, NOW + SAFE_AGE) == []
-    assert fold.old_native_blocks(service.created, NOW + SAFE_AGE + 1) == [(old, 0), (old, 1)]
+    old = service.append(journal, Draft(message_codec.encode([image, ChatMessage("beside")]))).step.home
+    assert journal.compaction.old_native_blocks(service.created, NOW + SAFE_AGE) == []
+    assert journal.compaction.old_native_blocks(service.created, NOW + SAFE_AGE + 1) == [(old, 0), (old, 1)]
     reader = continued(service, B, Draft(message_codec.encode([image])), NOW + SAFE_AGE)
     late = NOW + SAFE_AGE + 1
-    assert reader.old_native_blocks(service.created, late) == [(old, 0), (old, 1)]
+    assert reader.compaction.old_native_blocks(service.created, late) == [(old, 0), (old, 1)]
     copy = Home(*place(C), new_id(late, Kind.ATTACHMENT))
-    reader.relocate_blocks({(old, 0): (copy, 1), (old, 1): (copy, 0)})
-    mine = [reference for message in reader.alive() for reference in message.references()]
+    reader.fold.relocate_blocks({(old, 0): (copy, 1), (old, 1): (copy, 0)})
+    mine = [reference for message in reader.fold.alive() for reference in message.references()]
     assert mine[:2] == [(copy, 1), (copy, 0)]
     assert {home.session for home, _ in mine[2:]} == {B}
     service.open(reader, C, None, late)
     del service.steps[A]
     following = service.cold(C)
-    assert [reference for message in following.alive() for reference in message.references()] == mine
-    assert following.native_homes(following.alive())[copy] == {0, 1}
+    assert [reference for message in following.fold.alive() for reference in message.references()] == mine
+    assert following.native_homes(following.fold.alive())[copy] == {0, 1}
 
 
 def test_a_session_is_covered_for_31_days() -> None:
     """A head always; one before it longer than the service keeps it, and for as long as it is there: none is a head."""
     service = Service()
-    fold = service.started("a")
-    assert fold.opening({A: NOW}, NOW + COVERED_AGE + 1).covers == {A: NOW}
-    service.open(fold, B, None, NOW + 1)
+    journal = service.started("a")
+    assert journal.compaction.opening({A: NOW}, NOW + COVERED_AGE + 1).covers == {A: NOW}
+    service.open(journal, B, None, NOW + 1)
     following = service.cold(B)
     late = NOW + COVERED_AGE
-    assert following.opening(service.created, late).covers == service.created
-    assert following.opening(service.created, late + 1).covers == {B: NOW + 1}
-    assert following.opening(service.created, late + 1, [A, B]).covers == service.created
+    assert following.compaction.opening(service.created, late).covers == service.created
+    assert following.compaction.opening(service.created, late + 1).covers == {B: NOW + 1}
+    assert following.compaction.opening(service.created, late + 1, [A, B]).covers == service.created
 
 
 def test_steps_taken_from_an_earlier_session_are_not_read_there_again() -> None:
@@ -875,7 +883,7 @@ def test_steps_taken_from_an_earlier_session_are_not_read_there_again() -> None:
     assert before > 1
     cold = service.cold(B)
     assert shown(cold) == ["a" * 3000, "b" * 4000, "c", "d" * 9000]
-    assert cold._taken
+    assert cold.plan._taken
     assert service.gets <= 2
 
 
@@ -892,23 +900,23 @@ def test_a_segment_may_be_an_attachment_of_the_session_itself() -> None:
     service.put(Home(*place(B), new_id(NOW + 1, Kind.OPENING)), [envelope({}, {"opening": opening_json(opening)})])
     reader = service.cold(B)
     assert shown(reader) == ["old"]
-    assert reader.is_archived((change, 0))
+    assert reader.fold.is_archived((change, 0))
     service.append(reader, says("n" * 900), NOW + 2)
     reader = service.cold(B)
     assert (shown(reader), service.gets) == (["old", "n" * 900], 2)
-    assert reader.is_archived((change, 0))
+    assert reader.fold.is_archived((change, 0))
 
 
 def test_closings_are_seen_and_not_read() -> None:
     """A closing step is known by its id: it is not fetched to read a conversation, and does no harm if it is."""
     service = Service()
-    fold = service.started("a")
+    journal = service.started("a")
     home = Home(*place(A), new_id(NOW + 10**6, Kind.CLOSING))
     service.put(home, [envelope({"closing": {"reason": "ended"}}, {})])
     reader = service.cold(A)
-    assert [listed.home for listed in reader.closings] == [home]
-    assert home.step not in reader.read
-    assert fold.closings == []
+    assert [listed.home for listed in reader.plan.closings] == [home]
+    assert home.step not in reader.plan.read
+    assert journal.plan.closings == []
     step = service.get(home)
     assert step
     reader.absorb(step)
@@ -917,22 +925,28 @@ def test_closings_are_seen_and_not_read() -> None:
 
 def test_a_conversation_without_sessions_is_empty() -> None:
     """Before its first session a conversation has nothing, and generation 0 follows."""
-    fold = Service().refresh(Fold([]))
-    assert (shown(fold), fold.state(), fold.hidden(), fold.generation(), fold.covers()) == ([], {}, False, -1, {})
-    assert fold.opening({}, NOW) == NOTHING
-    assert Fold([A]).generation() == 0
+    journal = Service().refresh(Journal([]))
+    assert (
+        shown(journal),
+        journal.fold.state(),
+        journal.fold.hidden(),
+        journal.plan.generation(),
+        journal.plan.covers(),
+    ) == ([], {}, False, -1, {})
+    assert journal.compaction.opening({}, NOW) == NOTHING
+    assert Journal([A]).plan.generation() == 0
 
 
 # What is archived
 
 
-def put_away(service: Service, **facts: Any) -> Fold:
+def put_away(service: Service, **facts: Any) -> Journal:
     """A conversation in B; of large segments in A only archived messages count, but for what else they say."""
-    fold = service.started()
-    service.append(fold, says("x" * 90_000, **facts))
+    journal = service.started()
+    service.append(journal, says("x" * 90_000, **facts))
     for n in range(12):
-        service.append(fold, says(f"{n}".ljust(40_000, "x")))
-    service.append(fold, Draft(archived=frozenset(ids_of(fold)[:-1])))
+        service.append(journal, says(f"{n}".ljust(40_000, "x")))
+    service.append(journal, Draft(archived=frozenset(ids_of(journal)[:-1])))
     return continued(service, B, says("new"), NOW + 1000)
 
 
@@ -942,8 +956,8 @@ def is_left_out(service: Service, head: str = B) -> bool:
     gets = service.gets
     window = service.window(head)
     assert active(window) == active(whole)
-    assert window.is_whole() is (service.gets == gets)
-    left_out = not window.is_whole()
+    assert window.plan.is_whole() is (service.gets == gets)
+    left_out = not window.plan.is_whole()
     assert knows(service.refresh(window)) == knows(whole)
     return left_out
 
@@ -969,7 +983,7 @@ def test_what_is_done_to_messages_that_were_not_read_counts() -> None:
     whole = put_away(service)
     window = service.window(B)
     gone = ids_of(whole)[0]
-    assert gone[0] not in window.known
+    assert gone[0] not in window.fold.known
     service.append(whole, says("more", removed=frozenset({gone})), NOW + 1500)
     service.append(service.refresh(window, whole=False), says("and more" * 9000), NOW + 1600)
     for reader in (service.cold(B), service.refresh(window), continued(service, C, None, NOW + 2000, head=B)):
@@ -991,11 +1005,11 @@ def test_who_has_not_read_what_is_archived_names_it_all_the_same() -> None:
 def test_a_change_of_which_a_message_is_active_is_read() -> None:
     """However much else of it is archived."""
     service = Service()
-    fold = service.started()
-    service.append(fold, says("x" * 90_000, "active"))
-    service.append(fold, Draft(archived=frozenset(ids_of(fold)[:1])))
+    journal = service.started()
+    service.append(journal, says("x" * 90_000, "active"))
+    service.append(journal, Draft(archived=frozenset(ids_of(journal)[:1])))
     continued(service, B, None, NOW + 1000)
-    assert [message for message, _, _ in active(service.window(B))[0]] == ids_of(fold)[1:]
+    assert [message for message, _, _ in active(service.window(B))[0]] == ids_of(journal)[1:]
 
 
 @pytest.mark.parametrize(
@@ -1005,22 +1019,22 @@ def test_what_says_more_than_archived_messages_is_read(facts: dict[str, Any]) ->
     """Named state, its deletion and a hiding count, whatever becomes of the messages beside them."""
     service = Service()
     put_away(service, **facts)
-    first = service.cold(B).changes()[0]
-    assert first.id in service.window(B).known
+    first = service.cold(B).fold.changes()[0]
+    assert first.id in service.window(B).fold.known
     assert is_left_out(service)
 
 
 def test_what_is_damaged_is_read() -> None:
     """The placeholder of what a step carried, and cannot be read, was not archived with the step's own messages."""
     service = Service()
-    fold = service.started()
+    journal = service.started()
     own = {"add": [{"r": "user", "b": ["x" * 90_000]}]}
     torn = Home(*place(A), new_id(NOW + 10, Kind.CHANGE))
     service.put(torn, [envelope({"change": own, "zip": "torn"}, {})])
-    service.refresh(fold)
-    service.append(fold, Draft(archived=frozenset(ids_of(fold))))
+    service.refresh(journal)
+    service.append(journal, Draft(archived=frozenset(ids_of(journal))))
     continued(service, B, None, NOW + 1000)
-    assert torn.step in service.window(B).read
+    assert torn.step in service.window(B).plan.read
     assert len(active(service.window(B))[0]) == 1
     assert is_left_out(service)
 
@@ -1028,10 +1042,10 @@ def test_what_is_damaged_is_read() -> None:
 def test_a_step_that_the_opening_has_not_seen_has_all_be_read() -> None:
     """It may tell again of a message that only who has read all knows to be archived."""
     service = Service()
-    fold = service.started()
-    late = service.append(fold, says("y" * 20_000)).step.home.step
-    service.append(fold, says("x" * 50_000))
-    service.append(fold, Draft(archived=frozenset(ids_of(fold))))
+    journal = service.started()
+    late = service.append(journal, says("y" * 20_000)).step.home.step
+    service.append(journal, says("x" * 50_000))
+    service.append(journal, Draft(archived=frozenset(ids_of(journal))))
     unlisted = service.steps[A].pop(late)
     continued(service, B, None, NOW + 1000)
     assert is_left_out(service)
@@ -1053,12 +1067,12 @@ def test_a_change_that_was_sent_again_has_all_be_read() -> None:
 def test_what_another_tool_writes_has_all_be_read() -> None:
     """Nothing but its id could tell that it is not the copy of a step that was archived."""
     service = Service()
-    fold = service.started()
+    journal = service.started()
     foreign = "11111111-2222-4333-8444-555555555555"
     service.put(Home(*place(A), foreign), [{"text": "y" * 20_000}])
-    service.refresh(fold)
-    service.append(fold, says("x" * 50_000))
-    service.append(fold, Draft(archived=frozenset(ids_of(fold))))
+    service.refresh(journal)
+    service.append(journal, says("x" * 50_000))
+    service.append(journal, Draft(archived=frozenset(ids_of(journal))))
     continued(service, B, None, NOW + 1000)
     assert is_left_out(service)
     service.put(Home(*place(B), foreign), [{"text": "y" * 20_000}])
@@ -1067,8 +1081,8 @@ def test_what_another_tool_writes_has_all_be_read() -> None:
 
 def tells_again(service: Service) -> list[ContentBlock]:
     """The payload of a step that tells of an archived change that is not read by who reads what is active."""
-    known = service.window(B).known
-    message = next(m for m in service.cold(B).alive() if m.id[0] not in known)
+    known = service.window(B).fold.known
+    message = next(m for m in service.cold(B).fold.alive() if m.id[0] not in known)
     return [envelope({"change": {"id": message.id[0], "add": [message.record]}}, {})]
 
 
@@ -1088,26 +1102,26 @@ def test_two_openings_have_all_be_read() -> None:
 def test_only_images_in_sessions_of_ours_are_fetched() -> None:
     """A forged reference to another conversation's session is not followed; one to a session before the head is."""
     service = Service()
-    fold = service.started()
+    journal = service.started()
     image = ChatMessage(role="user", blocks=[ImageBlock(image=picture())])
-    composed = service.append(fold, Draft(message_codec.encode([image, image])))
-    assert fold.native_homes(fold.alive()) == {composed.step.home: {0, 1}}
+    composed = service.append(journal, Draft(message_codec.encode([image, image])))
+    assert journal.native_homes(journal.fold.alive()) == {composed.step.home: {0, 1}}
     reader = continued(service, B, None, NOW + 1000)
-    assert reader.native_homes(reader.alive()) == {composed.step.home: {0, 1}}
+    assert reader.native_homes(reader.fold.alive()) == {composed.step.home: {0, 1}}
     forged = {"add": [{"r": "user", "b": [{"n": 0}]}], "homes": [[*place(D), composed.step.home.step]]}
     service.put(Home(*place(B), new_id(NOW + 2000, Kind.CHANGE)), [envelope({"change": forged}, {})])
     reader = service.cold(B)
-    assert len(reader.alive()) == 3
-    assert reader.native_homes(reader.alive()) == {composed.step.home: {0, 1}}
+    assert len(reader.fold.alive()) == 3
+    assert reader.native_homes(reader.fold.alive()) == {composed.step.home: {0, 1}}
 
 
 def test_a_named_step_of_another_session_is_not_fetched() -> None:
     """Steps of this session are found by its list: what is named and not listed is not asked for."""
     service = Service()
-    fold = service.started("a")
+    journal = service.started("a")
     secret = Home(*place(D), new_id(NOW, Kind.CHANGE))
     service.put(secret, [envelope({"change": {"add": [{"r": "user", "b": ["secret"]}]}}, {})])
-    forged = Home(*place(A), new_id(fold.clock + 1, Kind.CHANGE))
+    forged = Home(*place(A), new_id(journal.clock.ms + 1, Kind.CHANGE))
     service.put(forged, [envelope({"change": {"by": "x"}}, {"named": [list(secret)]})])
     assert shown(service.cold(A)) == ["a"]
 
@@ -1121,17 +1135,17 @@ def test_the_weight_of_a_draft_counts_all_it_says() -> None:
     assert Draft(message_codec.encode([image])).size() < OVERHEAD
 
 
-def sources(fold: Fold) -> Iterable[str]:
+def sources(journal: Journal) -> Iterable[str]:
     """Every change that is in some segment."""
-    return (change for segment in fold.segments() for change in segment.changes)
+    return (change for segment in journal.compaction.segments() for change in segment.changes)
 
 
 def test_every_change_is_in_one_segment() -> None:
     """Segments are disjoint and hold all that is known, found anew or kept up as steps are stored."""
     service = Service()
-    fold = service.started(*(f"{n}" * (n % 7 + 1) * 50 for n in range(40)))
-    kept = list(fold.segments())
-    assert sorted(sources(fold)) == sorted(fold.known)
+    journal = service.started(*(f"{n}" * (n % 7 + 1) * 50 for n in range(40)))
+    kept = list(journal.compaction.segments())
+    assert sorted(sources(journal)) == sorted(journal.fold.known)
     cold = service.cold(A)
-    assert sorted(sources(cold)) == sorted(cold.known) == sorted(fold.known)
-    assert {s.home for s in cold.segments()} == {s.home for s in kept}
+    assert sorted(sources(cold)) == sorted(cold.fold.known) == sorted(journal.fold.known)
+    assert {s.home for s in cold.compaction.segments()} == {s.home for s in kept}

@@ -31,8 +31,10 @@ from llama_index_bedrock_sessions._bedrock import session_metadata
 from llama_index_bedrock_sessions._bedrock.client import default_invocation
 from llama_index_bedrock_sessions._conversation.state import RESERVED
 from llama_index_bedrock_sessions._journal import decoding, encoding, ids, message_codec, model, records
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.draft import Draft, Placed
+from llama_index_bedrock_sessions._journal.fetch_plan import Listed
 from llama_index_bedrock_sessions._journal.ids import Home, Kind
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.model import ENDED, MARK, Change, Inherited, Mark, Message, Opening
 from llama_index_bedrock_sessions._journal.values import is_unicode
 from llama_index_bedrock_sessions.emulator import Emulator
@@ -548,27 +550,27 @@ class Writer:
         if packed := json.loads(content[-1]["text"]).get("zip"):
             self.written.append(json.loads(zlib.decompress(base64.b64decode(packed))))
 
-    def put(self, fold: Fold, place: tuple[str, str], draft: Draft, now: int, **more: Any) -> model.Step:
+    def put(self, journal: Journal, place: tuple[str, str], draft: Draft, now: int, **more: Any) -> model.Step:
         """Compose a step and show it."""
-        composed = fold.compose(place, draft, Placed(), now, **more)
+        composed = journal.compaction.compose(place, draft, Placed(), now, **more)
         self.show(composed.step.home, now, composed.payload)
         if "opening" not in more:
-            fold.stored(composed)
+            journal.stored(composed)
         return composed.step
 
 
-def opened(opening: model.Step, now: int, *others: model.Step) -> Fold:
-    """The fold of a session that was just opened, after `others` of the sessions before."""
-    fold = Fold([opening.home.session])
+def opened(opening: model.Step, now: int, *others: model.Step) -> Journal:
+    """The journal of a session that was just opened, after `others` of the sessions before."""
+    journal = Journal([opening.home.session])
     for parent in opening.opening.parents if opening.opening else ():
-        fold.saw_list(parent, ())
-    fold.saw_list(opening.home.session, [Listed(opening.home, now)])
-    fold.absorb(opening)
-    for homes in fold.rounds():
+        journal.plan.saw_list(parent, ())
+    journal.plan.saw_list(opening.home.session, [Listed(opening.home, now)])
+    journal.absorb(opening)
+    for homes in journal.plan.rounds():
         for other in others:
             if other.home in homes:
-                fold.absorb(other)
-    return fold
+                journal.absorb(other)
+    return journal
 
 
 def written() -> list[Any]:
@@ -589,11 +591,11 @@ def sessions() -> Iterator[Any]:
 def steps(w: Writer) -> list[Any]:
     """The six steps."""
     one, two = (FIRST, default_invocation(FIRST)), (NEXT, default_invocation(NEXT))
-    nothing = Fold([])
-    opening = nothing.opening({}, START)
+    nothing = Journal([])
+    opening = nothing.compaction.opening({}, START)
     draft = Draft(message_codec.encode([ChatMessage("My order 4711 arrived broken.")]))
     first = w.put(nothing, one, draft, START, opening=opening)
-    fold = opened(first, START)
+    journal = opened(first, START)
     picture = [TextBlock(text="This is how it looks:"), ImageBlock(image=base64.b64decode(PNG))]
     answer = [
         TextBlock(text="I am sorry to see that. Let me look up what we can do about it."),
@@ -603,16 +605,16 @@ def steps(w: Writer) -> list[Any]:
         ChatMessage(role="user", blocks=picture),
         ChatMessage(role="assistant", blocks=answer, additional_kwargs={"confidence": float("inf")}),
     ]
-    second = w.put(fold, one, Draft(message_codec.encode(turn), state={"topic": ["refund"]}), START + 2000)
+    second = w.put(journal, one, Draft(message_codec.encode(turn), state={"topic": ["refund"]}), START + 2000)
     removed, archived = frozenset({(second.home.step, 1)}), frozenset({(first.home.step, 0)})
     draft = Draft(removed=removed, archived=archived, state={"topic": ["exchange"]}, by="Ada")
-    third = w.put(fold, one, draft, START + 4000)
+    third = w.put(journal, one, draft, START + 4000)
     closing = Home(*one, ids.new_id(START + 6000, Kind.CLOSING))
     w.show(closing, START + 6000, [encoding.envelope({"closing": {"reason": "continued"}}, {})])
-    fold.saw_list(FIRST, [Listed(closing, START + 6000)])
-    opening = fold.opening({FIRST: START - 1000}, START + 8000)
+    journal.plan.saw_list(FIRST, [Listed(closing, START + 6000)])
+    opening = journal.compaction.opening({FIRST: START - 1000}, START + 8000)
     draft = Draft(message_codec.encode([ChatMessage("Can I get another one instead?")]))
-    fifth = w.put(fold, two, draft, START + 8000, opening=opening)
+    fifth = w.put(journal, two, draft, START + 8000, opening=opening)
     said = {"summary": "a new one is on its way", "kind": "exchange", "by": "Ada"}
     w.put(
         opened(fifth, START + 8000, second, third), two, Draft(marks={ENDED: Mark(on=True, said=said)}), START + 10_000

@@ -24,9 +24,12 @@ from llama_index_bedrock_sessions import ConversationEnded, NewerFormatError
 from llama_index_bedrock_sessions._bedrock.client import default_invocation
 from llama_index_bedrock_sessions._journal import decoding, encoding, ids, message_codec, model
 from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.draft import Draft, Placed
 from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.fetch_plan import Listed
+from llama_index_bedrock_sessions._journal.fold import Fold
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id, parse_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.model import MARK
 from llama_index_bedrock_sessions._journal.values import dump
 from tests import golden
@@ -280,13 +283,13 @@ def test_a_step_carries_no_more_than_steps_do() -> None:
 def test_naming_a_step_often_does_not_have_it_read_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """An opening that names one step ten thousand times is damaged: each time all of it would be taken in."""
     learnt = collections.Counter[str]()
-    learn = Fold._learn
+    learn = Fold.learn
 
     def counting(fold: Fold, change: Any) -> None:
         learnt["changes"] += 1
         learn(fold, change)
 
-    monkeypatch.setattr(Fold, "_learn", counting)
+    monkeypatch.setattr(Fold, "learn", counting)
     service = Service()
     service.store().add_message(KEY, user("one"))
     session = only_session(service)
@@ -307,20 +310,21 @@ def looked_at(count: int, monkeypatch: pytest.MonkeyPatch) -> int:
         counted["steps"] += 1
         return kind(step)
 
-    monkeypatch.setattr("llama_index_bedrock_sessions._journal.fold.parse_id", counting)
+    for module in ("fetch_plan", "ids"):
+        monkeypatch.setattr(f"llama_index_bedrock_sessions._journal.{module}.parse_id", counting)
     head, parent, invocation = (str(uuid.uuid4()) for _ in range(3))
-    fold = Fold([head])
+    journal = Journal([head])
     homes = [Home(parent, invocation, new_id(1000 + n, Kind.CHANGE)) for n in range(count)]
     named = tuple(model.Inherited(h, {}, {}, own=False) for h in homes)
     forged = model.Opening(1, {parent: 0}, {parent: frozenset()}, frozenset(), named, None)
     opening = Home(head, invocation, new_id(5000, Kind.OPENING))
-    fold.saw_list(head, [Listed(opening, 5000)])
-    fold.saw_list(parent, [Listed(h, 1000) for h in homes])
+    journal.plan.saw_list(head, [Listed(opening, 5000)])
+    journal.plan.saw_list(parent, [Listed(h, 1000) for h in homes])
     payloads = dict.fromkeys(homes, step_of(1)) | {opening: [envelope({}, {"opening": opening_json(forged)})]}
-    for wanted in fold.rounds():
+    for wanted in journal.plan.rounds():
         for home in wanted:
-            fold.absorb(read_step(home, payloads[home], 0))
-    assert len(fold.read) == count + 1
+            journal.absorb(read_step(home, payloads[home], 0))
+    assert len(journal.plan.read) == count + 1
     return counted["steps"]
 
 
@@ -477,25 +481,29 @@ def test_any_steps_make_a_fold(steps: list[Any]) -> None:
     place, other = (str(uuid.uuid4()), str(uuid.uuid4())), Home(*(str(uuid.uuid4()) for _ in range(3)))
     made = [hostile(step, place, other, number, 1000) for number, step in enumerate(steps)]
     payloads = {Home(*place, step): content for step, content in made}
-    fold = Fold([place[0]])
-    fold.horizon = 10_000
-    fold.saw_list(place[0], [Listed(home, 1000) for home in payloads])
+    journal = Journal([place[0]])
+    journal.clock.horizon = 10_000
+    journal.plan.saw_list(place[0], [Listed(home, 1000) for home in payloads])
     asked: list[Home] = []
-    while not asked or fold.unlisted_parents():
-        for parent in fold.unlisted_parents():
-            fold.saw_list(parent, [])
-        for wanted in fold.rounds():
+    while not asked or journal.plan.unlisted_parents():
+        for parent in journal.plan.unlisted_parents():
+            journal.plan.saw_list(parent, [])
+        for wanted in journal.plan.rounds():
             asked += wanted
             for home in wanted:
                 if home in payloads:
-                    fold.absorb(read_step(home, payloads[home], 1000, skip_newer=True))
+                    journal.absorb(read_step(home, payloads[home], 1000, skip_newer=True))
                 else:
-                    fold.lost(home)
+                    journal.plan.lost(home)
         asked = asked or [other]
     assert all(asked.count(home) <= 1 for home in payloads)
-    assert {home for home in payloads if parse_id(home.step) is None} <= {step.home for step in fold.read.values()}
-    for opening in (None, fold.opening({place[0]: 1000}, 2000)):
-        composed = fold.compose(place, Draft(message_codec.encode([user("next")])), Placed(), 2000, opening=opening)
+    assert {home for home in payloads if parse_id(home.step) is None} <= {
+        step.home for step in journal.plan.read.values()
+    }
+    for opening in (None, journal.compaction.opening({place[0]: 1000}, 2000)):
+        composed = journal.compaction.compose(
+            place, Draft(message_codec.encode([user("next")])), Placed(), 2000, opening=opening
+        )
         assert read_step(composed.step.home, composed.payload, 0).contents[0][1] == composed.step.contents[0][1]
 
 

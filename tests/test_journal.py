@@ -19,9 +19,11 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 
 from llama_index_bedrock_sessions._journal import decoding, message_codec
 from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.draft import Composed, Draft, Placed
 from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json, parts_json
-from llama_index_bedrock_sessions._journal.fold import Composed, Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.fetch_plan import Listed
 from llama_index_bedrock_sessions._journal.ids import STEP_ID, YEAR_2100, Home, Kind, StepId, new_id, parse_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.model import (
     ENDED,
     HIDDEN,
@@ -184,7 +186,7 @@ def test_an_id_of_another_form_is_not_ours(step: str) -> None:
 def test_what_is_written_is_read(draft: Draft, moved: bool) -> None:
     """A step says to its reader what it says to its writer: messages of all kinds, and every kind of change."""
     draft.id = CHANGE if moved else None
-    composed = Fold([SESSION]).compose(PLACE, draft, Placed(), NOW)
+    composed = Journal([SESSION]).compaction.compose(PLACE, draft, Placed(), NOW)
     step = reread(composed)
     assert step == composed.step
     change = only(step) if step.contents[0][1] else None
@@ -193,20 +195,20 @@ def test_what_is_written_is_read(draft: Draft, moved: bool) -> None:
         return
     assert (change.id == CHANGE) is moved
     assert change.written == PLACE
-    fold = Fold([SESSION])
-    fold.saw_list(SESSION, [Listed(step.home, 0)])
-    fold.absorb(step)
-    assert fold.state() == {name: value[0] for name, value in draft.state.items() if value}
-    assert fold.hidden() is (HIDDEN in draft.marks and draft.marks[HIDDEN].on)
+    journal = Journal([SESSION])
+    journal.plan.saw_list(SESSION, [Listed(step.home, 0)])
+    journal.absorb(step)
+    assert journal.fold.state() == {name: value[0] for name, value in draft.state.items() if value}
+    assert journal.fold.hidden() is (HIDDEN in draft.marks and draft.marks[HIDDEN].on)
     ended = ENDED in draft.marks and draft.marks[ENDED].on
-    assert fold.ended() == ((change.time, draft.marks[ENDED].said) if ended else None)
+    assert journal.fold.ended() == ((change.time, draft.marks[ENDED].said) if ended else None)
 
 
 @settings(max_examples=40)
 @given(messages=st.lists(any_messages, min_size=1, max_size=4))
 def test_messages_come_back_as_they_were(messages: list[ChatMessage]) -> None:
     """Messages of every block type are what went in, up to the normal form of `message_codec.py`."""
-    composed = Fold([SESSION]).compose(PLACE, Draft(message_codec.encode(messages)), Placed(), NOW)
+    composed = Journal([SESSION]).compaction.compose(PLACE, Draft(message_codec.encode(messages)), Placed(), NOW)
     change = only(reread(composed))
     native_blocks = {composed.step.home: composed.payload}
     assert same([decoded(m, native_blocks) for m in change.messages.values()], messages)
@@ -218,12 +220,12 @@ def test_messages_carried_by_a_later_step_come_back_as_they_were(
     messages: list[ChatMessage], others: list[ChatMessage]
 ) -> None:
     """Carried twice, a message is what it was: texts are in place, images are fetched from where they were written."""
-    fold = Fold([SESSION])
+    journal = Journal([SESSION])
     native_blocks: dict[Home, list[ContentBlock]] = {}
     steps: list[Step] = []
     for n, added in enumerate([messages, others, [ChatMessage("a"), *others], [ChatMessage("b" * 100_000)]]):
-        composed = fold.compose(PLACE, Draft(message_codec.encode(added)), Placed(), NOW + n)
-        fold.stored(composed)
+        composed = journal.compaction.compose(PLACE, Draft(message_codec.encode(added)), Placed(), NOW + n)
+        journal.stored(composed)
         native_blocks[composed.step.home] = composed.payload
         steps.append(reread(composed))
     carried = dict(steps[3].contents)
@@ -247,10 +249,12 @@ def test_blocks_in_attachments_are_found(messages: list[ChatMessage], cuts: st.D
     place = [(1, i) for i in range(first)] + [(2, i) for i in range(second - first)]
     place += [(0, i) for i in range(len(native_blocks) - second)]
     placed = Placed((None, *attachments), tuple(place), tuple(native_blocks[second:]))
-    fold = Fold([SESSION])
-    composed = fold.compose(PLACE, Draft(encoded), placed, NOW)
-    fold.stored(composed)
-    later = fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("later " * 2000)])), Placed(), NOW)
+    journal = Journal([SESSION])
+    composed = journal.compaction.compose(PLACE, Draft(encoded), placed, NOW)
+    journal.stored(composed)
+    later = journal.compaction.compose(
+        PLACE, Draft(message_codec.encode([ChatMessage("later " * 2000)])), Placed(), NOW
+    )
     where: dict[Home, Sequence[ContentBlock]] = {
         attachments[0]: native_blocks[:first],
         attachments[1]: native_blocks[first:second],
@@ -305,7 +309,9 @@ def test_native_blocks_come_first_and_the_envelope_last() -> None:
     """Anyone can read a step: texts and images are native, and our envelope is one text after them."""
     image = ImageBlock(image=picture())
     message = ChatMessage(role="assistant", blocks=[TextBlock(text="see"), image, TextBlock(text="this")])
-    payload = Fold([SESSION]).compose(PLACE, Draft(message_codec.encode([message])), Placed(), NOW).payload
+    payload = (
+        Journal([SESSION]).compaction.compose(PLACE, Draft(message_codec.encode([message])), Placed(), NOW).payload
+    )
     assert payload[:3] == [
         {"text": "see"},
         {"image": {"format": "png", "source": {"bytes": picture()}}},
@@ -319,11 +325,13 @@ def test_native_blocks_come_first_and_the_envelope_last() -> None:
 @pytest.mark.parametrize("content", ["价格是多少", "🙂", "Größe", "\ud83d", "a\udfffb", "\0", "\u2028", '"\\'])
 def test_an_envelope_can_be_sent_whatever_it_holds(content: str) -> None:
     """Chinese and emoji are written as they are, lone surrogates escaped: every envelope is valid UTF-8."""
-    fold = Fold([SESSION])
+    journal = Journal([SESSION])
     message = ChatMessage(role="user", content=content, additional_kwargs={"name": content})
     for n in range(2):
-        composed = fold.compose(PLACE, Draft(message_codec.encode([message]), by=content), Placed(), NOW + n)
-        fold.stored(composed)
+        composed = journal.compaction.compose(
+            PLACE, Draft(message_codec.encode([message]), by=content), Placed(), NOW + n
+        )
+        journal.stored(composed)
         composed.payload[-1]["text"].encode()
         step = reread(composed)
         for _, change in step.contents:
@@ -357,25 +365,29 @@ def test_a_pair_of_copies_of_a_change_is_their_union() -> None:
 
 
 def test_of_two_copies_of_a_state_the_one_in_the_newer_step_counts() -> None:
-    """Where a copy refers to may be deleted by who made the newer one; in a fold, too, whichever is read first."""
+    """Where a copy refers to may be deleted by who made the newer one; in a journal, too, whichever is read first."""
     before, after = ([parts_json([(home(ms), 0)])] for ms in (NOW, NOW + 1))
     one, other = (only(step_with({"change": {"id": CHANGE, "state": {"x": x, "y": [1]}}})) for x in (before, after))
     assert one.merged(other).state == other.merged(one).state == {"x": after, "y": [1]}
     for copies in ((before, after), (after, before)):
-        fold = Fold([SESSION])
+        journal = Journal([SESSION])
         for x in copies:
-            fold.absorb(step_with({"change": {"id": CHANGE, "state": {"x": x}}}))
-        assert fold.state() == {"x": after[0]}
+            journal.absorb(step_with({"change": {"id": CHANGE, "state": {"x": x}}}))
+        assert journal.fold.state() == {"x": after[0]}
 
 
 def test_a_message_keeps_its_position_where_others_are_left_out() -> None:
     """Removed messages are not carried, what removed them is, and the others keep their ids."""
-    fold = Fold([SESSION])
-    first = fold.compose(PLACE, Draft(message_codec.encode([ChatMessage(c) for c in "abc"])), Placed(), NOW)
-    fold.stored(first)
+    journal = Journal([SESSION])
+    first = journal.compaction.compose(
+        PLACE, Draft(message_codec.encode([ChatMessage(c) for c in "abc"])), Placed(), NOW
+    )
+    journal.stored(first)
     gone = (first.step.home.step, 1)
-    fold.stored(fold.compose(PLACE, Draft(removed=frozenset({gone})), Placed(), NOW))
-    step = reread(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("d" * 900)])), Placed(), NOW))
+    journal.stored(journal.compaction.compose(PLACE, Draft(removed=frozenset({gone})), Placed(), NOW))
+    step = reread(
+        journal.compaction.compose(PLACE, Draft(message_codec.encode([ChatMessage("d" * 900)])), Placed(), NOW)
+    )
     changes = {c.id: c for _, c in step.contents[1:] if c}
     assert [*changes[gone[0]].messages] == [0, 2]
     assert [c.removed for c in changes.values()] == [frozenset(), frozenset({gone})]
@@ -411,15 +423,17 @@ def test_a_step_of_another_tool_is_a_message() -> None:
 def test_a_foreign_step_is_carried_with_its_time(time: int) -> None:
     """What another tool wrote keeps its place in the order when a step of ours carries it, even before 1970."""
     there = Home(*PLACE, "00000000-0000-4000-8000-000000000000")
-    fold = Fold([SESSION])
-    fold.saw_list(SESSION, [Listed(there, time)])
-    fold.absorb(read_step(there, [{"text": "hi"}], time))
-    assert fold.clock == 0
-    step = reread(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("x" * 2000)])), Placed(), NOW))
+    journal = Journal([SESSION])
+    journal.plan.saw_list(SESSION, [Listed(there, time)])
+    journal.absorb(read_step(there, [{"text": "hi"}], time))
+    assert journal.clock.ms == 0
+    step = reread(
+        journal.compaction.compose(PLACE, Draft(message_codec.encode([ChatMessage("x" * 2000)])), Placed(), NOW)
+    )
     change = step.contents[1][1]
     assert change is not None
     assert (change.id, change.time, change.foreign) == (there.step, time, True)
-    assert change == fold.known[there.step]
+    assert change == journal.fold.known[there.step]
 
 
 @pytest.mark.parametrize(
@@ -470,12 +484,28 @@ def test_a_newer_format_can_be_read_around(caplog: pytest.LogCaptureFixture) -> 
     assert step.newer
     assert texts(step) == ["[unreadable message: a step of format 2, which llama-index-bedrock-sessions 3.1.0 reads]"]
     assert "3.1.0" in caplog.text
-    fold = Fold([SESSION])
+    journal = Journal([SESSION])
     for n in range(3):
-        fold.stored(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW + n))
-    assert len(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW).step.contents) > 1
-    fold.absorb(step)
-    assert len(fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW).step.contents) == 1
+        journal.stored(
+            journal.compaction.compose(PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW + n)
+        )
+    assert (
+        len(
+            journal.compaction.compose(
+                PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW
+            ).step.contents
+        )
+        > 1
+    )
+    journal.absorb(step)
+    assert (
+        len(
+            journal.compaction.compose(
+                PLACE, Draft(message_codec.encode([ChatMessage("hi")])), Placed(), NOW
+            ).step.contents
+        )
+        == 1
+    )
 
 
 def test_unknown_members_are_ignored() -> None:
@@ -592,9 +622,9 @@ def test_a_damaged_opening_opens_its_session_all_the_same() -> None:
     for payload in ([{"text": f'{{"{MARK}":1,"zip":7}}'}], [{"text": "overwritten"}], [envelope({}, {})], []):
         step = read_step(home(kind=Kind.OPENING), payload, 0)
         assert step.opening == Opening(0, {}, {}, frozenset(), (), None)
-        fold = absorbed(step)
-        assert fold.is_open(SESSION)
-        assert fold.generation() == 0
+        journal = absorbed(step)
+        assert journal.plan.is_open(SESSION)
+        assert journal.plan.generation() == 0
     newer = read_step(home(kind=Kind.OPENING), [{"text": dump({MARK: 2})}], 0, skip_newer=True)
     assert newer.opening
     assert newer.newer
@@ -634,59 +664,65 @@ def test_a_forged_reference_refers_to_nothing(n: Any, h: Any) -> None:
     there = Home(*OTHER, CHANGE)
     other = {"r": "user", "b": [{"n": 0, "h": k} for k in range(3)]}
     change = {"add": [record, other], "homes": [list(there)]}
-    fold = absorbed(step_with({"change": change}))
-    forged = fold.alive()[0].id[0]
+    journal = absorbed(step_with({"change": change}))
+    forged = journal.fold.alive()[0].id[0]
     for size in (4_000, 20_000, 100_000):
-        composed = fold.compose(PLACE, Draft(message_codec.encode([ChatMessage("x" * size)])), Placed(), NOW)
-        fold.stored(composed)
+        composed = journal.compaction.compose(
+            PLACE, Draft(message_codec.encode([ChatMessage("x" * size)])), Placed(), NOW
+        )
+        journal.stored(composed)
     message = {c.id: c for _, c in reread(composed).contents if c}[forged].messages[0]
     assert {place for place, _ in message.references()} == {there}
     native_blocks = {there: [{"text": "mine"}], message.homes[0]: [{"text": "mine"}]}
     shown = [b.text for b in decoded(message, native_blocks).blocks if isinstance(b, TextBlock)]
     assert (shown[0], shown.count("mine")) == ("mine", 1)
-    copied(fold)
+    copied(journal)
 
 
 def test_a_number_in_a_carried_record_is_no_reference() -> None:
     """Only a step's own records have bare numbers; where a carried one has them, they refer to nothing."""
     carried = {"id": CHANGE, "add": [{"r": "user", "b": [0, {"n": 0}]}], "homes": [[*OTHER, CHANGE]]}
-    fold = absorbed(step_with({}, {"carried": [carried]}))
-    assert fold.native_homes(fold.alive()) == {}
-    assert [*fold.alive()[0].references()] == [(Home(*OTHER, CHANGE), 0)]
+    journal = absorbed(step_with({}, {"carried": [carried]}))
+    assert journal.native_homes(journal.fold.alive()) == {}
+    assert [*journal.fold.alive()[0].references()] == [(Home(*OTHER, CHANGE), 0)]
 
 
-def absorbed(step: Step) -> Fold:
+def absorbed(step: Step) -> Journal:
     """A conversation in which a step was read, and in which all that can be done still can be."""
-    fold = Fold([SESSION])
-    fold.saw_list(SESSION, [Listed(step.home, 5)])
-    fold.absorb(step)
-    for number, wanted in enumerate(fold.rounds()):
+    journal = Journal([SESSION])
+    journal.plan.saw_list(SESSION, [Listed(step.home, 5)])
+    journal.absorb(step)
+    for number, wanted in enumerate(journal.plan.rounds()):
         assert number < 10
         for place in wanted:
-            fold.lost(place)
-    for parent in fold.unlisted_parents():
-        fold.saw_list(parent, [])
-    for message in fold.alive():
+            journal.plan.lost(place)
+    for parent in journal.plan.unlisted_parents():
+        journal.plan.saw_list(parent, [])
+    for message in journal.fold.alive():
         decoded(message, {})
-    fold.native_homes(fold.alive())
-    fold.state()
-    fold.hidden()
-    for opening in (None, fold.opening({SESSION: NOW}, NOW)):
+    journal.native_homes(journal.fold.alive())
+    journal.fold.state()
+    journal.fold.hidden()
+    for opening in (None, journal.compaction.opening({SESSION: NOW}, NOW)):
         draft = Draft(message_codec.encode([ChatMessage("x" * 3000)]))
-        forced = fold.expiring_segments({SESSION: NOW}, NOW)[-1]
-        composed = fold.compose(PLACE, draft, Placed(), NOW, opening=opening, forced=forced if opening else ())
+        forced = journal.compaction.expiring_segments({SESSION: NOW}, NOW)[-1]
+        composed = journal.compaction.compose(
+            PLACE, draft, Placed(), NOW, opening=opening, forced=forced if opening else ()
+        )
         composed.payload[-1]["text"].encode()
         assert not (reread(composed).contents[0][1] or Change("", 0, damaged=True)).damaged
-    return fold
+    return journal
 
 
-def copied(fold: Fold) -> None:
+def copied(journal: Journal) -> None:
     """Copy all that a conversation refers to, and all it carries, as is done when its sessions get old."""
     there = Home(*PLACE, CHANGE)
-    fold.relocate_blocks({old: (there, n) for n, old in enumerate(fold.old_native_blocks({}, 10**14))})
-    for message in fold.alive():
+    journal.fold.relocate_blocks(
+        {old: (there, n) for n, old in enumerate(journal.compaction.old_native_blocks({}, 10**14))}
+    )
+    for message in journal.fold.alive():
         assert {place for place, _ in message.references()} <= {there}
-    fold.copy(PLACE, fold.segments(), NOW)
+    journal.compaction.copy(PLACE, journal.compaction.segments(), NOW)
 
 
 MEMBERS = re.findall(
@@ -743,7 +779,7 @@ def test_any_envelope_is_read_or_refused_by_name(
 
 def real_steps() -> list[Composed]:
     """Steps as they are written: messages, images, facts, carried changes, an opening."""
-    fold = Fold([SESSION])
+    journal = Journal([SESSION])
     steps = []
     image = ChatMessage(role="user", blocks=[ImageBlock(image=picture()), TextBlock(text="look")])
     for n, draft in enumerate(
@@ -755,11 +791,14 @@ def real_steps() -> list[Composed]:
             ),
         ]
     ):
-        composed = fold.compose(PLACE, draft, Placed(), NOW + n)
-        fold.stored(composed)
+        composed = journal.compaction.compose(PLACE, draft, Placed(), NOW + n)
+        journal.stored(composed)
         steps.append(composed)
-    opening = fold.opening({SESSION: NOW}, NOW)
-    return [*steps, fold.compose(OTHER, Draft(message_codec.encode([image])), Placed(), NOW, opening=opening)]
+    opening = journal.compaction.opening({SESSION: NOW}, NOW)
+    return [
+        *steps,
+        journal.compaction.compose(OTHER, Draft(message_codec.encode([image])), Placed(), NOW, opening=opening),
+    ]
 
 
 @settings(max_examples=150)

@@ -18,12 +18,18 @@ from llama_index_bedrock_sessions._conversation.sessions import ConversationSess
 from llama_index_bedrock_sessions._conversation.steps import StepWriter
 from llama_index_bedrock_sessions._conversation.writer import Writer
 from llama_index_bedrock_sessions._journal import message_codec
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold
-from llama_index_bedrock_sessions._journal.ids import Kind, new_id
+from llama_index_bedrock_sessions._journal.compaction import Compaction
+from llama_index_bedrock_sessions._journal.draft import Draft, Placed
+from llama_index_bedrock_sessions._journal.fetch_plan import FetchPlan, Listed
+from llama_index_bedrock_sessions._journal.fold import Fold
+from llama_index_bedrock_sessions._journal.ids import Home, IdClock, Kind, new_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.limits import Copy
-from llama_index_bedrock_sessions._journal.model import ENDED, Mark
+from llama_index_bedrock_sessions._journal.model import ENDED, Mark, Message, Segment
 from llama_index_bedrock_sessions.errors import ConversationEnded
 from tests.service import DAY, KEY, Service, user
+
+SESSION = "00000000-0000-4000-8000-000000000001"
 
 
 @pytest.fixture
@@ -41,8 +47,48 @@ def added(text: str) -> Draft:
     return Draft(message_codec.encode([user(text)]))
 
 
-def _given(draft: Draft, _: Fold) -> Draft:
+def _given(draft: Draft, _: Journal) -> Draft:
     return draft
+
+
+def test_a_fold_alone() -> None:
+    """A fold unites the changes that it learns, in any order, without steps or sessions."""
+    clock = IdClock()
+    first, second = new_id(1000, Kind.CHANGE), new_id(2000, Kind.CHANGE)
+    changes = [
+        added("hello").change(first, {0: Message((first, 0), {"b": ["hello"]}, (), 15)}, None),
+        Draft(removed=frozenset({(first, 0)}), state={"name": ["Ada"]}).change(second, {}, None),
+    ]
+    for order in (changes, changes[::-1]):
+        fold = Fold(clock)
+        for change in order:
+            fold.learn(change)
+        assert (fold.alive(), fold.state(), clock.ms) == ([], {"name": "Ada"}, 2000)
+
+
+def test_a_fetch_plan_alone() -> None:
+    """A plan names the listed steps that are not covered, and nothing more once they are."""
+    step = Home(SESSION, SESSION, new_id(1000, Kind.CHANGE))
+    plan = FetchPlan([SESSION], {}, IdClock())
+    plan.saw_list(SESSION, [Listed(step, 1000)])
+    assert next(plan.rounds()) == [step]
+    plan.cover(step.step, None)
+    assert list(plan.rounds()) == [[], []]
+
+
+def test_a_compaction_alone() -> None:
+    """The next step carries a small change that was read, and leaves a large one."""
+    clock = IdClock()
+    fold, small, large = Fold(clock), new_id(1000, Kind.CHANGE), new_id(2000, Kind.CHANGE)
+    plan = FetchPlan([SESSION], fold.known, clock)
+    compaction = Compaction([SESSION], fold, plan, clock)
+    for change_id, size in ((small, 10), (large, 100_000)):
+        fold.learn(Draft().change(change_id, {0: Message((change_id, 0), {"b": ["x"]}, (), size)}, None))
+        plan.cover(change_id, fold.known[change_id])
+        compaction.add_source(Segment(Home(SESSION, SESSION, change_id), (change_id,), frozenset(), own=False))
+    composed = compaction.compose((SESSION, SESSION), added("more"), Placed(), 3000)
+    assert [change for segment in composed.taken for change in segment.changes] == [small]
+    assert [home.step for home in composed.step.named] == [large]
 
 
 def test_sessions_alone(service: Service) -> None:
@@ -61,10 +107,10 @@ def test_a_reader_alone(service: Service) -> None:
     service.store().add_message(KEY, user("hello"))
     other = sessions_of(service).create(SessionTemplate())
     reader = Reader(sessions_of(service))
-    fold = reader.refresh()
-    assert len(fold.alive()) == 1
-    assert [info.session for info in reader.unopened_sessions(fold)] == [other.session]
-    assert len(timeline.read_alone(reader, fold.heads[0]).alive()) == 1
+    journal = reader.refresh()
+    assert len(journal.fold.alive()) == 1
+    assert [info.session for info in reader.unopened_sessions(journal)] == [other.session]
+    assert len(timeline.read_alone(reader, journal.heads[0]).fold.alive()) == 1
     assert len(timeline.read_timeline(reader).known) == 1
 
 
@@ -119,11 +165,11 @@ def test_deletion_and_fork_alone(service: Service) -> None:
     deletion = Deletion(reader, steps, writer, continuation)
     copy = Copy(message_codec.encode([user("copied")]), False)
     fork.start_with(reader, writer, continuation, [copy], Draft(), inherits=SessionTemplate(), prepare=noop)
-    (message,) = reader.known().alive()
+    (message,) = reader.known().fold.alive()
     before = reader.known().heads
     deleted: dict[str, None] = {}
     deletion.rewrite_without(frozenset({message.id}), deleted)
     assert list(deleted) == before
-    assert reader.refresh().alive() == []
+    assert reader.refresh().fold.alive() == []
     deletion.erase(deleted)
     assert service.sessions() == []

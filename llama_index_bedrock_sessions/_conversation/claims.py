@@ -15,7 +15,7 @@ In the head every process derives the same invocation from the claimed id.
    claim. If both see both, neither has it. (Where the service lists new sessions late, this look can miss one.)
 
 What a put of a known step id does is unknown, and does not matter. Claims that were made long before are for
-`resolve` to see; the proof does not need the fold to be up to date.
+`resolve` to see; the proof does not need the journal to be up to date.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ Of 150 pairs of loaders at once, 7 % closed a session in vain with three looks, 
 
 
 def claim(reader: Reader, writer: Writer, continuation: Continuation, of: str, resolve: Resolve) -> Change | None:
-    """Write what `resolve` makes of the fold, unless another process claims `of` (one of our ids): return its change.
+    """Write what `resolve` returns, unless another process claims `of` (one of our ids): return its change.
 
     Of all processes that call this, at most one gets None for a change that it has written.
     """
     sessions = reader.sessions
-    for fold in writer.writable():
-        head = fold.heads[0]
+    for journal in writer.writable():
+        head = journal.heads[0]
         try:
-            before = claims(sessions, of, fold.parents())
-            draft = resolve(fold)
+            before = claims(sessions, of, journal.plan.parents())
+            draft = resolve(journal)
             if before or draft is None:
                 return next(iter(before), None)
             home = Home(head, *claim_place(of, head))
@@ -56,17 +56,17 @@ def claim(reader: Reader, writer: Writer, continuation: Continuation, of: str, r
                 found = (change for _ in range(CLAIM_LOOKS) for change in claims(sessions, of, [head]))
                 if theirs := next(found, None):
                     return theirs
-                continuation.continue_in_new_session(fold, noop)
+                continuation.continue_in_new_session(journal, noop)
                 continue
-            composed = fold.claim_step(home, draft, sessions.now())
+            composed = journal.compaction.claim_step(home, draft, sessions.now())
             with sessions.effect():
-                sessions.client.put(home, fold.clock, composed.payload)
+                sessions.client.put(home, journal.clock.ms, composed.payload)
         except (NotFound, RequestRejected) as refusal:
-            writer.after_refusal(fold, refusal)
+            writer.after_refusal(journal, refusal)
             continue
-        fold.stored(composed)
-        sessions.last_ms = max(sessions.last_ms, fold.clock)
-        return next(iter(claims(sessions, of, reader.others(fold))), None)
+        journal.stored(composed)
+        sessions.last_ms = max(sessions.last_ms, journal.clock.ms)
+        return next(iter(claims(sessions, of, reader.others(journal))), None)
     return None
 
 

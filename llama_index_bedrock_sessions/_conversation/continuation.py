@@ -21,7 +21,7 @@ writes next.
 | an unopened session marked as a copy       | passes over it: only its creator opens it                     |
 | two heads, opened where lists were late    | joins them: both are closed, read, and parents of the next    |
 
-Two processes can open the same session: its two openings are one fold, as every step of a session is. Two processes
+Two processes can open the same session: its two openings are one journal, as every step of a session is. Two processes
 can open different sessions only if neither list shows the other's session. Each reads the other's later (see
 `Reader._unsettled`), and the next write joins them.
 """
@@ -50,8 +50,11 @@ from llama_index_bedrock_sessions._conversation.sessions import (
 )
 from llama_index_bedrock_sessions._conversation.steps import StepWriter
 from llama_index_bedrock_sessions._journal import message_codec
-from llama_index_bedrock_sessions._journal.fold import SAFE_AGE, Composed, Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.compaction import SAFE_AGE
+from llama_index_bedrock_sessions._journal.draft import Composed, Draft, Placed
+from llama_index_bedrock_sessions._journal.fetch_plan import Listed
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId, Place, parse_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.limits import split
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.model import BUDGET, Step
@@ -60,7 +63,7 @@ from llama_index_bedrock_sessions.errors import BedrockSessionsError, NewerForma
 logger = logging.getLogger("llama_index_bedrock_sessions")
 CONTINUE_AT = 250
 """Steps from which a session is continued in another: botocore takes 55 ms to parse a list of 1,000."""
-Resolve = Callable[[Fold], Draft | None]
+Resolve = Callable[[Journal], Draft | None]
 """Returns the change to write, given what is known; None if there is nothing to write."""
 
 
@@ -72,26 +75,31 @@ class Continuation:
         self._reader = reader
         self._steps = steps
 
-    def is_due(self, fold: Fold) -> bool:
+    def is_due(self, journal: Journal) -> bool:
         """Whether the next step has to go to another session."""
-        if len(fold.heads) != 1 or fold.heads[0] in self.sessions.closed:
+        if len(journal.heads) != 1 or journal.heads[0] in self.sessions.closed:
             return True
         if not self.sessions.directory.continues:
             return False
-        head = fold.heads[0]
+        head = journal.heads[0]
         now = self.sessions.now()
-        idle = now - fold.latest.get(head, now) > HOUR
-        is_closed = bool(fold.closings or fold.ended())
-        return idle or is_closed or len(fold.listed[head]) >= CONTINUE_AT or now - self.sessions.created[head] > DAY
+        idle = now - journal.plan.latest.get(head, now) > HOUR
+        is_closed = bool(journal.plan.closings or journal.fold.ended())
+        return (
+            idle
+            or is_closed
+            or len(journal.plan.listed[head]) >= CONTINUE_AT
+            or now - self.sessions.created[head] > DAY
+        )
 
-    def continue_in_new_session(self, fold: Fold, resolve: Resolve, *, ended: bool = False) -> bool:
+    def continue_in_new_session(self, journal: Journal, resolve: Resolve, *, ended: bool = False) -> bool:
         """Write what `resolve` returns in a new session that continues every head; False: start again.
 
         A conversation that has ended by the time its heads are closed is continued only if `ended`.
         """
         try:
-            self.close_and_read(fold)
-            return (ended or not fold.ended()) and self._open_next(fold, resolve(fold))
+            self.close_and_read(journal)
+            return (ended or not journal.fold.ended()) and self._open_next(journal, resolve(journal))
         except NotFound:
             self._reader.drop()
             return False
@@ -102,58 +110,58 @@ class Continuation:
 
     # 1. Close, 2. read
 
-    def close_and_read(self, fold: Fold, *, settle: bool = False) -> None:
+    def close_and_read(self, journal: Journal, *, settle: bool = False) -> None:
         """Close the heads and read them to their end. Raises NotFound.
 
         With `settle` it first waits until lists show every step, because what is not read will be deleted.
         """
-        self.check_format(fold)
-        self.check_continues(fold)
-        for head in fold.heads:
+        self.check_format(journal)
+        self.check_continues(journal)
+        for head in journal.heads:
             if head not in self.sessions.closed:
-                self.sessions.seal(head, "deleted" if settle else "continued", fold.clock)
+                self.sessions.seal(head, "deleted" if settle else "continued", journal.clock.ms)
             elif settle:
                 self.sessions.finish(head)
         if settle:
             self.sessions.client.wait_until_listed()
-        for head in fold.heads:
-            fold.saw_list(head, self.sessions.listed(head))
-        self._reader.get(fold, [], fold.parents())
-        self._reader.read(fold)
-        self.check_format(fold)
+        for head in journal.heads:
+            journal.plan.saw_list(head, self.sessions.listed(head))
+        self._reader.get(journal, [], journal.plan.parents())
+        self._reader.read(journal)
+        self.check_format(journal)
 
-    def check_format(self, fold: Fold) -> None:
+    def check_format(self, journal: Journal) -> None:
         """Raise NewerFormatError if a continuation would leave steps behind that this release cannot read."""
-        if fold.newer:
+        if journal.plan.newer:
             raise NewerFormatError(
                 f"The conversation {self.sessions.key!r} holds steps of a newer format, which would be left behind: a "
                 "session of it is full or closed, and only the newer release can continue it in another."
             )
 
-    def check_continues(self, fold: Fold) -> None:
+    def check_continues(self, journal: Journal) -> None:
         """Raise SessionClosed if the conversation is one session that is used by its id."""
         if self.sessions.directory.continues:
             return
         key = self.sessions.key
-        if not fold.heads:
+        if not journal.heads:
             raise session_closed(key, "is not there (any more)")
         status = self.sessions.client.get(key).status
-        if status == "ACTIVE" and len(fold.listed[key]) < STEPS_PER_SESSION:
+        if status == "ACTIVE" and len(journal.plan.listed[key]) < STEPS_PER_SESSION:
             raise session_closed(key, "would have to be left for a new one")
         raise session_closed(key, f"takes no more messages (it is {'full' if status == 'ACTIVE' else status})")
 
     # 3. Choose
 
-    def _open_next(self, fold: Fold, draft: Draft | None) -> bool:
-        void: set[str] = set(fold.heads) | set(fold.covers())
+    def _open_next(self, journal: Journal, draft: Draft | None) -> bool:
+        void: set[str] = set(journal.heads) | set(journal.plan.covers())
         mine: SessionInfo | None = None
         for attempt in range(ATTEMPTS):
             # For the first session of a key the search that found nothing has just been made.
-            searches = attempt or fold.heads or self._reader.has_unopened
+            searches = attempt or journal.heads or self._reader.has_unopened
             searched = self.sessions.now()
-            found = self.sessions.found(fold.heads) if searches else {}
+            found = self.sessions.found(journal.heads) if searches else {}
             others = [info for session, info in found.items() if session not in void]
-            # Not of the one just created: if another process has opened it, two openings of a session are one fold.
+            # Not of the one just created: if another process has opened it, two openings of a session are one journal.
             if any(self.sessions.has_opening(i.session) for i in others if not mine or i.session != mine.session):
                 self._reader.drop()
                 return False
@@ -161,14 +169,14 @@ class Continuation:
                 others.append(mine)
             candidates = sorted((i for i in others if COPY not in i.metadata), key=lambda i: (i.created, i.session))
             if not candidates:
-                mine = self.sessions.create(template_of(fold))
+                mine = self.sessions.create(template_of(journal))
                 continue
-            parents = [self.sessions.client.get(head) for head in fold.heads]
+            parents = [self.sessions.client.get(head) for head in journal.heads]
             for info in candidates:
                 is_mine = mine is not None and info.session == mine.session
                 if not is_mine and not self.sessions.may_open(info.session, parents):
                     logger.info("conversation %s: passes over session %s, unopened", self.sessions.name, info.session)
-                elif self.open(fold, info, draft, present=found):
+                elif self.open(journal, info, draft, present=found):
                     settle_ms = self.sessions.client.settle * 1000
                     is_late = self.sessions.now() - searched > settle_ms > 0
                     if len(candidates) < len(others) or is_late:
@@ -201,12 +209,18 @@ class Continuation:
     # 4. Open
 
     def open(
-        self, fold: Fold, info: SessionInfo, draft: Draft | None, *, present: Iterable[str], whole: bool = False
+        self,
+        journal: Journal,
+        info: SessionInfo,
+        draft: Draft | None,
+        *,
+        present: Iterable[str],
+        by_value: bool = False,
     ) -> bool:
         """Write the opening step; False if the session does not take it.
 
-        `present` are the sessions of the key that were found. With `whole`, all that is alive is carried by value, so
-        that nothing refers to earlier sessions.
+        `present` are the sessions of the key that were found. With `by_value`, all that is alive is carried by value.
+        Then nothing refers to earlier sessions.
         """
         self.sessions.created[info.session] = info.created
         place = info.session, default_invocation(info.session)
@@ -216,12 +230,12 @@ class Continuation:
             place = self._steps.choose_place(info.session, draft)
             self._steps.upload(draft)
             placed = self._steps.attach_excess(draft, place) if draft else Placed()
-            self._renew_media(fold)
-            undo = self._copy_native_blocks(fold, place, draft.removed if draft else frozenset(), whole=whole)
-            composed = self._compose_opening(fold, draft, placed, place, present, whole=whole)
+            self._renew_media(journal)
+            undo = self._copy_native_blocks(journal, place, draft.removed if draft else frozenset(), by_value=by_value)
+            composed = self._compose_opening(journal, draft, placed, place, present, by_value=by_value)
             # An opening that only continues contains nothing that the caller asked for.
             with self.sessions.effect() if draft else contextlib.nullcontext():
-                self.sessions.client.put(composed.step.home, fold.clock, composed.payload)
+                self.sessions.client.put(composed.step.home, journal.clock.ms, composed.payload)
         except (NotFound, RequestRejected) as refusal:
             undo()
             logger.info(
@@ -233,8 +247,8 @@ class Continuation:
         except BaseException:
             undo()  # the copies are in a session that may never be opened
             raise
-        self.sessions.last_ms = max(self.sessions.last_ms, fold.clock)
-        before = ", ".join(fold.heads)
+        self.sessions.last_ms = max(self.sessions.last_ms, journal.clock.ms)
+        before = ", ".join(journal.heads)
         logger.info(
             "conversation %s: goes on in session %s after %s" if before else "conversation %s: begins in session %s%s",
             *(self.sessions.name, info.session, before),
@@ -247,7 +261,7 @@ class Continuation:
             logger.info("conversation %s: cannot be read after it was written (%s)", self.sessions.name, name)
             self._reader.drop()
         self._steps.upload(draft, again=True)  # now that a step refers to them, no process deletes them
-        if self._reader.fold and self._reader.fold.ended():
+        if self._reader.journal and self._reader.journal.fold.ended():
             self.sessions.finish(info.session)
         return True
 
@@ -261,51 +275,55 @@ class Continuation:
 
     def _compose_opening(
         self,
-        fold: Fold,
+        journal: Journal,
         draft: Draft | None,
         placed: Placed,
         place: Place,
         present: Iterable[str],
         *,
-        whole: bool,
+        by_value: bool,
     ) -> Composed:
         """Return the opening. It carries what is about to leave retention; what is too much goes to attachments."""
-        now, created = self.sessions.now(), self._created_of(fold)
-        *groups, last = fold.expiring_segments(created, now, whole=whole)
+        now, created = self.sessions.now(), self._created_of(journal)
+        *groups, last = journal.compaction.expiring_segments(created, now, by_value=by_value)
         dead = draft.removed if draft else frozenset()
-        if draft and sum(fold.size(segment) for segment in last) + draft.size() > BUDGET:
+        if draft and sum(journal.compaction.size(segment) for segment in last) + draft.size() > BUDGET:
             groups, last = [*groups, last], []
         copies = []
         for group in filter(None, groups):
-            composed, inherited = fold.copy(place, group, now, dead)
-            self.sessions.client.put(composed.step.home, fold.clock, composed.payload)
+            composed, inherited = journal.compaction.copy(place, group, now, dead)
+            self.sessions.client.put(composed.step.home, journal.clock.ms, composed.payload)
             copies.append(inherited)
         for part in draft.parts if draft else ():
-            composed, inherited = fold.attachment_for(place, part, self._steps.attach_excess(part, place), now)
-            self.sessions.client.put(composed.step.home, fold.clock, composed.payload)
+            composed, inherited = journal.compaction.attachment_for(
+                place, part, self._steps.attach_excess(part, place), now
+            )
+            self.sessions.client.put(composed.step.home, journal.clock.ms, composed.payload)
             self._reader.keep_native_blocks(composed.step.home, composed.payload)
             copies.append(inherited)
         late = 30 * int(self.sessions.client.settle * 1000)  # a minute on AWS: ten times what lists need at most
-        opening = dataclasses.replace(fold.opening(created, now, present, late), segments=tuple(copies))
+        opening = dataclasses.replace(journal.compaction.opening(created, now, present, late), segments=tuple(copies))
         copied = [segment for group in groups for segment in group]
-        return fold.compose(place, draft, placed, now, opening=opening, forced=last, copied=copied)
+        return journal.compaction.compose(place, draft, placed, now, opening=opening, forced=last, copied=copied)
 
-    def _created_of(self, fold: Fold) -> dict[str, int]:
-        return {head: self.sessions.created[head] for head in fold.heads}
+    def _created_of(self, journal: Journal) -> dict[str, int]:
+        return {head: self.sessions.created[head] for head in journal.heads}
 
     def _copy_native_blocks(
-        self, fold: Fold, place: Place, dead: frozenset[MessageId], *, whole: bool
+        self, journal: Journal, place: Place, dead: frozenset[MessageId], *, by_value: bool
     ) -> Callable[[], None]:
         """Copy native blocks that are about to leave retention (or all) into attachments of a session; return an undo.
 
         Those of messages that are about to be `dead` are left behind.
         """
-        found = fold.old_native_blocks(self._created_of(fold), self.sessions.now(), dead, whole=whole)
+        found = journal.compaction.old_native_blocks(
+            self._created_of(journal), self.sessions.now(), dead, by_value=by_value
+        )
         old = [(home, n) for home, n in found if home.session != place[0]]
         # Parts of the named state are read only when they are used or copied.
         known = self._reader.native_blocks
         unread = dict.fromkeys(
-            home for home, _ in old if home not in known and self.sessions.owns(home.session, fold.heads)
+            home for home, _ in old if home not in known and self.sessions.owns(home.session, journal.heads)
         )
         blocks = known | {home: step[0] for home, step in self.sessions.client.fetch(unread) if step}
         old = [(home, n) for home, n in old if n < len(blocks.get(home, ()))]
@@ -314,24 +332,24 @@ class Continuation:
             if part:
                 attachment = self._steps.attach(place, part)
                 moves |= {old[len(moves) + n]: (attachment, n) for n in range(len(part))}
-        return fold.relocate_blocks(moves) if moves else noop
+        return journal.fold.relocate_blocks(moves) if moves else noop
 
     def _adopt(self, opening: Step, payload: list[ContentBlock]) -> None:
-        """Start a new fold from an opening step that was just written; what it names has been read."""
-        fold = self._reader.new_fold([opening.home.session])
+        """Start a new journal from an opening step that was just written; what it names has been read."""
+        journal = self._reader.new_journal([opening.home.session])
         for parent in opening.opening.parents if opening.opening else ():
-            fold.saw_list(parent, ())
-        fold.saw_list(opening.home.session, [Listed(opening.home, self.sessions.last_ms)])
-        fold.absorb(opening)
+            journal.plan.saw_list(parent, ())
+        journal.plan.saw_list(opening.home.session, [Listed(opening.home, self.sessions.last_ms)])
+        journal.absorb(opening)
         self._reader.keep_native_blocks(opening.home, payload)
-        self._reader.read(fold)
-        self._reader.switch_to(fold)
+        self._reader.read(journal)
+        self._reader.switch_to(journal)
         self._reader.unlisted = 0
 
-    def _renew_media(self, fold: Fold) -> None:
+    def _renew_media(self, journal: Journal) -> None:
         """Make the contents in S3 that are alive live as long as the session that is about to be opened."""
         oldest = self.sessions.now() - SAFE_AGE
-        of_old = [m for m in fold.alive() if (parsed := parse_id(m.id[0])) and parsed.ms < oldest]
+        of_old = [m for m in journal.fold.alive() if (parsed := parse_id(m.id[0])) and parsed.ms < oldest]
         if not (old := {sha256 for message in of_old for sha256 in message_codec.objects(message.record)}):
             return
         if media := self.sessions.settings.media:
@@ -340,9 +358,9 @@ class Continuation:
             logger.warning("%d contents in S3 are not renewed: the chat store was made without media=", len(old))
 
 
-def template_of(fold: Fold) -> SessionTemplate:
+def template_of(journal: Journal) -> SessionTemplate:
     """Return what the session that continues these heads is created from."""
-    return SessionTemplate(tuple(fold.heads), fold.named(METADATA), fold.named(TAGS))
+    return SessionTemplate(tuple(journal.heads), journal.fold.named(METADATA), journal.fold.named(TAGS))
 
 
 def noop(*_: Any) -> None:

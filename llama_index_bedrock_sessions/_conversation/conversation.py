@@ -41,8 +41,8 @@ from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS
 from llama_index_bedrock_sessions._conversation.state import TURN, State, check_not_reserved, state_json
 from llama_index_bedrock_sessions._conversation.timeline import read_snapshot, read_timeline
 from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.draft import Draft
 from llama_index_bedrock_sessions._journal.encoding import parts_json
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold
 from llama_index_bedrock_sessions._journal.history import (
     Entry,
     Point,
@@ -56,6 +56,7 @@ from llama_index_bedrock_sessions._journal.history import (
     time_of,
 )
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.limits import Copy, check_size, json_size
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
 from llama_index_bedrock_sessions._journal.records import parts
@@ -159,12 +160,12 @@ class Conversation:
         found: list[tuple[MessageId, Message | None, bool]]
         with self._engine.lock:
             if at is None and before is None:
-                whole = status is not MessageStatus.ACTIVE
-                fold = self._engine.reader.look(fresh=fresh, whole=whole)
-                found = [(m.id, m, fold.is_archived(m.id)) for m in of_status(fold, status)]
+                with_archived = status is not MessageStatus.ACTIVE
+                journal = self._engine.reader.look(fresh=fresh, with_archived=with_archived)
+                found = [(m.id, m, journal.fold.is_archived(m.id)) for m in of_status(journal.fold, status)]
                 if status is MessageStatus.ACTIVE and last is None:
                     self._engine.record_view([message_id for message_id, _, _ in found])
-                native_blocks, changes = self._engine.reader.native_blocks, fold.known
+                native_blocks, changes = self._engine.reader.native_blocks, journal.fold.known
             else:
                 timeline = read_timeline(self._engine.reader)
                 snapshot, native_blocks = read_snapshot(self._engine.reader, timeline, timeline.locate(at, before))
@@ -183,7 +184,9 @@ class Conversation:
         """Return how many messages there are: active ones, archived ones, or (None) all."""
         status = check_status(status)
         with self._engine.lock:
-            return len(of_status(self._engine.reader.refresh(whole=status is not MessageStatus.ACTIVE), status))
+            return len(
+                of_status(self._engine.reader.refresh(with_archived=status is not MessageStatus.ACTIVE).fold, status)
+            )
 
     def history(self) -> list[Entry]:
         """Return what was changed, oldest first: frozen, and JSON by `as_dict()`.
@@ -193,7 +196,7 @@ class Conversation:
         """
         with self._engine.lock:
             timeline = read_timeline(self._engine.reader)
-            return timeline.entries(self._engine.reader.known().visible())
+            return timeline.entries(self._engine.reader.known().fold.visible())
 
     def describe(self) -> dict[str, JSON]:
         """Return how the conversation stands, as JSON; what it takes to judge an incident is in it.
@@ -270,12 +273,12 @@ class Conversation:
 
     def _check_fork_source(self, timeline: Timeline, until: Position) -> None:
         """Refuse what would be an empty fork by mistake. At a point before the first message it is empty rightly."""
-        fold = self._engine.reader.known()
-        if not fold.heads:
+        journal = self._engine.reader.known()
+        if not journal.heads:
             raise InvalidPointError(
                 f"There is no conversation {self.key!r} that could be forked: store.get_keys() tells the keys."
             )
-        if timeline.hides(until) or (fold.hidden() and not fold.visible()):
+        if timeline.hides(until) or (journal.fold.hidden() and not journal.fold.visible()):
             raise InvalidPointError(
                 f"What the conversation {self.key!r} held is hidden. To fork it, bring it back before: restore()."
             )
@@ -333,7 +336,7 @@ class Conversation:
             return
         draft = Draft(encoded, archived=archived_by(encoded, check_status(status)), state=named)
         with self._engine.changing():
-            self._engine.writer.append(lambda _: draft, whole=False)
+            self._engine.writer.append(lambda _: draft, with_archived=False)
             view = self._engine.view()
             if view is not None and draft.id is not None and not draft.archived:
                 view += [(draft.id, position) for position in range(len(draft.messages.records))]
@@ -347,8 +350,8 @@ class Conversation:
         wanted = outlines(encoded)
         sent: list[Draft] = []
 
-        def resolve(fold: Fold) -> Draft | None:
-            draft = difference(fold, self._engine.reader.native_blocks, wanted, encoded, wanted_status)
+        def resolve(journal: Journal) -> Draft | None:
+            draft = difference(journal.fold, self._engine.reader.native_blocks, wanted, encoded, wanted_status)
             if draft and sent:
                 draft.id = sent[0].id
             if draft:
@@ -357,8 +360,8 @@ class Conversation:
 
         with self._engine.changing():
             self._engine.reader.refresh(force=True)
-            self._engine.writer.append(resolve, fresh=True)
-            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known())])
+            self._engine.writer.append(resolve, just_listed=True)
+            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known().fold)])
 
     def remove(self, index: int) -> ChatMessage | None:
         """Remove the message at a position of the list this task was last given, and return it; None if there is none.
@@ -366,7 +369,7 @@ class Conversation:
         A task (or a thread) that was given none yet means the list as it is now.
         """
         with self._engine.changing():
-            active = {m.id: m for m in active_messages(self._engine.reader.refresh(force=True))}
+            active = {m.id: m for m in active_messages(self._engine.reader.refresh(force=True).fold)}
             view = self._engine.view()
             try:
                 target = (list(active) if view is None else view)[index]
@@ -377,7 +380,7 @@ class Conversation:
     def remove_last(self) -> ChatMessage | None:
         """Remove the message that is last now, and return it; None if there is none."""
         with self._engine.changing():
-            active = active_messages(self._engine.reader.refresh(force=True))
+            active = active_messages(self._engine.reader.refresh(force=True).fold)
             return self._remove(active[-1] if active else None)
 
     def _remove(self, message: Message | None) -> ChatMessage | None:
@@ -385,7 +388,7 @@ class Conversation:
             return None
         (removed,) = self._decoded([message])
         draft = Draft(removed=frozenset({message.id}))
-        self._engine.writer.append(lambda _: draft, fresh=True)
+        self._engine.writer.append(lambda _: draft, just_listed=True)
         view = self._engine.view()
         if view is not None and message.id in view:
             view.remove(message.id)
@@ -395,29 +398,34 @@ class Conversation:
         """Remove the n oldest messages of the list this task was last given, less what it removed; return them."""
         return self._take_oldest(n, lambda ids: Draft(removed=ids))
 
-    def archive_oldest(self, n: int, *, whole: bool = False) -> list[ChatMessage]:
+    def archive_oldest(self, n: int, *, all_or_none: bool = False) -> list[ChatMessage]:
         """Archive the n oldest messages of the list this task was last given, less what it removed; return them.
 
-        With `whole` none is archived, and [] returned, if one of them is known to have been archived or removed since.
+        With `all_or_none`, none is archived if one of them is known to have been archived or removed since. Then [] is
+        returned.
         """
-        return self._take_oldest(n, lambda ids: Draft(archived=ids), whole=whole)
+        return self._take_oldest(n, lambda ids: Draft(archived=ids), all_or_none=all_or_none)
 
     def _take_oldest(
-        self, n: int, draft: Callable[[frozenset[MessageId]], Draft], *, whole: bool = False
+        self, n: int, draft: Callable[[frozenset[MessageId]], Draft], *, all_or_none: bool = False
     ) -> list[ChatMessage]:
         with self._engine.changing():
             view = self._engine.view()
             # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
-            fold = self._engine.reader.refresh(whole=False) if view is None else self._engine.reader.known(whole=False)
-            active = {m.id: m for m in active_messages(fold)}
+            journal = (
+                self._engine.reader.refresh(with_archived=False)
+                if view is None
+                else self._engine.reader.known(with_archived=False)
+            )
+            active = {m.id: m for m in active_messages(journal.fold)}
             oldest = (list(active) if view is None else view)[: max(n, 0)]
             found = [active[message_id] for message_id in oldest if message_id in active]
-            if whole and len(found) < len(oldest):
+            if all_or_none and len(found) < len(oldest):
                 return []
             taken = self._decoded(found)
             if found:
                 change = draft(frozenset(m.id for m in found))
-                self._engine.writer.append(lambda _: change, whole=False)
+                self._engine.writer.append(lambda _: change, with_archived=False)
             if view is not None:
                 del view[: len(oldest)]
             return taken
@@ -428,20 +436,20 @@ class Conversation:
         None if the key is unknown.
         """
         with self._engine.changing():
-            fold = self._engine.reader.refresh(force=True)
-            removed = self._decoded(active_messages(fold))
-            if not of_status(fold, status):
-                return [] if fold.heads else None
+            journal = self._engine.reader.refresh(force=True)
+            removed = self._decoded(active_messages(journal.fold))
+            if not of_status(journal.fold, status):
+                return [] if journal.heads else None
             drafts: list[Draft] = []
 
-            def resolve(fold: Fold) -> Draft:
-                gone = frozenset(m.id for m in of_status(fold, status))
+            def resolve(journal: Journal) -> Draft:
+                gone = frozenset(m.id for m in of_status(journal.fold, status))
                 draft = Draft(removed=gone, id=drafts[0].id if drafts else None)
                 drafts[:1] = [draft]
                 return draft
 
-            self._engine.writer.append(resolve, fresh=True)
-            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known())])
+            self._engine.writer.append(resolve, just_listed=True)
+            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known().fold)])
             return removed
 
     # The life of a conversation
@@ -472,7 +480,7 @@ class Conversation:
         """Let a conversation that was ended take messages again, in a new session; False if it was not ended."""
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
-            if not self._engine.reader.refresh(force=True).ended():
+            if not self._engine.reader.refresh(force=True).fold.ended():
                 return False
             self._mark(ENDED, said, on=False)
             self._tell("reopened", **said)
@@ -482,7 +490,7 @@ class Conversation:
         """Write a change that marks the conversation, or takes its mark back; it has just been read."""
         known_as = {"reason": "reason", "approver": "by"}
         draft = Draft(marks={name: Mark(on, {known_as[each]: text for each, text in said.items()})})
-        self._engine.writer.append(lambda _: draft, fresh=True, ended=True)
+        self._engine.writer.append(lambda _: draft, just_listed=True, ended=True)
 
     def hide(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
         """Hide all messages and named state, and leave the session; return the messages, None if the key is unknown.
@@ -492,10 +500,10 @@ class Conversation:
         """
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
-            fold = self._engine.reader.refresh(force=True)
-            hidden = self._decoded(active_messages(fold))
-            if not fold.visible() and not fold.state():
-                return [] if fold.heads else None
+            journal = self._engine.reader.refresh(force=True)
+            hidden = self._decoded(active_messages(journal.fold))
+            if not journal.fold.visible() and not journal.fold.state():
+                return [] if journal.heads else None
             self._mark(HIDDEN, said, on=True)
             self._engine.record_view([])
             self._tell("hidden", **said)
@@ -506,7 +514,7 @@ class Conversation:
         """Undo `hide()`: what was hidden is there again, before what was written since; False if nothing is hidden."""
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
-            if not self._engine.reader.refresh(force=True).hidden():
+            if not self._engine.reader.refresh(force=True).fold.hidden():
                 return False
             self._mark(HIDDEN, said, on=False)
             self._tell("restored", **said)
@@ -531,22 +539,22 @@ class Conversation:
         """
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
-            fold = self._engine.reader.refresh(force=True)
+            journal = self._engine.reader.refresh(force=True)
             doomed = frozenset(map(_message_id, message_ids))
             if not doomed:
                 return
             # What was removed in a session before the last is told by that alone.
-            timeline = None if all(map(fold.holds, doomed)) else read_timeline(self._engine.reader)
+            timeline = None if all(map(journal.fold.holds, doomed)) else read_timeline(self._engine.reader)
             if timeline and (unknown := next((m for m in doomed if not timeline.holds(m)), None)):
                 raise _no_message(text_id(unknown))
-            self._check_no_media(doomed, (timeline or fold).known)
+            self._check_no_media(doomed, (timeline or journal.fold).known)
             sessions: dict[str, None] = {}
             try:
                 self._engine.deletion.rewrite_without(doomed, sessions)
             finally:
                 if sessions:
                     self._tell("redacted", sessions=sessions, messages=message_ids, **said)
-            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known())])
+            self._engine.record_view([m.id for m in active_messages(self._engine.reader.known().fold)])
 
     def _check_no_media(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
         messages = (known[change].messages.get(position) for change, position in doomed if change in known)
@@ -590,8 +598,8 @@ class Conversation:
         """
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
-            fold = self._engine.reader.refresh(force=True)
-            removed = self._decoded(active_messages(fold)) if fold.heads else None
+            journal = self._engine.reader.refresh(force=True)
+            removed = self._decoded(active_messages(journal.fold)) if journal.heads else None
             sessions: dict[str, None] = {}
             try:
                 self._engine.deletion.erase(sessions)
@@ -611,8 +619,8 @@ class Conversation:
         reason: str | None = None,
         approver: str | None = None,
     ) -> None:
-        settings, fold = self._engine.sessions.settings, self._engine.reader.fold
-        done_to = tuple(sessions) or tuple(fold.heads if fold else ())
+        settings, journal = self._engine.sessions.settings, self._engine.reader.journal
+        done_to = tuple(sessions) or tuple(journal.heads if journal else ())
         now = iso(self._engine.client.clock.now())
         event = AuditEvent(action, self.key, settings.namespace, now, done_to, tuple(messages), reason, approver)
         emit(event, settings.audit)
@@ -639,8 +647,8 @@ class Conversation:
     def last_id(self, *, fresh: bool = True) -> str | None:
         """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
         with self._engine.lock:
-            fold = self._engine.reader.look(fresh=fresh, whole=False)
-            active = active_messages(fold)
+            journal = self._engine.reader.look(fresh=fresh, with_archived=False)
+            active = active_messages(journal.fold)
             return text_id(active[-1].id) if active else None
 
     alast_id = async_twin(last_id)
@@ -684,7 +692,7 @@ class Conversation:
                 return Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), iso(now), stored))
 
             self._engine.writer.append_with([] if inline else content, draft)
-            return contexts.find(self._engine.reader.known().state(), name).listed()
+            return contexts.find(self._engine.reader.known().fold.state(), name).listed()
 
     _asave_context = async_twin(_save_context)
 
@@ -714,7 +722,7 @@ class Conversation:
         with self._engine.changing():
             missing: object = None
             while True:
-                found = contexts.find(self._engine.reader.refresh(force=True).state(), name)
+                found = contexts.find(self._engine.reader.refresh(force=True).fold.state(), name)
                 found.check_same_workflow(workflow, serializer)
                 if not again:
                     found.check_not_taken()
@@ -744,7 +752,7 @@ class Conversation:
     def contexts(self) -> list[SavedContext]:
         """Return the saved contexts, by name: when each was saved, of which workflow, and who has taken it when."""
         with self._engine.lock:
-            state = self._engine.reader.refresh().state()
+            state = self._engine.reader.refresh().fold.state()
         return [contexts.find(state, name).listed() for name in contexts.names(state)]
 
     def delete_context(self, name: str = "default") -> None:
@@ -753,9 +761,9 @@ class Conversation:
         It can be loaded no more. Content of more than 16 KB stays in its session until that is deleted.
         """
         with self._engine.changing():
-            if name in contexts.names(self._engine.reader.refresh(force=True).state()):
+            if name in contexts.names(self._engine.reader.refresh(force=True).fold.state()):
                 draft = Draft(state=contexts.deleted(name))
-                self._engine.writer.append(lambda _: draft, fresh=True)
+                self._engine.writer.append(lambda _: draft, just_listed=True)
 
     aload_context, acontexts, adelete_context = (
         async_twin(load_context),
@@ -765,8 +773,8 @@ class Conversation:
 
     def _named(self, *, fresh: bool) -> dict[str, JSON]:
         with self._engine.lock:
-            fold = self._engine.reader.look(fresh=fresh, whole=False)
-            state = fold.state()
+            journal = self._engine.reader.look(fresh=fresh, with_archived=False)
+            state = journal.fold.state()
         return {name: from_json(value, lambda: "[unreadable value]") for name, value in state.items()}
 
     def _name(self, values: Mapping[str, JSON], forget: Iterable[str]) -> None:
@@ -774,8 +782,8 @@ class Conversation:
         draft = Draft(state=named)
         with self._engine.changing():
             if named:
-                self._engine.reader.refresh(force=True, whole=False)
-                self._engine.writer.append(lambda _: draft, fresh=True, whole=False)
+                self._engine.reader.refresh(force=True, with_archived=False)
+                self._engine.writer.append(lambda _: draft, just_listed=True, with_archived=False)
 
     @property
     def _media(self) -> Objects | None:
@@ -830,9 +838,9 @@ def _no_message(text: object) -> InvalidMessageError:
     )
 
 
-def _unless_taken(fold: Fold, saved: contexts.Found, draft: Draft) -> Draft:
+def _unless_taken(journal: Journal, saved: contexts.Found, draft: Draft) -> Draft:
     """Return the draft of a claim. Raises AlreadyResumed."""
-    now = fold.state()
+    now = journal.fold.state()
     if saved.name in contexts.names(now) and (there := contexts.find(now, saved.name)).id == saved.id:
         there.check_not_taken()
     return draft

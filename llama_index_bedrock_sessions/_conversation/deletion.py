@@ -15,8 +15,9 @@ from llama_index_bedrock_sessions._conversation.steps import StepWriter
 from llama_index_bedrock_sessions._conversation.timeline import read_alone
 from llama_index_bedrock_sessions._conversation.writer import Writer
 from llama_index_bedrock_sessions._journal import message_codec
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold
+from llama_index_bedrock_sessions._journal.draft import Draft
 from llama_index_bedrock_sessions._journal.ids import MessageId
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.model import Step
 from llama_index_bedrock_sessions.errors import UnavailableError
 
@@ -50,18 +51,20 @@ class Deletion:
         """
         draft = Draft(removed=removed)
         stored = self._media()
-        fold = self._present()
-        self._continuation.check_format(fold)
-        self._continuation.check_continues(fold)
-        self._writer.append(lambda _: draft, fresh=True, ended=True)
+        journal = self._present()
+        self._continuation.check_format(journal)
+        self._continuation.check_continues(journal)
+        self._writer.append(lambda _: draft, just_listed=True, ended=True)
         left: list[str] = []
         for _ in range(ATTEMPTS):
-            fold = self._present()
-            self.sessions.check_encryption_key(fold.heads)
-            if copy_by_value(self._reader, self._continuation, fold, lambda _: draft):
+            journal = self._present()
+            self.sessions.check_encryption_key(journal.heads)
+            if copy_by_value(self._reader, self._continuation, journal, lambda _: draft):
                 (copy,) = self._reader.known().heads
                 self._wait_until_found(copy)
-                self._delete(self.sessions.owned({*fold.heads, *fold.covers()}, fold.heads), deleted, stored)
+                self._delete(
+                    self.sessions.owned({*journal.heads, *journal.plan.covers()}, journal.heads), deleted, stored
+                )
                 left = self._delete_late(copy, removed)
                 if not left:
                     return
@@ -70,13 +73,13 @@ class Deletion:
             f"{' ({})'.format(', '.join(left)) if left else ''}; call again."
         )
 
-    def _present(self) -> Fold:
-        """Return the fold of a conversation that exists. Raises UnavailableError: its sessions are not found."""
-        fold = self._reader.refresh(force=True)
-        if not fold.heads:
+    def _present(self) -> Journal:
+        """Return the journal of a conversation that exists. Raises UnavailableError: its sessions are not found."""
+        journal = self._reader.refresh(force=True)
+        if not journal.heads:
             # Deleted by another process, or moved to a session that is listed late.
             raise UnavailableError("The sessions of this conversation cannot be found just now; try again.")
-        return fold
+        return journal
 
     def _wait_until_found(self, session: str) -> None:
         """Return once all processes know a session and its opening, and the directory finds it."""
@@ -97,7 +100,7 @@ class Deletion:
             if (
                 openings
                 and all(_saw_removal(step, removed, saw_removal) for step in openings)
-                and not read_alone(self._reader, session).orphan_attachments(session)
+                and not read_alone(self._reader, session).compaction.orphan_attachments(session)
             ):
                 saw_removal.add(session)
             elif openings or not self.sessions.delete_unopened(session):
@@ -106,12 +109,12 @@ class Deletion:
 
     def erase(self, deleted: dict[str, None]) -> None:
         """Delete every session of the key, oldest first, until none is listed; `deleted` gets those it tried."""
-        fold = self._reader.refresh()
-        if fold.alive() and not self._continuation.is_due(fold):
+        journal = self._reader.refresh()
+        if journal.fold.alive() and not self._continuation.is_due(journal):
             # A process that continues the head inherits an empty conversation.
             with contextlib.suppress(NotFound, RequestRejected):
-                self._steps.write(fold, Draft(removed=frozenset(m.id for m in fold.alive())))
-        self._delete({*fold.heads, *fold.covers()}, deleted, self._media(), others=True)
+                self._steps.write(journal, Draft(removed=frozenset(m.id for m in journal.fold.alive())))
+        self._delete({*journal.heads, *journal.plan.covers()}, deleted, self._media(), others=True)
         self._reader.drop()
 
     def _delete(
@@ -172,7 +175,7 @@ class Deletion:
         for _ in attempts("Other processes store the same contents at the same time; call again to delete the rest."):
             self._reader.drop()  # sessions that other processes have opened have to be known too
             # A copied conversation exists even if it is listed late; a deleted one may have begun again.
-            alive = (self._reader.refresh(force=True) if others else self._present()).alive()
+            alive = (self._reader.refresh(force=True) if others else self._present()).fold.alive()
             used = {sha256 for message in alive for sha256 in message_codec.objects(message.record)}
             self.sessions.effects += 1  # some objects may be deleted when this fails
             stored = media.delete({sha256: modified for sha256, modified in stored.items() if sha256 not in used})

@@ -50,25 +50,25 @@ class Status:
 
 def read_status(reader: Reader) -> Status:
     """Read the conversation and return its status."""
-    fold = reader.refresh()
-    messages = fold.visible()
-    archived = sum(fold.is_archived(m.id) for m in messages)
-    until, ended = reader.complete_until(fold), fold.ended()
+    journal = reader.refresh()
+    messages = journal.fold.visible()
+    archived = sum(journal.fold.is_archived(m.id) for m in messages)
+    until, ended = reader.complete_until(journal), journal.fold.ended()
     return Status(
         {
             "messages": len(messages) - archived,
             "archived": archived,
-            "origin": next((change.origin for change in fold.changes() if change.origin), None),
-            "generation": fold.generation(),
+            "origin": next((change.origin for change in journal.fold.changes() if change.origin), None),
+            "generation": journal.plan.generation(),
             "complete_until": None if until is None else iso(until),
             "ended": {**ended[1], "at": iso(ended[0])} if ended else None,
-            "hidden": fold.hidden(),
+            "hidden": journal.fold.hidden(),
         },
-        frozenset(fold.heads),
-        (*fold.covers(), *fold.heads),
+        frozenset(journal.heads),
+        (*journal.plan.covers(), *journal.heads),
         # For sessions that this process continued itself there was no list.
-        {session: len(listed) for session, listed in fold.listed.items() if listed},
-        tuple(reader.unopened_sessions(fold)),
+        {session: len(listed) for session, listed in journal.plan.listed.items() if listed},
+        tuple(reader.unopened_sessions(journal)),
     )
 
 

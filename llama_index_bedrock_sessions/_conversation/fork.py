@@ -15,8 +15,9 @@ from llama_index_bedrock_sessions._conversation.continuation import Continuation
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._conversation.sessions import ConversationSessions, SessionTemplate
 from llama_index_bedrock_sessions._conversation.writer import Writer
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold
+from llama_index_bedrock_sessions._journal.draft import Draft
 from llama_index_bedrock_sessions._journal.ids import Kind, new_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.limits import Copy, drafts
 from llama_index_bedrock_sessions.errors import ConversationExists
 
@@ -44,28 +45,32 @@ def start_with(
     sessions = reader.sessions
     wanted = drafts(copies, draft)
 
-    def unless_taken(fold: Fold) -> Draft:
-        if fold.ended():
+    def unless_taken(journal: Journal) -> Draft:
+        if journal.fold.ended():
             raise writer.conversation_ended()
-        sessions.check_encryption_key(fold.heads)
-        if not fold.is_empty():
+        sessions.check_encryption_key(journal.heads)
+        if not journal.fold.is_empty():
             raise ConversationExists(f"There is a conversation {sessions.key!r} already. Take another key.")
-        first_ms = sessions.next_ms(fold.clock)
+        first_ms = sessions.next_ms(journal.clock.ms)
         for number, each in enumerate(wanted):
             each.id = new_id(first_ms + number, Kind.CHANGE)
         return draft
 
     for attempt in attempts(f"The conversation {sessions.key!r} could not be begun; try again."):
-        fold = reader.refresh(force=True)
-        unless_taken(fold)
+        journal = reader.refresh(force=True)
+        unless_taken(journal)
         if not attempt:
             prepare()
-        if copy_by_value(reader, continuation, fold, unless_taken, inherits):
+        if copy_by_value(reader, continuation, journal, unless_taken, inherits):
             return
 
 
 def copy_by_value(
-    reader: Reader, continuation: Continuation, fold: Fold, resolve: Resolve, inherits: SessionTemplate | None = None
+    reader: Reader,
+    continuation: Continuation,
+    journal: Journal,
+    resolve: Resolve,
+    inherits: SessionTemplate | None = None,
 ) -> bool:
     """Continue in a session that holds all that is alive by value; False: start again.
 
@@ -75,18 +80,18 @@ def copy_by_value(
     sessions = reader.sessions
     mine: SessionInfo | None = None
     with contextlib.suppress(NotFound):
-        continuation.close_and_read(fold, settle=inherits is None)
-        draft = resolve(fold)
-        mine = sessions.create(template_of(fold), inherits=inherits, copy=True)
-        found = sessions.found(fold.heads)
-        void = {mine.session, *fold.heads, *fold.covers()}
+        continuation.close_and_read(journal, settle=inherits is None)
+        draft = resolve(journal)
+        mine = sessions.create(template_of(journal), inherits=inherits, copy=True)
+        found = sessions.found(journal.heads)
+        void = {mine.session, *journal.heads, *journal.plan.covers()}
         others = [info for session, info in found.items() if session not in void]
         copies = [info for info in others if COPY in info.metadata]
         # A copy may stand beside what another process opens, but not beside a copy, which may lack what it removes.
         is_alone = not any(sessions.has_opening(info.session) for info in (others if inherits else copies))
         if inherits and is_alone:
             is_alone = is_first(sessions, mine, copies)
-        if is_alone and continuation.open(fold, mine, draft, present=found, whole=True):
+        if is_alone and continuation.open(journal, mine, draft, present=found, by_value=True):
             if inherits:
                 continuation.close_others()
             return True

@@ -13,18 +13,19 @@ from llama_index_bedrock_sessions._conversation.continuation import Continuation
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS, ConversationSessions
 from llama_index_bedrock_sessions._conversation.writer import Writer
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold
+from llama_index_bedrock_sessions._journal.draft import Draft
+from llama_index_bedrock_sessions._journal.journal import Journal
 
 
 def end(reader: Reader, writer: Writer, mark: Draft) -> bool:
     """Write the change that ends the conversation, and end its session; False if there is none, or it had ended."""
-    fold = reader.refresh(force=True)
-    had_ended = fold.ended() is not None
-    if fold.heads and not had_ended:
-        writer.append(lambda _: mark, fresh=True, ended=True)
+    journal = reader.refresh(force=True)
+    had_ended = journal.fold.ended() is not None
+    if journal.heads and not had_ended:
+        writer.append(lambda _: mark, just_listed=True, ended=True)
     for head in reader.known().heads:
         reader.sessions.finish(head)
-    return bool(fold.heads) and not had_ended
+    return bool(journal.heads) and not had_ended
 
 
 def leave_session(reader: Reader) -> None:
@@ -34,7 +35,7 @@ def leave_session(reader: Reader) -> None:
         return
     for head in reader.known().heads:
         with contextlib.suppress(NotFound):
-            sessions.seal(head, "continued", reader.fold.clock if reader.fold else None)
+            sessions.seal(head, "continued", reader.journal.clock.ms if reader.journal else None)
         sessions.closed.add(head)
 
 
@@ -42,12 +43,12 @@ def renew(reader: Reader, continuation: Continuation, older_than: int) -> bool:
     """Continue in another session if the newest is so old (ms), and there is something; return whether it was."""
     sessions = reader.sessions
     for _ in attempts("The conversation could not be continued in another session; try again."):
-        fold = reader.refresh(force=True)
-        age = sessions.now() - max((sessions.created[head] for head in fold.heads), default=0)
-        if fold.is_empty() or age < older_than:
+        journal = reader.refresh(force=True)
+        age = sessions.now() - max((sessions.created[head] for head in journal.heads), default=0)
+        if journal.fold.is_empty() or age < older_than:
             return False
-        sessions.check_encryption_key(fold.heads)
-        if continuation.continue_in_new_session(fold, noop, ended=True):
+        sessions.check_encryption_key(journal.heads)
+        if continuation.continue_in_new_session(journal, noop, ended=True):
             break
     return True
 
@@ -62,15 +63,15 @@ def update(reader: Reader, writer: Writer, metadata: Mapping[str, str], tags: Ma
         **{METADATA + name: [value] for name, value in metadata.items()},
         **{TAGS + name: [value] for name, value in tags.items()},
     }
-    fold, settings = reader.refresh(force=True), sessions.settings
-    heads = [sessions.client.get(head) for head in fold.heads]
-    _check_fits(sessions, fold, heads, metadata, tags)
+    journal, settings = reader.refresh(force=True), sessions.settings
+    heads = [sessions.client.get(head) for head in journal.heads]
+    _check_fits(sessions, journal, heads, metadata, tags)
     own_metadata, own_tags = {**settings.own_metadata, **metadata}, {**settings.own_tags, **tags}
     sessions.settings = dataclasses.replace(settings, own_metadata=own_metadata, own_tags=own_tags)
     if not heads:
         return  # the first session will have them
     draft = Draft(state=state)
-    writer.append(lambda _: draft, fresh=True, ended=True)
+    writer.append(lambda _: draft, just_listed=True, ended=True)
     try:
         for head in reader.known().heads:
             sessions.update(sessions.client.get(head), metadata, tags)
@@ -82,7 +83,7 @@ def update(reader: Reader, writer: Writer, metadata: Mapping[str, str], tags: Ma
 
 def _check_fits(
     sessions: ConversationSessions,
-    fold: Fold,
+    journal: Journal,
     heads: Sequence[SessionInfo],
     metadata: Mapping[str, str],
     tags: Mapping[str, str],
@@ -93,5 +94,5 @@ def _check_fits(
     for head in heads:
         own.update(session_metadata.own_metadata(head))
         all_tags.update(sessions.tags_of(head) if tags else {})
-    session_metadata.check_metadata({**own, **settings.own_metadata, **fold.named(METADATA), **metadata})
-    session_metadata.check_tags({**all_tags, **settings.own_tags, **fold.named(TAGS), **tags})
+    session_metadata.check_metadata({**own, **settings.own_metadata, **journal.fold.named(METADATA), **metadata})
+    session_metadata.check_tags({**all_tags, **settings.own_tags, **journal.fold.named(TAGS), **tags})

@@ -12,8 +12,9 @@ from llama_index.core.storage.chat_store.base_db import MessageStatus
 
 from llama_index_bedrock_sessions._bedrock.media import Objects
 from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.draft import Draft
 from llama_index_bedrock_sessions._journal.encoding import shifted
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold
+from llama_index_bedrock_sessions._journal.fold import Fold
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId
 from llama_index_bedrock_sessions._journal.limits import check_fits
 from llama_index_bedrock_sessions._journal.message_codec import Content, ContentBlock, Encoded, Offload

@@ -16,8 +16,8 @@ from llama_index_bedrock_sessions._bedrock.client import SessionInfo
 from llama_index_bedrock_sessions._bedrock.errors import NotFound, attempts
 from llama_index_bedrock_sessions._conversation.sessions import HOUR, RETENTION, STEPS_PER_SESSION, ConversationSessions
 from llama_index_bedrock_sessions._journal.decoding import read_step
-from llama_index_bedrock_sessions._journal.fold import Fold
 from llama_index_bedrock_sessions._journal.ids import Home, parse_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.model import Message
 from llama_index_bedrock_sessions.errors import StoredDataError
@@ -26,7 +26,7 @@ logger = logging.getLogger("llama_index_bedrock_sessions")
 
 
 class Reader:
-    """Reads the sessions of one conversation. `fold` is what was read, None if nothing is known.
+    """Reads the sessions of one conversation. `journal` is what was read, None if nothing is known.
 
     `native_blocks` are the content blocks of steps that hold pictures and attachments of what is alive. `unlisted` is
     the number of steps that were written since the heads were listed. `has_unopened` is whether the last search found
@@ -35,7 +35,7 @@ class Reader:
 
     def __init__(self, sessions: ConversationSessions) -> None:
         self.sessions = sessions
-        self.fold: Fold | None = None
+        self.journal: Journal | None = None
         self.native_blocks: dict[Home, list[ContentBlock]] = {}
         self.unlisted = 0
         self.has_unopened = False
@@ -47,83 +47,83 @@ class Reader:
 
     # Up to date
 
-    def known(self, *, whole: bool = True) -> Fold:
-        """Return what was read last; read first if nothing was, or if archived messages are wanted (`whole`)."""
-        if self.fold is None or (whole and not self.fold.is_whole()):
-            return self.refresh(force=True, whole=whole)
-        return self.fold
+    def known(self, *, with_archived: bool = True) -> Journal:
+        """Return what was read last. Read first if nothing was, or if archived messages are wanted and missing."""
+        if self.journal is None or (with_archived and not self.journal.plan.is_whole()):
+            return self.refresh(force=True, with_archived=with_archived)
+        return self.journal
 
-    def look(self, *, fresh: bool, whole: bool) -> Fold:
+    def look(self, *, fresh: bool, with_archived: bool) -> Journal:
         """Return what is in the service now (`fresh`), or what was read last."""
-        return self.refresh(whole=whole) if fresh else self.known(whole=whole)
+        return self.refresh(with_archived=with_archived) if fresh else self.known(with_archived=with_archived)
 
-    def refresh(self, *, force: bool = False, whole: bool = True) -> Fold:
+    def refresh(self, *, force: bool = False, with_archived: bool = True) -> Journal:
         """Return what is in the service now, or (unless `force`) what was there within the refresh interval.
 
-        Unless `whole`, archived messages may be missing; what is active is complete.
+        Unless `with_archived`, archived messages may be missing; what is active is complete.
 
         Raises:
             UnavailableError: sessions were deleted by other processes during every attempt.
 
         """
         is_recent = time.monotonic() - self._validated < self.sessions.settings.refresh_interval
-        if not force and is_recent and self.fold is not None:
-            return self.known(whole=whole)
+        if not force and is_recent and self.journal is not None:
+            return self.known(with_archived=with_archived)
         passed_over: set[str] = set()
         for _ in attempts("The sessions of this conversation keep changing; try again."):
             self._is_incomplete = False
             try:
-                if self.fold is None or not self.fold.heads or not self._is_current(self.fold):
-                    self._find(whole=whole)
-                elif whole and not self.fold.is_whole():
-                    self.read(self.fold)
+                if self.journal is None or not self.journal.heads or not self._is_current(self.journal):
+                    self._find(with_archived=with_archived)
+                elif with_archived and not self.journal.plan.is_whole():
+                    self.read(self.journal)
             except NotFound:
                 self.drop()
                 continue
             if not self._is_incomplete:
                 break
             # A process that deletes sessions copies what is alive to another session first.
-            others = self.others(self.known(whole=False)).keys()
+            others = self.others(self.known(with_archived=False)).keys()
             if others <= passed_over:
                 break
             passed_over |= others
             self.drop()
         self._validated, self.unlisted = time.monotonic(), 0
-        return self.known(whole=False)
+        return self.known(with_archived=False)
 
-    def others(self, fold: Fold) -> dict[str, SessionInfo]:
-        """Return the sessions of the key of which the fold contains nothing, if they are recent enough to matter."""
-        return self.sessions.found(fold.heads, but={*fold.heads, *fold.covers()})
+    def others(self, journal: Journal) -> dict[str, SessionInfo]:
+        """Return the sessions of the key of which the journal contains nothing, if they are recent enough to matter."""
+        return self.sessions.found(journal.heads, but={*journal.heads, *journal.plan.covers()})
 
-    def _is_current(self, fold: Fold) -> bool:
+    def _is_current(self, journal: Journal) -> bool:
         """List the heads; return whether no process can have continued them or opened another session beside them."""
-        asked = self.sessions.maybe_expired(fold.heads)
+        asked = self.sessions.maybe_expired(journal.heads)
         # A step written to a parent before it was closed may not have been listed yet when the parent was read.
-        parents = list(fold.parents()) if any(self._unsettled(fold)) else []
+        parents = list(journal.plan.parents()) if any(self._unsettled(journal)) else []
         begun = self.sessions.now()
-        jobs: list[Callable[[], Any]] = [functools.partial(self.sessions.listed, head) for head in fold.heads]
+        jobs: list[Callable[[], Any]] = [functools.partial(self.sessions.listed, head) for head in journal.heads]
         jobs += [functools.partial(self.sessions.listed_or_nothing, parent) for parent in parents]
         jobs += [functools.partial(self.sessions.is_active, head) for head in asked]
         results = self.sessions.client.pool.map(lambda job: job(), jobs)
-        fold.horizon = self._horizon()
-        listed = [*fold.heads, *parents]
+        journal.clock.horizon = self._horizon()
+        listed = [*journal.heads, *parents]
         for session, steps in zip(listed, results, strict=False):
-            fold.saw_list(session, steps)
-        self._miss(fold, (p for p, steps in zip(parents, results[len(fold.heads) :], strict=False) if not steps))
-        self.read(fold, whole=False)
+            journal.plan.saw_list(session, steps)
+        self._miss(journal, (p for p, steps in zip(parents, results[len(journal.heads) :], strict=False) if not steps))
+        self.read(journal, with_archived=False)
         if not self.sessions.directory.continues:
             return True
-        full = any(len(fold.listed[head]) >= STEPS_PER_SESSION for head in fold.heads)
-        is_closed = fold.closings or fold.ended() or not self.sessions.closed.isdisjoint(fold.heads)
+        full = any(len(journal.plan.listed[head]) >= STEPS_PER_SESSION for head in journal.heads)
+        is_closed = journal.plan.closings or journal.fold.ended() or not self.sessions.closed.isdisjoint(journal.heads)
         if full or is_closed or not all(results[len(listed) :]):
             return False
-        if any(settled <= begun for settled in self._unsettled(fold)):
+        if any(settled <= begun for settled in self._unsettled(journal)):
             return False
         # The replies may have moved the clock forward.
-        expired = self.sessions.maybe_expired(fold.heads)
+        expired = self.sessions.maybe_expired(journal.heads)
         return all(self.sessions.is_active(head) for head in expired if head not in asked)
 
-    def _unsettled(self, fold: Fold) -> Iterator[int]:
+    def _unsettled(self, journal: Journal) -> Iterator[int]:
         """Yield the time in ms from which lists show every session opened at the same time, for each opening.
 
         Openings after which the directory was searched at such a time are left out. The time is three settling times
@@ -131,27 +131,27 @@ class Reader:
         most one settling time after its last search (`Continuation`). The other misses it for up to two more: one
         until the session is listed, one until its opening is.
         """
-        for step in fold.opening_ids() if self.sessions.client.settle else ():
+        for step in journal.plan.opening_ids() if self.sessions.client.settle else ():
             parsed = parse_id(step)
             settled = (parsed.ms if parsed else 0) + 3 * int(self.sessions.client.settle * 1000)
             if self._searched < settled:
                 yield settled
 
-    def new_fold(self, heads: list[str]) -> Fold:
-        """Return a fold that knows nothing of these heads yet."""
-        fold = Fold(heads, self.sessions.last_ms)
-        fold.horizon = self._horizon()
-        return fold
+    def new_journal(self, heads: list[str]) -> Journal:
+        """Return a journal that knows nothing of these heads yet."""
+        journal = Journal(heads, self.sessions.last_ms)
+        journal.clock.horizon = self._horizon()
+        return journal
 
     def _horizon(self) -> int:
         """Return the time in ms that no honest id is later than, however wrong a writer's clock."""
         return self.sessions.now() + HOUR
 
-    def _find(self, *, whole: bool = True) -> None:
+    def _find(self, *, with_archived: bool = True) -> None:
         """Find the open sessions that no other session covers, and read them. Raises NotFound."""
-        before = self.fold
+        before = self.journal
         since = self.sessions.since(before.heads) if before else 0
-        folds: dict[str, Fold] = {}
+        journals: dict[str, Journal] = {}
         covered: set[str] = set()
         self.has_unopened = False
         self._searched = self.sessions.now()
@@ -163,31 +163,31 @@ class Reader:
         for info in self._there(covered, still_wanted):
             self.sessions.created[info.session] = info.created
             steps = self.sessions.listed(info.session)
-            fold = self.new_fold([info.session])
-            fold.saw_list(info.session, steps)
-            self.get(fold, next(fold.rounds()), [])
-            if fold.is_open(info.session) or not self.sessions.directory.continues:
-                folds[info.session] = fold
-                covered |= set(fold.covers())
-                since = max(since, self.sessions.since(fold.heads))
+            journal = self.new_journal([info.session])
+            journal.plan.saw_list(info.session, steps)
+            self.get(journal, next(journal.plan.rounds()), [])
+            if journal.plan.is_open(info.session) or not self.sessions.directory.continues:
+                journals[info.session] = journal
+                covered |= set(journal.plan.covers())
+                since = max(since, self.sessions.since(journal.heads))
             else:
                 self.has_unopened = True
-        heads = sorted((s for s in folds if s not in covered), key=lambda s: (self.sessions.created[s], s))
+        heads = sorted((s for s in journals if s not in covered), key=lambda s: (self.sessions.created[s], s))
         if len(heads) > 1:
             logger.info("conversation %s: has several heads, which the next write joins: %s", self.sessions.name, heads)
-        fold = folds[heads[0]] if len(heads) == 1 else self.new_fold(heads)
+        journal = journals[heads[0]] if len(heads) == 1 else self.new_journal(heads)
         for head in heads:
-            fold.saw_list(head, folds[head].listed[head].values())
-            self.sessions.created.update(folds[head].covers())
-        for step in [s for head in heads for s in folds[head].read.values()]:
+            journal.plan.saw_list(head, journals[head].plan.listed[head].values())
+            self.sessions.created.update(journals[head].plan.covers())
+        for step in [s for head in heads for s in journals[head].plan.read.values()]:
             if len(heads) > 1:
-                fold.absorb(step)
-        if before is not None and before.heads == fold.heads:
+                journal.absorb(step)
+        if before is not None and before.heads == journal.heads:
             for head in heads:
-                before.saw_list(head, fold.listed[head].values())
-            fold = before
-        self.read(fold, whole=whole)
-        self.switch_to(fold)
+                before.plan.saw_list(head, journal.plan.listed[head].values())
+            journal = before
+        self.read(journal, with_archived=with_archived)
+        self.switch_to(journal)
 
     def _there(self, covered: Collection[str], since: Callable[[], int]) -> Iterator[SessionInfo]:
         """Yield the sessions of the key that exist, newest first, without those that are `covered` by then."""
@@ -205,35 +205,39 @@ class Reader:
                 else:
                     is_current = False  # the process that deleted it may have continued in a session not found yet
 
-    def read(self, fold: Fold, *, whole: bool = True) -> None:
+    def read(self, journal: Journal, *, with_archived: bool = True) -> None:
         """Read every step that the lists and openings name, and the native blocks of what is alive."""
         while True:
-            for homes in fold.rounds(whole=whole):
-                self.get(fold, homes, fold.unlisted_parents())
-            parents = fold.unlisted_parents()
+            for homes in journal.plan.rounds(with_archived=with_archived):
+                self.get(journal, homes, journal.plan.unlisted_parents())
+            parents = journal.plan.unlisted_parents()
             if not parents:
                 break
-            self.get(fold, [], parents)
-        self.sessions.last_ms = max(self.sessions.last_ms, fold.clock)
-        self.native_blocks = self.native_blocks_of(fold, fold.alive())
+            self.get(journal, [], parents)
+        self.sessions.last_ms = max(self.sessions.last_ms, journal.clock.ms)
+        self.native_blocks = self.native_blocks_of(journal, journal.fold.alive())
 
-    def native_blocks_of(self, fold: Fold, messages: Iterable[Message]) -> dict[Home, list[ContentBlock]]:
+    def native_blocks_of(self, journal: Journal, messages: Iterable[Message]) -> dict[Home, list[ContentBlock]]:
         """Return the native blocks of messages by step; get those that are not known."""
-        needed = fold.native_homes(messages)
+        needed = journal.native_homes(messages)
         known = {home: self.native_blocks[home] for home in needed if home in self.native_blocks}
         missing = [home for home in needed if home not in known]
-        ours = self.sessions.owned((home.session for home in missing), fold.heads)
+        ours = self.sessions.owned((home.session for home in missing), journal.heads)
         found = dict(self.sessions.client.fetch(home for home in missing if home.session in ours))
-        self._miss(fold, (home.session for home in missing if not found.get(home)))
+        self._miss(journal, (home.session for home in missing if not found.get(home)))
         # A step that is missing, or not ours, is remembered as empty, so that it is not requested at every read.
         return known | {home: step[0] if (step := found.get(home)) else [] for home in missing}
 
-    def get(self, fold: Fold, homes: Iterable[Home], parents: Iterable[str]) -> None:
+    def get(self, journal: Journal, homes: Iterable[Home], parents: Iterable[str]) -> None:
         """Get steps and list parents, in parallel; sessions of other conversations are passed over."""
         homes = list(homes)
-        known = {home.step: self.fold.read[home.step] for home in homes if self.fold and home.step in self.fold.read}
+        known = {
+            home.step: self.journal.plan.read[home.step]
+            for home in homes
+            if self.journal and home.step in self.journal.plan.read
+        }
         lists, wanted = list(parents), [home for home in homes if home.step not in known]
-        ours = self.sessions.owned([*lists, *(home.session for home in wanted)], fold.heads)
+        ours = self.sessions.owned([*lists, *(home.session for home in wanted)], journal.heads)
         jobs: list[Callable[[], Any]] = [
             functools.partial(self.sessions.listed_or_nothing, p) if p in ours else list for p in lists
         ]
@@ -241,69 +245,69 @@ class Reader:
         jobs += [functools.partial(get, home) if home.session in ours else lambda: None for home in wanted]
         results = self.sessions.client.pool.map(lambda job: job(), jobs)
         for parent, steps in zip(lists, results, strict=False):
-            fold.saw_list(parent, steps)
+            journal.plan.saw_list(parent, steps)
         for step in known.values():
-            fold.absorb(step)
+            journal.absorb(step)
         for home, found in zip(wanted, results[len(lists) :], strict=True):
-            self._absorb(fold, home, found)
+            self._absorb(journal, home, found)
         needed = [*lists, *(home.session for home in wanted)]
-        self._miss(fold, (session for session, found in zip(needed, results, strict=True) if not found))
+        self._miss(journal, (session for session, found in zip(needed, results, strict=True) if not found))
 
-    def _miss(self, fold: Fold, sessions: Iterable[str]) -> None:
+    def _miss(self, journal: Journal, sessions: Iterable[str]) -> None:
         """Note that sessions are gone, except for those that retention has deleted."""
         if gone := set(sessions):
-            oldest, created = self.sessions.now() - RETENTION, fold.covers() | self.sessions.created
+            oldest, created = self.sessions.now() - RETENTION, journal.plan.covers() | self.sessions.created
             self._is_incomplete |= any(created.get(session, oldest) >= oldest for session in gone)
 
-    def _absorb(self, fold: Fold, home: Home, found: tuple[list[ContentBlock], int] | None) -> None:
+    def _absorb(self, journal: Journal, home: Home, found: tuple[list[ContentBlock], int] | None) -> None:
         if found is None:
-            if home.session in fold.heads:
+            if home.session in journal.heads:
                 self.sessions.client.get(home.session)  # NotFound: the session was deleted while it was read
             logger.warning(
                 "conversation %s: step %s of session %s is listed or named, but not there",
                 *(self.sessions.name, home.step, home.session),
             )
-            fold.lost(home)
+            journal.plan.lost(home)
             return
         payload, at = found
         self.keep_native_blocks(home, payload)
-        fold.absorb(read_step(home, payload, at, skip_newer=self.sessions.settings.skip_newer))
+        journal.absorb(read_step(home, payload, at, skip_newer=self.sessions.settings.skip_newer))
 
     def keep_native_blocks(self, home: Home, payload: list[ContentBlock]) -> None:
         """Keep the content blocks of a step if there are images among them."""
         if any("image" in block for block in payload):
             self.native_blocks[home] = payload
 
-    def switch_to(self, fold: Fold) -> None:
+    def switch_to(self, journal: Journal) -> None:
         """Make this what is known."""
         # A step that was sent without a reply may still arrive: the next step must have a later id.
-        fold.clock = max(fold.clock, self.fold.clock if self.fold else 0)
-        self.fold = fold
-        self.sessions.keep_only(fold.heads)
+        journal.clock.ms = max(journal.clock.ms, self.journal.clock.ms if self.journal else 0)
+        self.journal = journal
+        self.sessions.keep_only(journal.heads)
 
     def drop(self) -> None:
         """Drop what was read; the next call reads it again."""
-        if self.fold is not None:
-            self.sessions.last_ms = max(self.sessions.last_ms, self.fold.clock)
-        self.fold = None
+        if self.journal is not None:
+            self.sessions.last_ms = max(self.sessions.last_ms, self.journal.clock.ms)
+        self.journal = None
         self.native_blocks = {}
 
     def held(self) -> int:
         """Return the approximate bytes of memory that this takes."""
         native_blocks = sum(_held(block) for payload in self.native_blocks.values() for block in payload)
-        return native_blocks + (self.fold.held() if self.fold else 0)
+        return native_blocks + (self.journal.held() if self.journal else 0)
 
     # Status
 
-    def unopened_sessions(self, fold: Fold) -> list[SessionInfo]:
+    def unopened_sessions(self, journal: Journal) -> list[SessionInfo]:
         """Return the sessions of the key that no process has opened: a writer crashed, or another was faster."""
-        return [info for session, info in self.others(fold).items() if not self.sessions.has_opening(session)]
+        return [info for session, info in self.others(journal).items() if not self.sessions.has_opening(session)]
 
-    def complete_until(self, fold: Fold) -> int | None:
+    def complete_until(self, journal: Journal) -> int | None:
         """Return the time in ms at which the service deletes the first session that is needed, None if never."""
-        sessions = {*fold.heads, *(s.home.session for s in fold.segments())}
-        sessions |= {home.session for home in fold.native_homes(fold.alive())}
-        created = fold.covers() | self.sessions.created
+        sessions = {*journal.heads, *(s.home.session for s in journal.compaction.segments())}
+        sessions |= {home.session for home in journal.native_homes(journal.fold.alive())}
+        created = journal.plan.covers() | self.sessions.created
         if not sessions or not self.sessions.settings.has_retention:
             return None
         return min(created[s] for s in sessions if s in created) + RETENTION
@@ -315,8 +319,8 @@ class Reader:
             StoredDataError: one is not there.
 
         """
-        fold = self.known()
-        homes = dict.fromkeys(home for home, _ in references if self.sessions.owns(home.session, fold.heads))
+        journal = self.known()
+        homes = dict.fromkeys(home for home, _ in references if self.sessions.owns(home.session, journal.heads))
         found = {home: step[0] for home, step in self.sessions.client.fetch(homes) if step}
         texts = [block.get("text") for home, n in references for block in found.get(home, [])[n : n + 1]]
         if len(texts) < len(references) or None in texts:

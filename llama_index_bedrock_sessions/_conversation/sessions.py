@@ -19,7 +19,7 @@ from llama_index_bedrock_sessions._bedrock.media import Objects
 from llama_index_bedrock_sessions._bedrock.session_metadata import COPY, DIRECTORY, FORMAT, KEY, NAMESPACE, ORIGIN
 from llama_index_bedrock_sessions._journal.decoding import read_step
 from llama_index_bedrock_sessions._journal.encoding import envelope
-from llama_index_bedrock_sessions._journal.fold import Listed
+from llama_index_bedrock_sessions._journal.fetch_plan import Listed
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, Place, new_id, parse_id
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.model import VERSION, Step

@@ -7,9 +7,10 @@ import time
 from llama_index_bedrock_sessions._bedrock.client import default_invocation
 from llama_index_bedrock_sessions._conversation.invocation import entered
 from llama_index_bedrock_sessions._conversation.reader import Reader
+from llama_index_bedrock_sessions._journal.draft import Draft, Placed
 from llama_index_bedrock_sessions._journal.encoding import envelope
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold, Placed
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, Place, new_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.limits import is_small, json_size, split
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.values import dump
@@ -25,16 +26,16 @@ class StepWriter:
         self.sessions = reader.sessions
         self._reader = reader
 
-    def write(self, fold: Fold, draft: Draft) -> None:
+    def write(self, journal: Journal, draft: Draft) -> None:
         """Write a draft as the next step of the head."""
-        place = self.choose_place(fold.heads[0], draft)
+        place = self.choose_place(journal.heads[0], draft)
         self.upload(draft)
         placed = self.attach_excess(draft, place)
-        composed = fold.compose(place, draft, placed, self.sessions.now())
+        composed = journal.compaction.compose(place, draft, placed, self.sessions.now())
         with self.sessions.effect():
-            self.sessions.client.put(composed.step.home, fold.clock, composed.payload)
-        fold.stored(composed)
-        self.sessions.last_ms = max(self.sessions.last_ms, fold.clock)
+            self.sessions.client.put(composed.step.home, journal.clock.ms, composed.payload)
+        journal.stored(composed)
+        self.sessions.last_ms = max(self.sessions.last_ms, journal.clock.ms)
         self._reader.keep_native_blocks(composed.step.home, composed.payload)
         self.upload(draft, again=True)  # now that a step refers to them, no process deletes them
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from llama_index_bedrock_sessions._bedrock.errors import NotFound
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._journal.decoding import read_step
-from llama_index_bedrock_sessions._journal.fold import Fold
 from llama_index_bedrock_sessions._journal.history import Position, Snapshot, Timeline
 from llama_index_bedrock_sessions._journal.ids import Home
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 
 
@@ -16,11 +16,11 @@ def read_timeline(reader: Reader) -> Timeline:
 
     Reads each session in full, in parallel: one list, and about as many gets as a cold read of what it holds.
     """
-    fold = reader.refresh()
+    journal = reader.refresh()
     sessions, pool = reader.sessions, reader.sessions.client.pool
-    created = {**fold.covers(), **{head: sessions.created[head] for head in fold.heads}}
+    created = {**journal.plan.covers(), **{head: sessions.created[head] for head in journal.heads}}
     ordered = sorted(created, key=lambda session: (created[session], session))
-    alone = {each.heads[0]: each for each in pool.map(lambda s: read_alone(reader, s), ordered) if each.read}
+    alone = {each.heads[0]: each for each in pool.map(lambda s: read_alone(reader, s), ordered) if each.plan.read}
     # A process deletes sessions oldest first. If a session was read and a later one is gone, the earlier one was being
     # deleted too, and the removals in the later one are unknown. List it again: it counts if it is still there, because
     # then another tool deleted the later one.
@@ -29,26 +29,26 @@ def read_timeline(reader: Reader) -> Timeline:
     for session, steps in zip(before, pool.map(sessions.listed_or_nothing, before), strict=True):
         if not steps:
             del alone[session]
-    return Timeline(told for each in (fold, *alone.values()) for told in each.told())
+    return Timeline(told for each in (journal, *alone.values()) for told in each.timeline())
 
 
-def read_alone(reader: Reader, session: str) -> Fold:
-    """Return what one session holds, without what later sessions say of it; an empty fold if the session is gone."""
+def read_alone(reader: Reader, session: str) -> Journal:
+    """Return what one session holds, without what later sessions say of it; an empty journal if the session is gone."""
     now = reader.known()
-    fold = reader.new_fold([session])
+    journal = reader.new_journal([session])
     try:
         if session in now.heads:
-            fold.saw_list(session, now.listed[session].values())
+            journal.plan.saw_list(session, now.plan.listed[session].values())
         elif reader.sessions.owns(session, now.heads):
-            fold.saw_list(session, reader.sessions.listed_or_nothing(session))
-        for homes in fold.rounds():
+            journal.plan.saw_list(session, reader.sessions.listed_or_nothing(session))
+        for homes in journal.plan.rounds():
             for home in homes:
                 if home.session != session:
-                    fold.lost(home)
-            reader.get(fold, [home for home in homes if home.session == session], [])
+                    journal.plan.lost(home)
+            reader.get(journal, [home for home in homes if home.session == session], [])
     except NotFound:  # deleted while it was read
-        return reader.new_fold([session])
-    return fold
+        return reader.new_journal([session])
+    return journal
 
 
 def read_snapshot(

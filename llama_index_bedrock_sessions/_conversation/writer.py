@@ -12,8 +12,9 @@ from llama_index_bedrock_sessions._conversation.continuation import Continuation
 from llama_index_bedrock_sessions._conversation.reader import Reader
 from llama_index_bedrock_sessions._conversation.sessions import STEPS_PER_SESSION
 from llama_index_bedrock_sessions._conversation.steps import StepWriter
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold
+from llama_index_bedrock_sessions._journal.draft import Draft
 from llama_index_bedrock_sessions._journal.ids import Home
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions.errors import ConversationEnded
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
@@ -30,20 +31,22 @@ class Writer:
         self._steps = steps
         self._continuation = continuation
 
-    def append(self, resolve: Resolve, *, fresh: bool = False, whole: bool = True, ended: bool = False) -> None:
-        """Write what `resolve` makes of the fold, in this session or the next.
+    def append(
+        self, resolve: Resolve, *, just_listed: bool = False, with_archived: bool = True, ended: bool = False
+    ) -> None:
+        """Write what `resolve` returns for the journal, in this session or the next.
 
-        `fresh`: the fold has just been listed. `whole`: `resolve` needs archived messages too. `ended`: write even if
-        the conversation has ended. Raises as `writable` does.
+        `just_listed`: the heads have just been listed. `with_archived`: `resolve` needs archived messages too. `ended`:
+        write even if the conversation has ended. Raises as `writable` does.
         """
-        for fold in self.writable(resolve, fresh=fresh, whole=whole, ended=ended):
-            draft = resolve(fold)
+        for journal in self.writable(resolve, just_listed=just_listed, with_archived=with_archived, ended=ended):
+            draft = resolve(journal)
             if draft is None:
                 return
             try:
-                self._steps.write(fold, draft)
+                self._steps.write(journal, draft)
             except (NotFound, RequestRejected) as refusal:
-                self.after_refusal(fold, refusal)
+                self.after_refusal(journal, refusal)
                 continue
             self._reader.unlisted += 1
             return
@@ -55,46 +58,46 @@ class Writer:
         """
         if not texts:
             alone = draft([])
-            self.append(lambda _: alone, fresh=True)
+            self.append(lambda _: alone, just_listed=True)
             return
-        for fold in self.writable():
-            place = (fold.heads[0], default_invocation(fold.heads[0]))
+        for journal in self.writable():
+            place = (journal.heads[0], default_invocation(journal.heads[0]))
             try:
                 references = [(self._steps.attach(place, [{"text": text}]), 0) for text in texts]
-                self._steps.write(fold, draft(references))
+                self._steps.write(journal, draft(references))
             except (NotFound, RequestRejected) as refusal:
-                self.after_refusal(fold, refusal)
+                self.after_refusal(journal, refusal)
                 continue
             self._reader.unlisted += 1
             return
 
     def writable(
-        self, resolve: Resolve = noop, *, fresh: bool = False, whole: bool = True, ended: bool = False
-    ) -> Iterator[Fold]:
+        self, resolve: Resolve = noop, *, just_listed: bool = False, with_archived: bool = True, ended: bool = False
+    ) -> Iterator[Journal]:
         """Yield what is known while there is one session that seems to take writes.
 
-        If the conversation has to continue in another session, the opening contains what `resolve` makes of the fold,
-        and nothing more is yielded.
+        If the conversation has to continue in another session, the opening contains what `resolve` returns. Then
+        nothing more is yielded.
 
         Raises:
             ConversationEnded: the conversation was ended, and not `ended`; a list has confirmed it.
             UnavailableError: no session was found or opened that takes writes.
 
         """
-        has_listed = fresh
+        has_listed = just_listed
         for _ in attempts("The conversation could not be continued in a session that takes writes; try again."):
-            known = self._reader.fold
-            if known is None or self._reader.unlisted >= LIST_AFTER or not (known.heads or fresh):
-                self._reader.refresh(whole=whole)
-            fold, fresh = self._reader.known(whole=whole), False
-            self.sessions.check_encryption_key(fold.heads)
-            if fold.ended() and not ended:
+            known = self._reader.journal
+            if known is None or self._reader.unlisted >= LIST_AFTER or not (known.heads or just_listed):
+                self._reader.refresh(with_archived=with_archived)
+            journal, just_listed = self._reader.known(with_archived=with_archived), False
+            self.sessions.check_encryption_key(journal.heads)
+            if journal.fold.ended() and not ended:
                 if has_listed:
                     raise self.conversation_ended()
-                has_listed = bool(self._reader.refresh(force=True, whole=whole))
-            elif not self._continuation.is_due(fold):
-                yield fold
-            elif not self._continuation.continue_in_new_session(fold, resolve, ended=ended):
+                has_listed = bool(self._reader.refresh(force=True, with_archived=with_archived))
+            elif not self._continuation.is_due(journal):
+                yield journal
+            elif not self._continuation.continue_in_new_session(journal, resolve, ended=ended):
                 has_listed = False
             elif resolve is not noop:
                 return
@@ -110,9 +113,9 @@ class Writer:
             )
         )
 
-    def after_refusal(self, fold: Fold, refusal: NotFound | RequestRejected) -> None:
+    def after_refusal(self, journal: Journal, refusal: NotFound | RequestRejected) -> None:
         """Find out what a refusal means: from the status of the session, never from the error."""
-        head = fold.heads[0]
+        head = journal.heads[0]
         try:
             status = self.sessions.client.get(head).status
         except NotFound:
@@ -132,7 +135,7 @@ class Writer:
             with contextlib.suppress(NotFound, RequestRejected):  # the next put reports what is wrong
                 self.sessions.client.create_invocation(head, default_invocation(head))
             return
-        fold.saw_list(head, self.sessions.listed(head))
-        if len(fold.listed[head]) < STEPS_PER_SESSION:
+        journal.plan.saw_list(head, self.sessions.listed(head))
+        if len(journal.plan.listed[head]) < STEPS_PER_SESSION:
             raise refusal.error() from refusal
         self.sessions.closed.add(head)

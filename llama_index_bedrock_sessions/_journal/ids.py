@@ -39,6 +39,32 @@ class Home(NamedTuple):
     step: str
 
 
+class IdClock:
+    """The time of the newest id that was read or written, in ms: the next id has to be later.
+
+    No process writes ids of the future. An id later than `horizon` is forged, and must not spoil the order for all
+    others, so it does not move the clock.
+    """
+
+    def __init__(self, ms: int = 0, horizon: int = YEAR_2100) -> None:
+        self.ms = ms
+        self.horizon = horizon
+
+    def is_honest(self, ms: int) -> bool:
+        """Whether a time is not of the future."""
+        return ms <= self.horizon
+
+    def saw(self, ms: int) -> None:
+        """Record the time of an id that was read."""
+        if self.is_honest(ms):
+            self.ms = max(self.ms, ms)
+
+    def advance(self, now: int) -> int:
+        """Return the time of the next id; `now` is the service's time in ms."""
+        self.ms = max(now, self.ms + 1)
+        return self.ms
+
+
 MessageId = tuple[str, int]
 """The id of a change, and the position of the message in it."""
 
@@ -61,8 +87,14 @@ def parse_id(step: str) -> StepId | None:
     return StepId(ms, Kind(bits >> 74 & 3), bits >> 64 & HINT_MAX)
 
 
+def kind_of(step: str) -> Kind | None:
+    """Return the kind of a step, or None if its id is not ours."""
+    parsed = parse_id(step)
+    return parsed.kind if parsed else None
+
+
 def claim_place(of: str, session: str) -> tuple[str, str]:
-    """Return the invocation and the step by which what has an id of ours is claimed in a session; see `Chain.claim`."""
+    """Return the invocation and the step by which what has an id of ours is claimed in a session; see `claims.py`."""
     parsed = parse_id(of)
     ms = parsed.ms if parsed else 0
     digest = hashlib.sha256(f"{of} {session}".encode()).digest()

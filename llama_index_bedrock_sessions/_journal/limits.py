@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from llama_index_bedrock_sessions._journal import message_codec
+from llama_index_bedrock_sessions._journal.draft import Draft
 from llama_index_bedrock_sessions._journal.encoding import shifted
-from llama_index_bedrock_sessions._journal.fold import Draft
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.values import dump
 from llama_index_bedrock_sessions.errors import StepTooLargeError

@@ -62,7 +62,15 @@ from llama_index.core.schema import ImageDocument
 from PIL import Image
 from pydantic import AnyUrl, BaseModel
 
-from llama_index_bedrock_sessions._journal.values import JSON, Walk, from_json, is_unicode, stream_content, to_json
+from llama_index_bedrock_sessions._journal.values import (
+    JSON,
+    Walk,
+    dump,
+    from_json,
+    is_unicode,
+    stream_content,
+    to_json,
+)
 from llama_index_bedrock_sessions.errors import InvalidMessageError
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
@@ -130,6 +138,12 @@ class Encoded:
     records: list[JSON]
     blocks: list[ContentBlock]
     contents: Mapping[str, Content] = field(default_factory=dict)
+    _sizes: list[int] = field(default_factory=list, compare=False, repr=False)
+
+    def record_sizes(self) -> list[int]:
+        """Return the bytes of each record as JSON. Each record is measured once."""
+        self._sizes.extend(len(dump(record).encode()) for record in self.records[len(self._sizes) :])
+        return self._sizes
 
 
 def _unread(_path: str) -> bytes | None:

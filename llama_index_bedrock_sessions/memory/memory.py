@@ -230,7 +230,7 @@ class BedrockSessionsMemory(Memory):
         """Archive the oldest messages, which blocks are then given: each message once, whoever else is at it."""
         await self.conversation.acount()  # asks what other processes have archived meanwhile
         await self._restore_blocks()
-        archived = await self.conversation.aarchive_oldest(n, whole=True)
+        archived = await self.conversation.aarchive_oldest(n, all_or_none=True)
         if not archived:
             raise _OvertakenError
         return archived

@@ -23,9 +23,11 @@ from llama_index.core.base.llms.types import (
 
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.decoding import read_step
+from llama_index_bedrock_sessions._journal.draft import Draft, Placed
 from llama_index_bedrock_sessions._journal.encoding import envelope
-from llama_index_bedrock_sessions._journal.fold import Draft, Fold, Listed, Placed
+from llama_index_bedrock_sessions._journal.fetch_plan import Listed
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, new_id
+from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, MARK, Mark
 from llama_index_bedrock_sessions._journal.values import dump
 
@@ -49,15 +51,15 @@ class Writer:
     """Writes one conversation and freezes its steps; the images it has written can be found again."""
 
     def __init__(self) -> None:
-        self.fold = Fold([FIRST[0]])
+        self.journal = Journal([FIRST[0]])
         self.now = 1_767_323_045_678
         self.native_blocks: dict[Home, list[ContentBlock]] = {}
 
     def put(self, name: str, draft: Draft, placed: Placed | None = None) -> Home:
         """Compose a step, freeze it, and take note of it as stored."""
         self.now += 1500
-        composed = self.fold.compose(FIRST, draft, placed or Placed(), self.now)
-        self.fold.stored(composed)
+        composed = self.journal.compaction.compose(FIRST, draft, placed or Placed(), self.now)
+        self.journal.stored(composed)
         self.freeze(name, composed.step.home, composed.payload)
         return composed.step.home
 
@@ -86,13 +88,15 @@ def write(path: Path, data: Any) -> None:
 
 def over_archived(w: Writer, created: dict[str, int]) -> None:
     """Freeze the opening of a session after one in which all is archived."""
-    archived = Fold([FIRST[0]])
+    archived = Journal([FIRST[0]])
     archived.stored(
-        archived.compose(FIRST, Draft(message_codec.encode([ChatMessage("long " * 2000)])), Placed(), w.now)
+        archived.compaction.compose(FIRST, Draft(message_codec.encode([ChatMessage("long " * 2000)])), Placed(), w.now)
     )
-    put_away = Draft(archived=frozenset(message.id for message in archived.alive()))
-    archived.stored(archived.compose(FIRST, put_away, Placed(), w.now))
-    composed = archived.compose(NEXT, Draft(), Placed(), w.now, opening=archived.opening(created, w.now))
+    put_away = Draft(archived=frozenset(message.id for message in archived.fold.alive()))
+    archived.stored(archived.compaction.compose(FIRST, put_away, Placed(), w.now))
+    composed = archived.compaction.compose(
+        NEXT, Draft(), Placed(), w.now, opening=archived.compaction.opening(created, w.now)
+    )
     w.freeze("opening_over_archived", composed.step.home, composed.payload)
 
 
@@ -132,15 +136,15 @@ def main() -> None:
         ),
         ChatMessage(role="tool", content="3 results", additional_kwargs={"tool_call_id": "call-1"}),
     )
-    first = w.fold.alive()[0].id
-    w.put("remove_and_archive", Draft(removed=frozenset({first}), archived=frozenset({w.fold.alive()[1].id})))
+    first = w.journal.fold.alive()[0].id
+    w.put("remove_and_archive", Draft(removed=frozenset({first}), archived=frozenset({w.journal.fold.alive()[1].id})))
     w.put("state", Draft(state={"hypotheses": [["dns", {"p": 0.5}]], "old": []}, by="engineer"))
     marks(w)
     w.put("invocation_and_origin", Draft(invocations={NEXT[1]: "night shift"}, origin={"session": NEXT[0]}))
-    last = w.fold.alive()[-1].id
+    last = w.journal.fold.alive()[-1].id
     w.put("rewind", Draft(removed=frozenset({last}), state={"old": []}, rewind={"before": last[0]}))
     w.put("labels", Draft(invocations={NEXT[1]: "half of an emoji: \ud83d"}, by="Ad\udc00a"))
-    everything = frozenset(m.id for m in w.fold.alive())
+    everything = frozenset(m.id for m in w.journal.fold.alive())
     w.put("set", Draft(message_codec.encode([ChatMessage("all anew")]), removed=everything, is_set=True))
     w.put("moved", Draft(message_codec.encode([ChatMessage("sent twice")]), id=new_id(w.now - 60_000, Kind.CHANGE)))
     attachment = Home(*FIRST, new_id(w.now + 1, Kind.ATTACHMENT))
@@ -150,29 +154,31 @@ def main() -> None:
     w.put("with_attachment", Draft(encoded), placed)
     foreign = Home(*FIRST, "1f0c9d3e-7c1b-4e55-8f6a-2b3c4d5e6f70")
     w.freeze("foreign", foreign, [{"text": "from another tool"}, encoded.blocks[0]], w.now - 500)
-    w.fold.saw_list(FIRST[0], [Listed(foreign, w.now - 500)])
-    w.fold.absorb(read_step(foreign, w.native_blocks[foreign], w.now - 500))
+    w.journal.plan.saw_list(FIRST[0], [Listed(foreign, w.now - 500)])
+    w.journal.absorb(read_step(foreign, w.native_blocks[foreign], w.now - 500))
     w.add("carrying", ChatMessage("long " * 2000))
     w.add("naming", ChatMessage("short"))
     w.freeze("plain_text_under_our_id", Home(*FIRST, new_id(w.now, Kind.CHANGE)), [{"text": "hand-written"}])
     w.freeze("damaged", Home(*FIRST, new_id(w.now, Kind.CHANGE)), [{"text": f'{{"{MARK}":1,"change":7}}'}])
     closing = Home(*FIRST, new_id(w.now + 10, Kind.CLOSING))
     w.freeze("closing", closing, [envelope({"closing": {"reason": "continued"}}, {})])
-    w.fold.saw_list(FIRST[0], [Listed(closing, w.now)])
+    w.journal.plan.saw_list(FIRST[0], [Listed(closing, w.now)])
     created = {FIRST[0]: w.now - 86_400_000}
-    opening = w.fold.opening(created, w.now)
-    composed = w.fold.compose(
+    opening = w.journal.compaction.opening(created, w.now)
+    composed = w.journal.compaction.compose(
         NEXT, Draft(message_codec.encode([ChatMessage("go on")])), Placed(), w.now, opening=opening
     )
     w.freeze("opening", composed.step.home, composed.payload)
-    first_opening = Fold([])
-    composed = first_opening.compose(FIRST, Draft(), Placed(), w.now, opening=first_opening.opening({}, w.now))
+    first_opening = Journal([])
+    composed = first_opening.compaction.compose(
+        FIRST, Draft(), Placed(), w.now, opening=first_opening.compaction.opening({}, w.now)
+    )
     w.freeze("first_opening", composed.step.home, composed.payload)
     over_archived(w, created)
     offload = message_codec.Offload(10, ("s3://a-bucket/chats/a-conversation/",))
     recording = [IMAGE, VideoBlock(video=b"\x00\x01" * 10, video_mimetype="video/mp4"), AudioBlock(audio=b"RIFF")]
     in_s3 = message_codec.encode([ChatMessage(role="user", blocks=recording)], offload=offload)
-    composed = Fold([FIRST[0]]).compose(FIRST, Draft(in_s3), Placed(), w.now)
+    composed = Journal([FIRST[0]]).compaction.compose(FIRST, Draft(in_s3), Placed(), w.now)
     w.freeze("in_s3", composed.step.home, composed.payload)
     future = Home(*FIRST, new_id(w.now, Kind.CHANGE))
     content = [{"text": "a native text"}, {"text": dump({MARK: 2, "release": "2.0.0", "change": {"new": 1}})}]

@@ -21,7 +21,7 @@ from llama_index_bedrock_sessions._bedrock.directory.session_id import is_sessio
 from llama_index_bedrock_sessions._bedrock.errors import NotFound, key_value_store, translate
 from llama_index_bedrock_sessions._bedrock.fork import ForkSafeLock
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY
-from llama_index_bedrock_sessions._journal.fold import COVERED_AGE
+from llama_index_bedrock_sessions._journal.compaction import COVERED_AGE
 from llama_index_bedrock_sessions.errors import (
     BedrockSessionsError,
 )
