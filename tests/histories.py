@@ -47,6 +47,8 @@ _ANY = {"ACTIVE", "EXPIRED", "ENDED"}
 READS = {"read": _ANY, "named": _ANY}
 """The statuses of a session in which these operations work; others need an ACTIVE one."""
 START = datetime(2026, 1, 1, tzinfo=UTC)
+LIFE = 19 * DAY
+"""Seconds for which everything lives after a write: 30 days less the nine after which it is carried, and a day."""
 SETTLE = 2.0
 """Seconds that the library waits for late lists before it deletes."""
 
@@ -386,6 +388,11 @@ class History:
             self.s3.later(timedelta(seconds=seconds))
         self.note(f"{seconds / 60:.1f} minutes pass")
 
+    def unwritten(self) -> float:
+        """Return the seconds since the conversation was written that was not written for longest."""
+        written = {op.key: op.end for op in self.ops if op.outcome == "ok" and op.said}
+        return max((self.now() - end for end in written.values()), default=0.0)
+
     def arrive(self) -> None:
         if self.late:
             self.note("a delayed request is executed")
@@ -543,7 +550,9 @@ def random_history(
             elif draw < 0.30 + crashes:
                 history.crash(process)
             elif draw < 0.34 + crashes:
-                history.advance(choose.choice(times))
+                seconds = choose.choice(times)
+                # The service deletes what is not written for longer.
+                history.advance(seconds if history.unwritten() + seconds < LIFE else min(times))
             elif users and draw < 0.35 + crashes:
                 history.end_one()
             elif draw < 0.37 + crashes:

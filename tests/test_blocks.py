@@ -41,8 +41,8 @@ from llama_index_bedrock_sessions._journal.message_codec import (
     foreign,
     normal,
     placeholder,
-    references,
 )
+from llama_index_bedrock_sessions._journal.records import own_references
 from llama_index_bedrock_sessions.errors import InvalidMessageError
 from tests.strategies import (
     BLOCKS,
@@ -125,7 +125,7 @@ class TestTheLaw:
         encoded = encode([message])
         record = carried(encoded.records[0], by_index(encoded))
         assert shape(decode(record, images_only(encoded))) == shape(normal(message))
-        assert references(record) == [n for n, block in enumerate(encoded.blocks) if "image" in block]
+        assert own_references(record) == [n for n, block in enumerate(encoded.blocks) if "image" in block]
         assert carried(record, images_only(encoded)) == record
 
     @given(group=st.lists(messages, max_size=4))
@@ -134,7 +134,7 @@ class TestTheLaw:
         encoded = encode(group)
         decoded = [decode(record, by_index(encoded)) for record in encoded.records]
         assert shape(decoded) == shape([normal(message) for message in group])
-        assert [n for record in encoded.records for n in references(record)] == list(range(len(encoded.blocks)))
+        assert [n for record in encoded.records for n in own_references(record)] == list(range(len(encoded.blocks)))
 
     @given(message=text_messages)
     def test_texts_are_native(self, message: ChatMessage) -> None:
@@ -595,7 +595,7 @@ class TestHostileRecords:
         """Carrying never raises, keeps what it does not know, and changes nothing of what it is given."""
         before = shape(record)
         result = carried(record, lambda _: native)
-        assert all(type(n) is int for n in references(result))
+        assert all(type(n) is int for n in own_references(result))
         assert shape(record) == before
         assert shape(carried(result, lambda _: native)) == shape(result)
 
@@ -737,11 +737,13 @@ class TestCarrying:
 
     def test_references_are_indices(self) -> None:
         """Only what is an index of a native block is listed."""
-        assert references({"b": [2, "3", {"n": 1, "h": 7}, {"n": "x"}, {"block_type": "t", "n": 4}, True, None]}) == [
+        assert own_references(
+            {"b": [2, "3", {"n": 1, "h": 7}, {"n": "x"}, {"block_type": "t", "n": 4}, True, None]}
+        ) == [
             2,
             1,
         ]
-        assert references({"b": 5}) == references([1]) == references(None) == []
+        assert own_references({"b": 5}) == own_references([1]) == own_references(None) == []
 
 
 def test_foreign_steps_are_user_messages(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index_bedrock_sessions._journal import decoding, message_codec
 from llama_index_bedrock_sessions._journal.decoding import read_step
 from llama_index_bedrock_sessions._journal.draft import Composed, Draft, Placed
-from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json, parts_json
+from llama_index_bedrock_sessions._journal.encoding import envelope, opening_json
 from llama_index_bedrock_sessions._journal.fetch_plan import Listed
 from llama_index_bedrock_sessions._journal.ids import STEP_ID, YEAR_2100, Home, Kind, StepId, new_id, parse_id
 from llama_index_bedrock_sessions._journal.journal import Journal
@@ -35,6 +35,7 @@ from llama_index_bedrock_sessions._journal.model import (
     Opening,
     Step,
 )
+from llama_index_bedrock_sessions._journal.records import parts_json
 from llama_index_bedrock_sessions._journal.values import dump, to_json
 from llama_index_bedrock_sessions.errors import NewerFormatError
 

@@ -42,7 +42,6 @@ from llama_index_bedrock_sessions._conversation.state import TURN, State, check_
 from llama_index_bedrock_sessions._conversation.timeline import read_snapshot, read_timeline
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.draft import Draft
-from llama_index_bedrock_sessions._journal.encoding import parts_json
 from llama_index_bedrock_sessions._journal.history import (
     Entry,
     Point,
@@ -59,7 +58,7 @@ from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new
 from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.limits import Copy, check_size, json_size
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
-from llama_index_bedrock_sessions._journal.records import parts
+from llama_index_bedrock_sessions._journal.records import parts, parts_json
 from llama_index_bedrock_sessions._journal.values import JSON, dump, from_json
 from llama_index_bedrock_sessions.errors import (
     ConfigurationError,

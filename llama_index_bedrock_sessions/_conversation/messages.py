@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from llama_index.core.storage.chat_store.base_db import MessageStatus
 from llama_index_bedrock_sessions._bedrock.media import Objects
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.draft import Draft
-from llama_index_bedrock_sessions._journal.encoding import shifted
 from llama_index_bedrock_sessions._journal.fold import Fold
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId
 from llama_index_bedrock_sessions._journal.limits import check_fits
 from llama_index_bedrock_sessions._journal.message_codec import Content, ContentBlock, Encoded, Offload
 from llama_index_bedrock_sessions._journal.model import Message
+from llama_index_bedrock_sessions._journal.records import own_number, own_references, reference, shifted
+from llama_index_bedrock_sessions._journal.values import JSON
 from llama_index_bedrock_sessions.errors import InvalidMessageError, InvalidPointError
 
 NativeBlocks = Mapping[Home, Sequence[ContentBlock]]
@@ -74,16 +75,23 @@ def decode(messages: Sequence[Message], native_blocks: NativeBlocks, media: Obje
 
 def _resolve(message: Message, native_blocks: NativeBlocks, item: Any) -> ContentBlock | None:
     """Return the native block that an item of a message's record stands for, None if there is none."""
-    h = item.get("h", 0) if isinstance(item, dict) else None
-    if not isinstance(h, int) or not 0 <= h < len(message.homes):
-        return None
-    return native_block(native_blocks.get(message.homes[h], ()), item)
+    found = reference(item, len(message.homes))
+    return native_block(native_blocks.get(message.homes[found[1]], ()), found[0]) if found else None
 
 
-def native_block(payload: Sequence[ContentBlock], item: Any) -> ContentBlock | None:
-    """Return the block of a payload that an item of a record stands for, None if there is none."""
-    n = item.get("n") if isinstance(item, dict) else item
-    return payload[n] if isinstance(n, int) and 0 <= n < len(payload) else None
+def native_block(payload: Sequence[ContentBlock], n: int) -> ContentBlock | None:
+    """Return block n of a payload, None if there is none."""
+    return payload[n] if 0 <= n < len(payload) else None
+
+
+def _native_of(encoded: Encoded) -> Callable[[JSON], ContentBlock | None]:
+    """Return what gives the native block that an item of an encoded record refers to."""
+
+    def native(item: JSON) -> ContentBlock | None:
+        n = own_number(item)
+        return None if n is None else native_block(encoded.blocks, n)
+
+    return native
 
 
 def read_file(path: str, *, offload: Offload | None = None) -> bytes | Content | None:
@@ -103,7 +111,7 @@ def read_file(path: str, *, offload: Offload | None = None) -> bytes | Content |
 
 def outlines(encoded: Encoded) -> list[ChatMessage]:
     """Return messages as they will be read, so that they can be compared; a stream could not be read twice."""
-    native = functools.partial(native_block, encoded.blocks)
+    native = _native_of(encoded)
     return [message_codec.outline(record, native) for record in encoded.records]
 
 
@@ -160,7 +168,7 @@ def _tail(encoded: Encoded, skip: int) -> Encoded:
     """Return the encoding without its first messages: native blocks are numbered anew."""
     if skip == 0:
         return encoded
-    used = [n for record in encoded.records[skip:] for n in message_codec.references(record)]
+    used = [n for record in encoded.records[skip:] for n in own_references(record)]
     first = min(used, default=len(encoded.blocks))
     records = [shifted(record, -first) for record in encoded.records[skip:]]
     used_contents = {sha256: encoded.contents[sha256] for r in records for sha256 in message_codec.objects(r)}

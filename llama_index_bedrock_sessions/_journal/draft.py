@@ -40,8 +40,8 @@ class Draft:
         """Return the approximate bytes it takes to carry the change."""
         if self._size is None:
             texts = sum(len(b["text"].encode()) for b in self.messages.blocks if "text" in b)
-            facts = len(dump(facts_json(self.change("", {}, None))).encode())
-            self._size = sum(self.messages.record_sizes()) + texts + facts
+            facts = facts_json(self.change("", {}, None))
+            self._size = sum(self.messages.record_sizes()) + texts + (len(dump(facts).encode()) if facts else 2)
         return self._size
 
     def change(self, change_id: str, messages: Mapping[int, Message], written: Place | None) -> Change:

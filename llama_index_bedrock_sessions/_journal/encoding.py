@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId, Place
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
-from llama_index_bedrock_sessions._journal.model import MARK, VERSION, Change, Message, Opening
-from llama_index_bedrock_sessions._journal.records import PARTS, is_reference, reference
+from llama_index_bedrock_sessions._journal.model import MARK, VERSION, Change, Opening
+from llama_index_bedrock_sessions._journal.records import placed, with_homes
 from llama_index_bedrock_sessions._journal.values import JSON, dump
 
 
@@ -20,26 +20,7 @@ def own_records(
     """Return (`add`, `homes`) of an own change whose native block i is block `place[i][1]` of home `place[i][0]`."""
     if not homes:
         return encoded.records, []
-
-    def moved(item: JSON) -> JSON:
-        n = item if isinstance(item, int) else item["n"]
-        home, position = place[n]
-        rest = {} if isinstance(item, int) else item
-        return {**rest, "n": position, "h": home}
-
-    records = [{**record, "b": [moved(i) if is_reference(i) else i for i in record["b"]]} for record in encoded.records]
-    return records, [list(home) if home else None for home in homes]
-
-
-def shifted(record: JSON, by: int) -> JSON:
-    """Return a record whose native blocks are numbered from another start."""
-
-    def item(value: JSON) -> JSON:
-        if not is_reference(value):
-            return value
-        return value + by if isinstance(value, int) else {**value, "n": value["n"] + by}
-
-    return {**record, "b": [item(value) for value in record["b"]]}
+    return [placed(record, place) for record in encoded.records], [list(home) if home else None for home in homes]
 
 
 def carried_json(carried: Iterable[tuple[str, Change]]) -> dict[str, JSON]:
@@ -60,7 +41,7 @@ def _carried_json(change: Change, step: str, places: dict[Place, int]) -> dict[s
     if change.messages:
         homes: dict[Home, int] = {}
         positions = sorted(change.messages)
-        body["add"] = [_with_homes(change.messages[p], homes) for p in positions]
+        body["add"] = [with_homes(change.messages[p].record, change.messages[p].homes, homes) for p in positions]
         if positions != list(range(len(positions))):
             body["at"] = positions
         if homes:
@@ -101,11 +82,6 @@ def own_json(change: Change, step: str, add: list[JSON], homes: list[JSON]) -> d
     return {**body, **facts_json(change)}
 
 
-def parts_json(references: Iterable[tuple[Home, int]]) -> JSON:
-    """Return a value of the named state that is the text of native blocks."""
-    return {PARTS: [[*home, n] for home, n in references]}
-
-
 def envelope(body: Mapping[str, JSON], packed: Mapping[str, JSON]) -> ContentBlock:
     """Return the last content block of a step."""
     whole: dict[str, JSON] = {MARK: VERSION, **{k: v for k, v in body.items() if v}}
@@ -132,20 +108,6 @@ def opening_json(opening: Opening) -> dict[str, JSON]:
         ],
         "last_set": opening.last_set,
     }
-
-
-def _with_homes(message: Message, homes: dict[Home, int]) -> JSON:
-    if not message.homes:
-        return message.record
-
-    def renumbered(item: JSON) -> JSON:
-        if (found := reference(item, len(message.homes))) is None:
-            return item
-        number = homes.setdefault(message.homes[found[1]], len(homes))
-        rest = {k: v for k, v in item.items() if k != "h"}
-        return {**rest, "h": number} if number else rest
-
-    return {**message.record, "b": [renumbered(item) for item in message.record["b"]]}
 
 
 def _ids_json(ids: Iterable[MessageId]) -> dict[str, list[int]]:

@@ -11,10 +11,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from llama_index_bedrock_sessions._journal.encoding import parts_json
-from llama_index_bedrock_sessions._journal.ids import Home, IdClock, MessageId
+from llama_index_bedrock_sessions._journal.ids import IdClock, MessageId
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
-from llama_index_bedrock_sessions._journal.records import parts
+from llama_index_bedrock_sessions._journal.records import Reference, parts, parts_json
 from llama_index_bedrock_sessions._journal.values import JSON
 
 Key = tuple[int, str]
@@ -80,10 +79,10 @@ class Fold:
         self.last_set = max(self.last_set, last_set or NEVER)
         self._alive = None
 
-    def relocate_blocks(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Callable[[], None]:
+    def relocate_blocks(self, moves: Mapping[Reference, Reference]) -> Callable[[], None]:
         """Let messages and state refer to copies of native blocks, until the returned function is called.
 
-        `moves` maps (home, block position) to that of the copy.
+        `moves` maps each native block to its copy.
         """
         before, state, moved = dict(self.known), dict(self._state), set(self.moved)
 
@@ -166,7 +165,7 @@ class Fold:
         """Return the named state of a change that no later change has set."""
         return {k: v for k, v in change.state.items() if self._state[k][0] == change.key}
 
-    def state_references(self) -> list[tuple[Home, int]]:
+    def state_references(self) -> list[Reference]:
         """Return the native blocks whose text is a value of the named state."""
         return [reference for _, value in self._state.values() if value for reference in parts(value[0])]
 

@@ -19,6 +19,7 @@ from llama_index_bedrock_sessions._journal.fold import Key
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId, parse_id
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Message, Step
+from llama_index_bedrock_sessions._journal.records import is_reference, reference, with_items
 from llama_index_bedrock_sessions._journal.values import JSON, is_unicode
 from llama_index_bedrock_sessions.errors import InvalidPointError
 
@@ -312,9 +313,9 @@ def copied(
     def item(value: JSON) -> JSON:
         rest: dict[str, JSON] = {}
         content: ContentBlock | None = {"text": value} if isinstance(value, str) and is_unicode(value) else None
-        if isinstance(value, dict) and "n" in value and "block_type" not in value:
-            reference = next(Message(message.id, {"b": [value]}, message.homes, 0).references(), None)
-            content = native(*reference) if reference else None
+        if is_reference(value):
+            found_at = reference(value, len(message.homes))
+            content = native(message.homes[found_at[1]], found_at[0]) if found_at else None
             rest = {k: v for k, v in value.items() if k not in {"n", "h"}}
             if content is None or not ("text" in content or "image" in content):
                 return "[unreadable block: missing, or neither text nor image]"
@@ -327,7 +328,7 @@ def copied(
 
     if not isinstance(message.record, dict) or not isinstance(message.record.get("b"), list):
         return message_codec.encode([message_codec.placeholder("its record is not an object")])
-    return message_codec.Encoded([{**message.record, "b": [item(value) for value in message.record["b"]]}], found)
+    return message_codec.Encoded([with_items(message.record, item)], found)
 
 
 def origin(key: str, past: Timeline, at: Point | None, before: Point | None) -> JSON:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.draft import Draft
-from llama_index_bedrock_sessions._journal.encoding import shifted
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
+from llama_index_bedrock_sessions._journal.records import shifted
 from llama_index_bedrock_sessions._journal.values import dump
 from llama_index_bedrock_sessions.errors import StepTooLargeError
 
@@ -42,7 +42,7 @@ def check_size(size: int) -> None:
 def is_small(encoded: message_codec.Encoded) -> bool:
     """Whether it fits into a step by far, so that it need not be measured: a character takes 12 bytes at most."""
     texts = sum(len(block["text"]) if "text" in block else STEP_LIMIT for block in encoded.blocks)
-    return 12 * (texts + sum(len(dump(record)) for record in encoded.records)) < STEP_LIMIT // 10
+    return 12 * (texts + sum(encoded.record_sizes())) < STEP_LIMIT // 10
 
 
 def json_size(text: str) -> int:
@@ -93,17 +93,17 @@ def drafts(copies: Iterable[Copy], last: Draft) -> list[Draft]:
         groups[-1].append(copy)
         size, images = size + weight, images + pictures
     parts = [Draft() for _ in groups[1:]]
-    whole = [*parts, last]
-    for draft, group in zip(whole, groups, strict=True):
+    written = [*parts, last]
+    for draft, group in zip(written, groups, strict=True):
         draft.messages = _joined(copy.content for copy in group)
         draft.archived = frozenset(("", position) for position, copy in enumerate(group) if copy.archived)
     last.parts = parts
-    return whole
+    return written
 
 
 def _joined(several: Iterable[message_codec.Encoded]) -> message_codec.Encoded:
-    whole = message_codec.Encoded([], [])
+    joined = message_codec.Encoded([], [])
     for encoded in several:
-        whole.records.extend(shifted(record, len(whole.blocks)) for record in encoded.records)
-        whole.blocks.extend(encoded.blocks)
-    return whole
+        joined.records.extend(shifted(record, len(joined.blocks)) for record in encoded.records)
+        joined.blocks.extend(encoded.blocks)
+    return joined

@@ -62,6 +62,7 @@ from llama_index.core.schema import ImageDocument
 from PIL import Image
 from pydantic import AnyUrl, BaseModel
 
+from llama_index_bedrock_sessions._journal.records import is_reference, items, with_items
 from llama_index_bedrock_sessions._journal.values import (
     JSON,
     Walk,
@@ -205,15 +206,14 @@ def outline(record: JSON, resolve: Resolve) -> ChatMessage:
 
 def objects(record: JSON) -> list[str]:
     """List the SHA-256 of the objects a record refers to, in its order."""
-    items = record.get("b") if isinstance(record, dict) else None
-    return list(dict.fromkeys(_objects(items, 0))) if isinstance(items, list) else []
+    return list(dict.fromkeys(_objects(items(record), 0)))
 
 
-def _objects(items: list[JSON], depth: int) -> Iterator[str]:
-    for item in items:
+def _objects(blocks: list[JSON], depth: int) -> Iterator[str]:
+    for item in blocks:
         kind = _KINDS.get(str(item.get("block_type"))) if isinstance(item, dict) else None
         if kind is None:
-            found = _sha256(item.get("o")) if _is_reference(item) else None
+            found = _sha256(item.get("o")) if is_reference(item) else None
         else:
             found = _object_of(item.get(kind.data))
             inner = item.get(kind.nested) if not depth else None
@@ -236,16 +236,7 @@ def carried(record: JSON, resolve: Resolve) -> JSON:
 
     Items that `resolve` does not know stay references; unknown members of the record and of its items are kept.
     """
-    if not isinstance(record, dict) or not isinstance(record.get("b"), list):
-        return record
-    return {**record, "b": [_carried_item(item, resolve) for item in record["b"]]}
-
-
-def references(record: JSON) -> list[int]:
-    """List the indices of the native blocks a record refers to, in its order."""
-    items = record.get("b") if isinstance(record, dict) else None
-    indices = [item["n"] if _is_reference(item) else item for item in items] if isinstance(items, list) else []
-    return [index for index in indices if type(index) is int]
+    return with_items(record, lambda item: _carried_item(item, resolve))
 
 
 def foreign(blocks: Sequence[ContentBlock]) -> JSON:
@@ -554,10 +545,6 @@ def _from_data_url(block: ImageBlock) -> tuple[bytes | None, str]:
     return (raw if base64.b64encode(raw).decode() == data else None), head + separator
 
 
-def _is_reference(item: JSON) -> bool:
-    return isinstance(item, dict) and "n" in item and "block_type" not in item
-
-
 def _carried_item(item: JSON, resolve: Resolve) -> JSON:
     if type(item) is not int:
         return item
@@ -607,7 +594,7 @@ class _Reader:
             return self.native(self._resolve(item), {})
         if type(item) is str:
             return TextBlock(text=item)
-        if _is_reference(item):
+        if is_reference(item):
             return self.native(self._resolve(item), item)
         return self.block(item)
 

@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId, Place, parse_id
-from llama_index_bedrock_sessions._journal.records import newest_part, parts, reference, references, without_forged
+from llama_index_bedrock_sessions._journal.records import (
+    Reference,
+    newest_part,
+    parts,
+    references,
+    relocated,
+    without_forged,
+)
 from llama_index_bedrock_sessions._journal.values import JSON, dump
 
 VERSION = 1
@@ -28,24 +35,14 @@ class Message(NamedTuple):
     homes: tuple[Home, ...]
     size: int
 
-    def references(self) -> Iterator[tuple[Home, int]]:
-        """Yield the (home, block position) of every native block the record refers to."""
-        for n, h in references(self.record, len(self.homes)):
-            yield self.homes[h], n
+    def references(self) -> Iterator[Reference]:
+        """Yield the native blocks that the record refers to."""
+        return references(self.record, self.homes)
 
-    def moved(self, moves: Mapping[tuple[Home, int], tuple[Home, int]]) -> Message:
-        """Return the message with native blocks elsewhere: `moves` maps (home, block position) to the new ones."""
-        homes: dict[Home, int] = {}
-
-        def item(value: JSON) -> JSON:
-            if (found := reference(value, len(self.homes))) is None:
-                return value
-            n, h = found
-            home, n = moves.get((self.homes[h], n), (self.homes[h], n))
-            return {**value, "n": n, "h": homes.setdefault(home, len(homes))}
-
-        record = {**self.record, "b": [item(value) for value in self.record["b"]]}
-        return self._replace(record=record, homes=tuple(homes))
+    def moved(self, moves: Mapping[Reference, Reference]) -> Message:
+        """Return the message that refers to the native blocks that `moves` maps its references to."""
+        record, homes = relocated(self.record, self.homes, moves)
+        return self._replace(record=record, homes=homes)
 
     def newest_home(self) -> str:
         """Return the greatest id of the steps that hold its native blocks, "" if it has none."""
@@ -94,9 +91,9 @@ class Change:
         """Sorts changes into the order of the conversation."""
         return (self.time, self.id)
 
-    def references(self) -> dict[int | str, tuple[tuple[Home, int], ...]]:
+    def references(self) -> dict[int | str, tuple[Reference, ...]]:
         """Return where its native blocks are, by position of the message or name of the state that refers to some."""
-        found: dict[int | str, tuple[tuple[Home, int], ...]] = {}
+        found: dict[int | str, tuple[Reference, ...]] = {}
         found |= {position: tuple(message.references()) for position, message in self.messages.items() if message.homes}
         found |= {name: tuple(parts(value[0])) for name, value in self.state.items() if value and parts(value[0])}
         return found
@@ -190,7 +187,7 @@ class Step:
 
 
 def read_message(message_id: MessageId, record: JSON, homes: Sequence[Home]) -> Message:
-    used = tuple(homes) if any(True for _ in references(record, len(homes))) else ()
+    used = tuple(homes) if any(True for _ in references(record, homes)) else ()
     return Message(message_id, without_forged(record, len(homes)), used, len(dump(record).encode()))
 
 

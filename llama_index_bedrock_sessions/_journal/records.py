@@ -1,8 +1,16 @@
-"""References inside records and values: to native content blocks, and to texts in other steps."""
+"""References to native content blocks, in records and in named state: find, move, renumber.
+
+No other module knows their form. An item of `record["b"]` is a reference in one of two forms:
+
+- `n`, or `{"n": n, ...}`: block n of the step in which the record was written.
+- `{"n": n, "h": h, ...}`: block n of `homes[h]` (0 without `h`), in a record that was read or is carried.
+
+A value of the named state that is `{"~parts": [[session, invocation, step, n], ...]}` is the text of native blocks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from llama_index_bedrock_sessions._journal.checks import Damaged, check_home, check_integer, check_list, is_natural
 from llama_index_bedrock_sessions._journal.ids import Home
@@ -10,10 +18,126 @@ from llama_index_bedrock_sessions._journal.values import JSON
 
 PARTS = "~parts"
 """The only member of a value of the named state that is the text of native blocks: `values.py` writes no such value."""
+Reference = tuple[Home, int]
+"""A step and the position of a native block in it."""
 
 
-def parts(value: JSON) -> list[tuple[Home, int]]:
-    """Return the (home, block position)s that a value of the named state is the text of, [] if it is a value itself."""
+# Items
+
+
+def items(record: JSON) -> list[JSON]:
+    """Return the items of a record, [] if it is not one."""
+    found = record.get("b") if isinstance(record, dict) else None
+    return found if isinstance(found, list) else []
+
+
+def with_items(record: JSON, change: Callable[[JSON], JSON]) -> JSON:
+    """Return a record with each item replaced by what `change` returns; what is not a record is returned unchanged."""
+    if not isinstance(record, dict) or not isinstance(record.get("b"), list):
+        return record
+    return {**record, "b": [change(item) for item in record["b"]]}
+
+
+def is_reference(item: JSON) -> bool:
+    """Whether an item is a reference with members."""
+    return isinstance(item, dict) and "n" in item and "block_type" not in item
+
+
+def own_number(item: JSON) -> int | None:
+    """Return the block of its own step that an item refers to, None if it refers to none."""
+    n = item["n"] if is_reference(item) else item
+    return n if type(n) is int else None
+
+
+def reference(item: JSON, homes: int) -> tuple[int, int] | None:
+    """Return (block position, home position) of an item that refers to one of so many homes, None for all else."""
+    if not is_reference(item):
+        return None
+    n, h = item["n"], item.get("h", 0)
+    return (n, h) if is_natural(n) and is_natural(h) and h < homes else None
+
+
+# Records in their own step
+
+
+def own_references(record: JSON) -> list[int]:
+    """Return the blocks of its own step that a record refers to, in its order."""
+    return [n for item in items(record) if (n := own_number(item)) is not None]
+
+
+def shifted(record: JSON, by: int) -> JSON:
+    """Return a record whose own references are numbered from another start."""
+    return _renumbered(record, lambda n: {"n": n + by})
+
+
+def placed(record: JSON, place: Sequence[tuple[int, int]]) -> JSON:
+    """Return a record whose own reference n refers to block `place[n][1]` of home `place[n][0]`."""
+    return _renumbered(record, lambda n: {"n": place[n][1], "h": place[n][0]})
+
+
+def _renumbered(record: JSON, number: Callable[[int], dict[str, JSON]]) -> JSON:
+    def change(item: JSON) -> JSON:
+        if (n := own_number(item)) is None:
+            return item
+        members = {**(item if isinstance(item, dict) else {}), **number(n)}
+        return members["n"] if members.keys() == {"n"} else members
+
+    return with_items(record, change)
+
+
+# Records that were read
+
+
+def references(record: JSON, homes: Sequence[Home]) -> Iterator[Reference]:
+    """Yield the native blocks that a record refers to."""
+    for item in items(record):
+        if found := reference(item, len(homes)):
+            yield homes[found[1]], found[0]
+
+
+def relocated(
+    record: JSON, homes: Sequence[Home], moves: Mapping[Reference, Reference]
+) -> tuple[JSON, tuple[Home, ...]]:
+    """Return a record that refers to the blocks that `moves` maps its references to, and its homes."""
+    numbers: dict[Home, int] = {}
+
+    def change(item: JSON) -> JSON:
+        if (found := reference(item, len(homes))) is None:
+            return item
+        before = homes[found[1]], found[0]
+        home, n = moves.get(before, before)
+        return {**item, "n": n, "h": numbers.setdefault(home, len(numbers))}
+
+    return with_items(record, change), tuple(numbers)
+
+
+def with_homes(record: JSON, homes: Sequence[Home], numbers: dict[Home, int]) -> JSON:
+    """Return a record as another step carries it: its homes are numbered by `numbers`, where new ones are added."""
+
+    def change(item: JSON) -> JSON:
+        if (found := reference(item, len(homes))) is None:
+            return item
+        number = numbers.setdefault(homes[found[1]], len(numbers))
+        rest = {name: value for name, value in item.items() if name != "h"}
+        return {**rest, "h": number} if number else rest
+
+    return with_items(record, change) if homes else record
+
+
+def without_forged(record: JSON, homes: int) -> JSON:
+    """Return a record whose references all have a home: a forged one does not get one when the record is carried."""
+
+    def change(item: JSON) -> JSON:
+        return {**item, "h": None} if is_reference(item) and reference(item, homes) is None else item
+
+    return with_items(record, change)
+
+
+# Named state
+
+
+def parts(value: JSON) -> list[Reference]:
+    """Return the native blocks whose text a value of the named state is, [] if it is a value itself."""
     if not isinstance(value, dict) or list(value) != [PARTS]:
         return []
     try:
@@ -22,37 +146,11 @@ def parts(value: JSON) -> list[tuple[Home, int]]:
         return []
 
 
+def parts_json(found: Iterable[Reference]) -> JSON:
+    """Return the value of the named state that is the text of native blocks."""
+    return {PARTS: [[*home, n] for home, n in found]}
+
+
 def newest_part(value: list[JSON]) -> str:
-    """Return the id of the newest step that a value of the named state refers to."""
+    """Return the id of the newest step that a value of the named state refers to, "" if it refers to none."""
     return max((home.step for home, _ in parts(value[0])), default="") if value else ""
-
-
-def is_reference(item: JSON) -> bool:
-    """Whether an item of a record stands for a native block."""
-    return (isinstance(item, int) and not isinstance(item, bool)) or (isinstance(item, dict) and "n" in item)
-
-
-def references(record: JSON, homes: int) -> Iterator[tuple[int, int]]:
-    items = record.get("b") if isinstance(record, dict) else None
-    for item in items if isinstance(items, list) else ():
-        if found := reference(item, homes):
-            yield found
-
-
-def reference(item: JSON, homes: int) -> tuple[int, int] | None:
-    """Return (block position, home position) of a native block elsewhere, None for all else."""
-    if not isinstance(item, dict) or "n" not in item:
-        return None
-    n, h = item["n"], item.get("h", 0)
-    return (n, h) if is_natural(n) and is_natural(h) and h < homes else None
-
-
-def without_forged(record: JSON, homes: int) -> JSON:
-    """Return a record whose references all have a home: no other comes to have one when it is carried on."""
-
-    def item(value: JSON) -> JSON:
-        forged = isinstance(value, dict) and "n" in value and reference(value, homes) is None
-        return {**value, "h": None} if forged else value
-
-    items = record.get("b") if isinstance(record, dict) else None
-    return {**record, "b": [item(i) for i in items]} if isinstance(items, list) else record
