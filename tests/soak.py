@@ -56,10 +56,10 @@ from llama_index_bedrock_sessions.errors import (
     SessionClosed,
     StoredDataError,
 )
-from tests import broken
-from tests.histories import DAY, HOUR, MINUTE, NAMES, short_sessions
-from tests.judge import agree, judge, redacted
-from tests.operations import (
+from tests.support import broken
+from tests.support.histories import DAY, HOUR, MINUTE, NAMES, short_sessions
+from tests.support.judge import agree, judge, redacted
+from tests.support.operations import (
     CONTENT,
     THRESHOLD,
     Order,
@@ -72,8 +72,8 @@ from tests.operations import (
     point_of,
     token_of,
 )
-from tests.ops import CLOCK, NEVER, Anomaly, Op, Point, Said, said
-from tests.service import stored
+from tests.support.ops import CLOCK, NEVER, Anomaly, Op, Point, Said, said
+from tests.support.service import stored
 
 KEYS = 4
 FORKS = 2

@@ -32,7 +32,7 @@ from rich.console import Console
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from tests.benchmarks import comparison, measurement
 from tests.benchmarks.byhand import ByHand
-from tests.service import IDLE, KEY, Service, english, user
+from tests.support.service import IDLE, KEY, Service, english, user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

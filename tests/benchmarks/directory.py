@@ -20,8 +20,8 @@ from rich.table import Table
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from llama_index_bedrock_sessions._bedrock.session_metadata import FORMAT, NAMESPACE
 from llama_index_bedrock_sessions._bedrock.session_metadata import KEY as KEY_NAME
-from tests.kvstores import CountingKVStore
-from tests.service import DAY, Service, user
+from tests.support.kvstores import CountingKVStore
+from tests.support.service import DAY, Service, user
 
 COUNTS = (10, 200, 2000)
 VISITS = 10

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
-from tests.service import user
+from tests.support.service import user
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence

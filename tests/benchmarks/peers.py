@@ -26,7 +26,7 @@ from llama_index.core.memory import BaseMemory, ChatMemoryBuffer, Memory
 from llama_index.core.storage.chat_store.base import BaseChatStore
 
 from tests.benchmarks.byhand import ByHand
-from tests.service import english, png
+from tests.support.service import english, png
 
 KEYS: dict[str, Any] = {"aws_access_key_id": "AKIDBENCHMARK", "aws_secret_access_key": "benchmark"}
 REGION = "us-east-1"

@@ -40,7 +40,7 @@ from llama_index_bedrock_sessions._journal import ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FOLDER = Path(__file__).parent.parent.parent / "cassettes"
+FOLDER = Path(__file__).parents[2] / "cassettes"
 REQUEST_HEADERS = {"content-type"}
 RESPONSE_HEADERS = {"content-type", "date", "x-amzn-errortype"}
 ACCOUNT = "123456789012"
