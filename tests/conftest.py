@@ -33,7 +33,7 @@ os.environ |= {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that hold long tests: no process ends with one of them while the other has nothing to do."""
-    long = {item.path for item in items if item.get_closest_marker("once")}
+    long = {item.path for item in items if item.get_closest_marker("thorough")}
     items.sort(key=lambda item: item.path not in long)
 
 

@@ -17,7 +17,7 @@ from llama_index_bedrock_sessions._conversation.conversation import Conversation
 from llama_index_bedrock_sessions._journal.ids import Kind, new_id
 from tests.support.service import DAY, IDLE, KEY, Service, texts, users
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 PATIENCE = 300
 """Seconds after which a process that another one waits for counts as dead."""

@@ -447,7 +447,7 @@ asyncio.run(pause(chat, store) if sys.argv[1] == "pause" else resume(chat))
 """
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_an_agent_waits_for_a_human_over_processes_and_days(service: Service) -> None:
     """One process pauses and exits; eight days later one that never saw it goes on: each message is stored once."""
     with service.emulator.serve() as server:
@@ -570,7 +570,7 @@ BEHAVIOURS = {
 }
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 @pytest.mark.parametrize("pause", PAUSES)
 def test_one_of_those_who_load_at_the_same_moment_has_it(behaviour: str, pause: float) -> None:
@@ -670,7 +670,7 @@ for name in map(str.strip, sys.stdin):
 """
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_a_double_click_orders_once(service: Service) -> None:
     """Two operating-system processes load at the same moment, often: each time one has it, and the other is told."""
     rounds = [f"order-{number}" for number in range(8)]

@@ -173,7 +173,7 @@ def thousand(request: pytest.FixtureRequest) -> Thousand:
     return Thousand(english(1000) if request.param == "English" else chinese(1000))
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_bytes_of_1000_messages(thousand: Thousand, request: pytest.FixtureRequest) -> None:
     """Storing 1,000 messages of 1 KB sends at most 5 times (Chinese: 7) what putting them by hand would."""
     limit = 7 if "Chinese" in request.node.name else 5
@@ -181,7 +181,7 @@ def test_bytes_of_1000_messages(thousand: Thousand, request: pytest.FixtureReque
     assert thousand.largest <= 600_000
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_a_cold_read_of_1000_messages(thousand: Thousand) -> None:
     """A cold read of 1,000 messages of 1 KB needs at most 2 lists and 12 gets."""
     with thousand.service.counting() as calls:
@@ -227,7 +227,7 @@ def test_cold_read_cost_does_not_grow_with_archive(service: Service) -> None:
     assert fetched[1] - fetched[0] < grown / 100
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_bytes_with_a_pause_after_every_ten() -> None:
     """2,000 messages with a pause after every ten cost at most 8 plain puts, openings 64 KB on average."""
     contents, service = english(2000), Service()
@@ -328,7 +328,7 @@ def test_a_long_conversation_goes_on_in_another_session(service: Service) -> Non
     assert max(steps) <= 260
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_a_session_full_by_quota_is_continued(service: Service) -> None:
     """A session in which another tool has used up all 1,000 steps is continued, also with nothing seen of that."""
     store = service.store()
@@ -391,7 +391,7 @@ def test_twenty_days_after_the_last_write_all_is_there(service: Service) -> None
     assert texts(store) == texts(service.store()) == expected
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_pictures_survive_daily_writes(service: Service) -> None:
     """A picture is there, byte for byte, after 29 and 45 days of daily writes in ever new sessions."""
     store = service.store()
@@ -933,7 +933,7 @@ class Histories(RuleBasedStateMachine):
         assert [texts(store) for store in self.stores] == [self.model, self.model]
 
 
-TestHistories = pytest.mark.once(Histories.TestCase)
+TestHistories = pytest.mark.thorough(Histories.TestCase)
 TestHistories.settings = settings(
     max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -950,7 +950,7 @@ for number in range(60):
 """
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_two_processes_append_to_one_file(tmp_path: Path) -> None:
     """Two operating-system processes that add to one new key at once lose nothing and repeat nothing."""
     path = tmp_path / "chats.db"

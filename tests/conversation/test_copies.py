@@ -15,7 +15,7 @@ from tests.support.histories import KEY as CHAT
 from tests.support.histories import MINUTE, History
 from tests.support.service import sessions, steps, stored
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 
 def calls(history: History, process: str, operation: str) -> int:

@@ -34,7 +34,7 @@ from llama_index_bedrock_sessions.cli.commands import main
 from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.support.service import DAY, IDLE, KEY, Service, png, stored, texts, user, users
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 NO_ACCOUNT = {"AWS_ACCESS_KEY_ID": None, "AWS_PROFILE": None, "AWS_SHARED_CREDENTIALS_FILE": "/dev/null"}
 NO_ACCOUNT |= {"AWS_CONFIG_FILE": "/dev/null", "AWS_EC2_METADATA_DISABLED": "true"}

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from llama_index_bedrock_sessions.cli.commands import main
 from llama_index_bedrock_sessions.emulator import Behaviour, BehaviourError, Emulator, Server
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 VARIABLE = "AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME"
 

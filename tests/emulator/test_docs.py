@@ -20,7 +20,7 @@ from llama_index_bedrock_sessions.cli.commands import emulate
 from llama_index_bedrock_sessions.emulator import FAULTS, Behaviour, Emulator, behaviour
 from llama_index_bedrock_sessions.emulator.control import Control
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 PATH = Path(__file__).parents[2] / "docs" / "emulator.md"
 BEGIN = "<!-- settings: written by python -m tests.emulator.test_docs -->\n"

@@ -15,7 +15,7 @@ from llama_index_bedrock_sessions.emulator import FAULTS, Emulator, Faults
 if TYPE_CHECKING:
     from types_boto3_bedrock_agent_runtime import AgentsforBedrockRuntimeClient
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 Connect = Callable[..., "AgentsforBedrockRuntimeClient"]
 ONCE: Any = {"total_max_attempts": 1}

@@ -30,7 +30,7 @@ from llama_index_bedrock_sessions.emulator import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 DAY = 24 * 3600

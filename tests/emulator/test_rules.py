@@ -242,7 +242,7 @@ def test_a_session_takes_a_thousand_steps(client: Any, session: str) -> None:
     assert "nextToken" not in listed
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_a_step_of_fifty_megabytes() -> None:
     """Thirteen images of the largest size fill a step when decoded bytes count; one byte more is refused."""
     with Emulator(behaviour=Behaviour(step_size_counts="decoded")) as emulator:

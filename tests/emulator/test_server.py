@@ -27,7 +27,7 @@ from llama_index_bedrock_sessions.emulator import Emulator, Server
 from llama_index_bedrock_sessions.emulator.wire import OPERATIONS, Request, operations, service_model
 from tests.emulator.test_files import ALONE
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

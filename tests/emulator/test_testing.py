@@ -50,12 +50,13 @@ def run(pytester: pytest.Pytester, test: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "no:randomly")
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_an_agent_is_tested_in_three_lines(pytester: pytest.Pytester) -> None:
     """Each test that asks for `bedrock_sessions_emulator` gets an empty service, whose clock and faults are its own."""
     run(pytester, _OWN_TEST).assert_outcomes(passed=2)
 
 
+@pytest.mark.thorough
 def test_a_program_of_its_own_clients_is_led_to_the_emulator(pytester: pytest.Pytester) -> None:
     """`bedrock_sessions_endpoint` leads boto3 clients there, made anywhere, and leaves the environment as it was."""
     run(pytester, _OWN_CLIENT).assert_outcomes(passed=2)

@@ -29,7 +29,7 @@ from tests.support.histories import short_sessions
 from tests.support.s3 import S3
 from tests.support.service import DAY, IDLE, KEY, Service, picture, png, user, users
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 if TYPE_CHECKING:
     from llama_index_bedrock_sessions import Conversation

@@ -35,7 +35,7 @@ from llama_index_bedrock_sessions._journal.values import dump
 from tests import golden
 from tests.support.service import IDLE, KEY, Service, picture, texts, user
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 LANGGRAPH = json.loads(Path(__file__).parent.joinpath("foreign", "langgraph.json").read_text("utf-8"))["steps"]
 """Steps as LangGraph's saver wrote them into an emulator."""

@@ -287,7 +287,7 @@ def approving(*script: str | ChatMessage) -> FunctionAgent:
     return FunctionAgent(llm=model(*script), tools=[delete])
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_a_human_answers_in_another_process(tmp_path: Path) -> None:
     """A paused agent is saved as JSON and resumed elsewhere; the memory comes along, and the turn is stored once.
 
@@ -498,7 +498,7 @@ print([m.content for m in memory.get()])
 """
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_memory_survives_a_fork(tmp_path: Path) -> None:
     """A forked child goes on with the memory of its parent, and the parent sees what the child wrote."""

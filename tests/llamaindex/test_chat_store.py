@@ -104,7 +104,7 @@ class TestClear(ChatStoreContract):
         assert asyncio.run(by_async()) == [user("one"), user("three"), users("zero", "two"), [], ["k"]]
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 class TestServed(ChatStoreContract):
     """An endpoint over HTTP, as AWS is one: one server, and an emulator for each test."""
 

@@ -568,7 +568,7 @@ async def begin(memory: BaseMemory) -> str:
     return json.dumps(context.to_dict())
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_a_context_goes_on_in_another_process(tmp_path: Path) -> None:
     """A Context saved as JSON is loaded by another process, which goes on and is given nothing."""
     store = BedrockSessionsChatStore.local(tmp_path / "chats.db")
@@ -577,7 +577,7 @@ def test_a_context_goes_on_in_another_process(tmp_path: Path) -> None:
     assert len(store.get_messages(KEY)) == 6
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_plain_memory_does_not_go_on_in_another_process(tmp_path: Path) -> None:
     """LlamaIndex's `Memory`, with its messages in a file, is dropped from the Context: the agent begins anew."""

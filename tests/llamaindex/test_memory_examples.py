@@ -40,7 +40,7 @@ def served(folder: Path) -> Iterator[httpx.Client]:
             process.communicate()
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_the_service_remembers_each_user_across_a_restart(tmp_path: Path) -> None:
     """Two users talk, the service is restarted, and each goes on where he was; one is deleted, the other stays."""
 

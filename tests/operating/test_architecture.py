@@ -130,10 +130,11 @@ def test_every_room_has_its_layer() -> None:
     assert meets_aws == {"_bedrock", "cli", "emulator"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("room", "line"),
     [
-        ("_journal", f"from {PACKAGE}._bedrock.client import Sessions"),
+        ("_journal", f"from {PACKAGE}._bedrock.client import SessionClient"),
         ("emulator", f"from {PACKAGE}.errors import UsageError"),
         ("testing", f"from {PACKAGE} import events"),
         ("copying", f"from {PACKAGE}.memory import BedrockSessionsMemory"),

@@ -6,7 +6,7 @@ import pytest
 
 from tests.benchmarks import loop
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 
 def test_the_measurement_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from tests.benchmarks.peers import Said, asks, chat, said, turn_of
 from tests.benchmarks.wire import wire
 from tests.support.service import user
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 
 def test_the_benchmarks_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

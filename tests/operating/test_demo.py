@@ -66,7 +66,7 @@ def test_with_our_store_the_second_day_knows_the_first(local: tuple[str, Path]) 
     assert demo.GREETING not in output
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_with_simple_chat_store_the_second_day_knows_nothing(forgetting: str) -> None:
     """The same program on SimpleChatStore works on day 1 and greets on day 2."""
     assert f"rose to {max(demo.LATENCIES):,} ms" in day(forgetting, 1)
@@ -107,6 +107,7 @@ def test_what_is_shown_is_what_the_service_holds(local: tuple[str, Path]) -> Non
     assert output.count(digest) == 2
 
 
+@pytest.mark.thorough
 def test_the_calls_shown_are_counted(local: tuple[str, Path]) -> None:
     """The number of calls of each day is the sum of its operations, and the steps put are the steps there are."""
     output, database = local
@@ -123,7 +124,7 @@ def test_the_calls_shown_are_counted(local: tuple[str, Path]) -> None:
     assert stored <= put <= stored + 1
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_what_to_type_next_works(local: tuple[str, Path]) -> None:
     """The Python lines at the end run as they are printed, and print the conversation."""
     output, _ = local
@@ -133,7 +134,7 @@ def test_what_to_type_next_works(local: tuple[str, Path]) -> None:
     assert "INC-4711, as we left it" in result.stdout
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
     """A database or picture that is there already is not written to, and the message names it."""
     for taken in ("incident.db", "incident.png"):
@@ -146,7 +147,7 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
         assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(taken, "mine")]
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_no_line_is_wider_than_the_terminal(local: tuple[str, Path], forgetting: str) -> None:
     """At 120 and at 80 columns nothing runs over but what is to be copied, and NO_COLOR leaves no escape codes."""
     for output, width in ((local[0], 120), (forgetting, 80)):
@@ -155,7 +156,7 @@ def test_no_line_is_wider_than_the_terminal(local: tuple[str, Path], forgetting:
         assert "\x1b" not in output
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -172,7 +173,7 @@ def test_contradictions_are_refused(arguments: tuple[str, ...], said: str) -> No
     assert "process" not in result.stdout
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_without_credentials_the_demo_on_aws_says_so() -> None:
     """On AWS without credentials the demo ends with one clear error and no traceback."""
     result = run("demo", "--region", "us-west-2")
@@ -193,7 +194,7 @@ def run_on(address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run("demo", *arguments, AWS_ENDPOINT_URL_BEDROCK_AGENT_RUNTIME=address, **credentials)
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_the_demo_on_aws_deletes_what_it_made(aws: tuple[Emulator, str]) -> None:
     """With --region the demo remembers on AWS too, says that the day does not pass, and leaves nothing behind."""
     emulator, address = aws
@@ -207,7 +208,7 @@ def test_the_demo_on_aws_deletes_what_it_made(aws: tuple[Emulator, str]) -> None
     assert [session["sessionId"] for session in left] == [bystander]
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_the_demo_on_aws_deletes_after_a_failure(aws: tuple[Emulator, str]) -> None:
     """When AWS refuses in the middle, the error is shown and what was made is deleted all the same."""
     emulator, address = aws

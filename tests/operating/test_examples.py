@@ -21,7 +21,7 @@ from PIL import Image
 from llama_index_bedrock_sessions import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.cli import demo
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = {"quickstart": 0, "agent_memory": 2, "diagnostic_assistant": 3, "shopping_assistant": 2, "moving_in": 0}

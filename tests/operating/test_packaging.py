@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "llama_index_bedrock_sessions"

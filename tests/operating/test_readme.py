@@ -163,7 +163,7 @@ def test_every_policy_is_json() -> None:
     assert len(fenced("json")) == 3
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 def test_every_command_exists() -> None:
     """Each `bedrock-sessions` command and option that the README names is in that command's help."""
     named = {tuple(found) for found in re.findall(r"bedrock-sessions (\w+)((?: --\w+)?)", README)}

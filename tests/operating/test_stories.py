@@ -13,7 +13,7 @@ import pytest
 from llama_index_bedrock_sessions.emulator import Emulator
 from tests.operating.test_examples import EXAMPLES, kept, printed, run
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(params=["here", "on AWS"])

@@ -38,7 +38,7 @@ from tests.cassettes.tape import (
     tapes,
 )
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 ROOT = FOLDER.parent
 PUBLISHERS = ("https://docs.aws.amazon.com/", "https://awsapichanges.com/")

@@ -32,7 +32,7 @@ from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.support.histories import short_sessions
 from tests.support.service import DAY, IDLE, KEY, Service, texts, user, users
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from tests.support import kvstores
 from tests.support.kvstores import CountingKVStore
 from tests.support.service import DAY, IDLE, KEY, Service, png, texts, user, users
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 Make = Callable[[], BaseKVStore]
 MINUTES = 6 * 60

@@ -403,7 +403,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.
 """
 
 
-@pytest.mark.once
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs `resource`, which Windows has not")
 def test_a_large_file_is_streamed(s3: S3, tmp_path: Path) -> None:
     """Storing a file of 200 MB by its path takes less than 64 MB more memory than storing a small one."""

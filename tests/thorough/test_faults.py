@@ -63,7 +63,7 @@ from llama_index_bedrock_sessions.emulator import FAULTS, Emulator
 from tests.conversation.test_contexts import Refund
 from tests.support.service import DAY, IDLE, KEY, QUICK, picture, sessions, stored, user, users
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 CONTINUE_AT = continuation.CONTINUE_AT
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -12,7 +12,7 @@ from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.support.broken import BROKEN
 from tests.support.histories import DAY, FORKS, HOUR, KEY, MINUTE, SETTLE, TOOL, History, Process, random_history
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 HISTORIES = int(os.environ.get("HISTORIES", "3"))
 """Histories of each suite; set the variable for a longer search."""

@@ -10,7 +10,7 @@ from llama_index_bedrock_sessions._journal.ids import Kind, MessageId, new_id
 from tests.support.judge import agree, judge, redacted
 from tests.support.ops import Op, Point, Said
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 
 class Story:

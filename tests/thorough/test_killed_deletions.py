@@ -13,7 +13,7 @@ from tests.support.histories import FORKS, HOUR, KEY, History
 from tests.support.ops import Op
 from tests.support.service import stored
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 AT_ONCE = Behaviour()
 LATE = Behaviour(sessions_listed_after_seconds=1.5)

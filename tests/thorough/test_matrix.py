@@ -20,7 +20,7 @@ from llama_index_bedrock_sessions.emulator import Behaviour
 from tests.support.histories import MINUTE, random_history
 from tests.support.service import Service
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 SETTINGS: dict[str, tuple[Any, ...]] = Behaviour.choices() | {
     "default_page_size": (100, 2),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 
 def soak(*arguments: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tests.support.broken import BROKEN
 from tests.support.histories import FORKS, KEY, MINUTE, History
 from tests.support.service import Service, sessions, stored, user
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.thorough
 
 LATE_STEPS = Behaviour(steps_listed_after_seconds=1.5)
 FIRST, SECOND = (f"arn:aws:kms:us-east-1:123456789012:key/{n * 8}-1111-1111-1111-111111111111" for n in "12")
