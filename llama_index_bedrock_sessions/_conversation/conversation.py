@@ -1,6 +1,6 @@
-"""One conversation: what an application reads and writes under one key, and the lock around it.
+"""One conversation: what an application reads and writes under one key.
 
-Over which sessions it goes is the business of `continuation.py`.
+`engine.py` holds the lock and the parts that do the work.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ _GONE = "its text is no longer in the service"
 
 
 class Conversation:
-    """All that is stored under one key. Made by `BedrockSessionsChatStore.conversation(key)`; safe to share by threads.
+    """Everything that is stored under one key. Threads can share it. Made by `BedrockSessionsChatStore.conversation`.
 
-    Every method that talks to the service has a twin with an `a` before its name for use under asyncio, and raises the
-    errors of `errors.py`: `AccountError`, `ServiceError`, `StoredDataError`, and `UsageError` where said.
+    Every method that calls the service has an async twin, whose name begins with `a`. It raises `AccountError`,
+    `ServiceError` and `StoredDataError` (see `errors.py`), and the `UsageError`s that its documentation names.
     """
 
     def __init__(
@@ -108,20 +108,23 @@ class Conversation:
         status: MessageStatus | None = MessageStatus.ACTIVE,
         fresh: bool = True,
     ) -> list[ChatMessage]:
-        """Return the messages that are there, oldest first: the active ones, the archived ones, or (None) all.
+        """Return the active messages, the archived ones, or (`status=None`) all, oldest first. The caller owns them.
 
-        `fresh=False` makes no call where the conversation was read before: it returns what this process knows, its own
-        writes included; archived messages of earlier sessions are read when they are first wanted. `last` is the number
-        of messages wanted from the end. The caller owns the messages.
+        Args:
+            at: a point in time: the messages as they were then, with those that were removed later. A point is the id
+                of a change or of a message, as `history()` returns them, or an aware datetime. It is included.
+            before: the same, without the point itself.
+            last: the number of messages from the end.
+            status: `MessageStatus.ACTIVE`, `MessageStatus.ARCHIVED`, or None for all.
+            fresh: False makes no call if the conversation was read before. It returns what this process knows, its own
+                writes included. Archived messages of earlier sessions are read when they are first needed.
 
-        With `at` or `before` they are those that were there at that point, what was removed later included: the id of
-        a change or of a message, as `history()` tells it, or an aware datetime; `at` includes the point, `before` does
-        not. Reads what `history()` reads, and a step for each change of which something was removed since. A message
-        whose text is no longer in the service is replaced by one that says so; what was removed by a change in a
-        session that is gone is left out. The positions that `remove` takes are those of the list without all these.
+        A read at a point costs what `history()` costs, and one step for each change of which something was removed
+        since. A placeholder replaces a message whose text is no longer in the service. What was removed by a change in
+        a deleted session is missing. `remove` takes positions of the list without `at`, `before`, `last` and `status`.
 
         Raises:
-            InvalidPointError: the point is unknown, or a time without a time zone; `last` or `status` is nothing known.
+            InvalidPointError: the point is unknown, or is a time without a time zone; `last` or `status` is invalid.
 
         """
         found, native_blocks, _ = self._look(at, before, last, status, fresh=fresh)
@@ -136,7 +139,7 @@ class Conversation:
         status: MessageStatus | None = MessageStatus.ACTIVE,
         fresh: bool = True,
     ) -> list[Record]:
-        """Return the messages with their ids, times and statuses; all else is as with `messages`."""
+        """Return the messages with their ids, times and statuses. Arguments and errors are those of `messages`."""
         found, native_blocks, changes = self._look(at, before, last, status, fresh=fresh)
         shown = self._shown([message for _, message, _ in found], native_blocks)
         return [
@@ -180,7 +183,7 @@ class Conversation:
         return [next(decoded) if message else message_codec.placeholder(_GONE) for message in messages]
 
     def count(self, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
-        """Return how many messages there are: active ones, archived ones, or (None) all."""
+        """Return the number of active messages, of archived ones, or (`status=None`) of all."""
         status = check_status(status)
         with self._engine.lock:
             return len(
@@ -188,26 +191,28 @@ class Conversation:
             )
 
     def history(self) -> list[Entry]:
-        """Return what was changed, oldest first: frozen, and JSON by `as_dict()`.
+        """Return every change, oldest first. Entries are frozen, and `as_dict()` returns JSON.
 
-        Complete for as long as the sessions are in the service: each of them is read in full, in parallel. Of a
-        conversation over many sessions that is a list and a few gets for each.
+        The history is complete as long as the service keeps the sessions. It reads all of them in parallel: one list
+        and a few gets for each session.
         """
         with self._engine.lock:
             timeline = read_timeline(self._engine.reader)
             return timeline.entries(self._engine.reader.known().fold.visible())
 
     def describe(self) -> dict[str, JSON]:
-        """Return how the conversation stands, as JSON; what it takes to judge an incident is in it.
+        """Return the state of the conversation and of its sessions as JSON, for the analysis of an incident.
 
-        `name` is how logs tell the key. `complete_until`: when the service deletes the first of what is there (30 days
-        after its session was created), unless somebody writes before; None if it never does. Of each session, oldest
-        first: `age` in seconds; `steps` and `steps_left` of 1,000, None where they were not listed; `idle_at`, when it
-        expires unless somebody writes, and `deleted_at`. `unopened_sessions` are sessions of the key that no process
-        has opened: nothing of the conversation is in them, and it may go on in one of them.
+        - `name`: the key as logs show it.
+        - `complete_until`: when the service deletes the first content, 30 days after its session was created, unless a
+          process writes before; None if never.
+        - `sessions`, oldest first: `age` in seconds; `steps` and `steps_left` of 1,000, None if they were not listed;
+          `idle_at`, when the session expires unless a process writes; `deleted_at`.
+        - `unopened_sessions`: sessions of the key that no process has opened. They contain nothing of the conversation,
+          which can continue in one of them.
+        - `state`: the named state of the application.
 
-        `state` is the application's. With `[entry.as_dict() for entry in history()]` this is all there is to know, to
-        hand over.
+        Together with `history()` this is everything that a hand-over needs.
         """
         with self._engine.lock:
             status = read_status(self._engine.reader)
@@ -218,25 +223,28 @@ class Conversation:
     ahistory, adescribe = async_twin(history), async_twin(describe)
 
     def fork(self, new_key: str, *, at: Point | None = None, before: Point | None = None) -> Conversation:
-        """Copy the conversation, as it was at a point, to a key of its own; return that conversation.
+        """Copy the conversation, as it was at a point, to a new key; return the copy.
 
-        Points are those of `messages`; without one all that is there now is copied. The fork has the messages with
-        their pictures and statuses, the named state, and the session metadata, tags and encryption key that new
-        sessions of this conversation get. It depends on nothing of this one. Its messages have ids and a time of their
-        own; `history()` and `describe()` tell its origin. Where a point is inside of a change, what that change removes
-        and archives counts, and its state does not. What is no longer in the service is as `messages` shows it. Saved
-        contexts, and what `autosave=True` keeps of a turn that has not ended, stay here: they go on once, and here.
+        Points are those of `messages`; without a point everything that exists now is copied. The fork contains:
 
-        All or nothing: it is there once its last step is stored. After a failure the call can be repeated; that the
-        conversation exists then says that the first one had stored it (the error's `may_have_happened`).
+        - the messages with their pictures and statuses, under ids and a time of its own
+        - the named state
+        - the session metadata, tags and encryption key that new sessions of this conversation get
+
+        The fork does not depend on this conversation. `history()` and `describe()` of the fork name its origin. If a
+        point is inside a change, the removals of that change count and its state does not. Content that is no longer
+        in the service is copied as `messages` shows it. Saved contexts and the unfinished turn of `autosave=True` are
+        not copied, because they may continue only once.
+
+        All or nothing: the fork exists once its last step is stored. After a failure, call again. If the conversation
+        exists by then, the first call stored it (see the error's `may_have_happened`).
 
         Raises:
-            InvalidPointError: the point is unknown, or a time without a time zone; there is nothing under this key, or
-                what there was at that point is hidden.
+            InvalidPointError: the point is unknown, or is a time without a time zone; nothing is stored under this key,
+                or the content at that point is hidden.
             InvalidKeyError: the new key is not a string of 1 to 5,000 characters.
             ConfigurationError: there are contents in S3, and the store was constructed without `media=`.
-            ConversationExists: there is something under the new key, or two forked onto it at once, of which one at
-                most succeeds.
+            ConversationExists: the new key is in use. Of two concurrent forks to one key at most one succeeds.
 
         """
         target = self._sibling(new_key)
@@ -246,7 +254,7 @@ class Conversation:
             until = timeline.locate(at, before)
             snapshot, native_blocks = read_snapshot(self._engine.reader, timeline, until)
             like = self._engine.continuation.template()._replace(origin=self.key)
-            # Its session is made with the metadata and the tags; the others go on once, and with this conversation.
+            # The session gets metadata and tags when it is created. The others may continue only once, and here.
             left = (METADATA, TAGS, TURN, contexts.PREFIX)
             state = {name: value for name, value in snapshot.state.items() if value and not name.startswith(left)}
             if not snapshot.messages and not state:
@@ -271,7 +279,7 @@ class Conversation:
     afork = async_twin(fork)
 
     def _check_fork_source(self, timeline: Timeline, until: Position) -> None:
-        """Refuse what would be an empty fork by mistake. At a point before the first message it is empty rightly."""
+        """Refuse a fork that is empty by mistake. A point before the first message gives an empty fork on purpose."""
         journal = self._engine.reader.known()
         if not journal.heads:
             raise InvalidPointError(
@@ -283,7 +291,7 @@ class Conversation:
             )
 
     def _media_for(self, other: Objects | None, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
-        """Return what copies the contents in S3 that messages refer to, and the place of the copies."""
+        """Return a function that copies the contents in S3 of messages, and the place of the copies."""
         used = {sha256 for message in messages for sha256 in message_codec.objects(message.record)}
         mine = self._media
         if not used:
@@ -298,15 +306,15 @@ class Conversation:
     # Writing
 
     def invocation(self, description: str, *, by: str | None = None) -> Invocation:
-        """Return a block, for `with` or `async with`: what is written in it goes into an invocation of its own.
+        """Return a block, for `with` or `async with`, whose writes go to one Bedrock invocation.
 
-        That is whatever is written to this conversation, by the store and by memories too, in the block and in the
-        tasks started in it; other keys are not affected. `history()` tells the description and who wrote (`by`) with
-        each change. The invocation is made at the first write, by one call, and again with the same description in
-        the session in which the conversation goes on. No call is made by the block itself.
+        Every write to this conversation counts, also by the store and by memories, in the block and in tasks that it
+        starts. Other keys are not affected. `history()` shows the description and the writer (`by`) of each change.
+        The first write creates the invocation by one call. If the conversation continues in another session, the
+        first write there creates one with the same description. The block itself makes no call.
 
         Raises:
-            ConfigurationError: the description has not 1 to 200 characters, or `by` is not a string.
+            ConfigurationError: the description does not have 1 to 200 characters, or `by` is not a string.
 
         """
         return Invocation(self._engine.client, self.key, description, by)
@@ -319,11 +327,11 @@ class Conversation:
         state: Mapping[str, JSON] | None = None,
         forget: Iterable[str] = (),
     ) -> None:
-        """Add messages at the end, set named state and delete the names in `forget`: all or nothing, by one step.
+        """Add messages at the end, set named state, and delete the names in `forget`, by one step: all or nothing.
 
         Raises:
-            InvalidMessageError: something is not a ChatMessage.
-            InvalidStateError: a name or a value that named state cannot have.
+            InvalidMessageError: a message is not a ChatMessage.
+            InvalidStateError: named state cannot have a name or a value.
             StepTooLargeError: a content block or the state exceeds 50 MB.
             ConversationEnded: the conversation was ended on purpose.
 
@@ -341,7 +349,7 @@ class Conversation:
                 view += [(draft.id, position) for position in range(len(draft.messages.records))]
 
     def set(self, messages: Sequence[ChatMessage], *, status: MessageStatus = MessageStatus.ACTIVE) -> None:
-        """Make these all the messages, of a status; what is there already, in this order, stays as it is.
+        """Replace all messages by these. Messages that are already stored in this order are not written again.
 
         Raises as `add` does.
         """
@@ -363,9 +371,9 @@ class Conversation:
             self._engine.record_view([m.id for m in active_messages(self._engine.reader.known().fold)])
 
     def remove(self, index: int) -> ChatMessage | None:
-        """Remove the message at a position of the list this task was last given, and return it; None if there is none.
+        """Remove and return the message at a position of the list that this task last read; None if there is none.
 
-        A task (or a thread) that was given none yet means the list as it is now.
+        For a task or thread that has read no list, the position refers to the current list.
         """
         with self._engine.changing():
             active = {m.id: m for m in active_messages(self._engine.reader.refresh(force=True).fold)}
@@ -377,7 +385,7 @@ class Conversation:
             return self._remove(active.get(target))
 
     def remove_last(self) -> ChatMessage | None:
-        """Remove the message that is last now, and return it; None if there is none."""
+        """Remove and return the last message; None if there is none."""
         with self._engine.changing():
             active = active_messages(self._engine.reader.refresh(force=True).fold)
             return self._remove(active[-1] if active else None)
@@ -394,14 +402,13 @@ class Conversation:
         return removed
 
     def remove_oldest(self, n: int) -> list[ChatMessage]:
-        """Remove the n oldest messages of the list this task was last given, less what it removed; return them."""
+        """Remove and return the n oldest messages of the list that this task last read, less what it removed."""
         return self._take_oldest(n, lambda ids: Draft(removed=ids))
 
     def archive_oldest(self, n: int, *, all_or_none: bool = False) -> list[ChatMessage]:
-        """Archive the n oldest messages of the list this task was last given, less what it removed; return them.
+        """Archive and return the n oldest messages of the list that this task last read, less what it removed.
 
-        With `all_or_none`, none is archived if one of them is known to have been archived or removed since. Then [] is
-        returned.
+        With `all_or_none`, archives nothing and returns [] if one of them has been archived or removed since.
         """
         return self._take_oldest(n, lambda ids: Draft(archived=ids), all_or_none=all_or_none)
 
@@ -410,7 +417,7 @@ class Conversation:
     ) -> list[ChatMessage]:
         with self._engine.changing():
             view = self._engine.view()
-            # Ids mean the same whatever others have written meanwhile: only who has seen no list has to read one.
+            # Ids stay valid whatever other processes write. Only a task that has read no list needs a read.
             journal = (
                 self._engine.reader.refresh(with_archived=False)
                 if view is None
@@ -430,9 +437,9 @@ class Conversation:
             return taken
 
     def clear(self, status: MessageStatus | None = None) -> list[ChatMessage] | None:
-        """Remove every message (of a status) by one step, and return those that were active; named state stays.
+        """Remove every message (of a status) by one step; return the active ones, None if the key is unknown.
 
-        None if the key is unknown.
+        Named state stays.
         """
         with self._engine.changing():
             journal = self._engine.reader.refresh(force=True)
@@ -454,13 +461,13 @@ class Conversation:
     # The life of a conversation
 
     def end(self, summary: str | None = None, *, kind: str | None = None, by: str | None = None) -> bool:
-        """End the conversation: it can be read, and takes no more messages until `reopen()`. False if it was ended.
+        """End the conversation: it can be read, but takes no messages until `reopen()`. False if it had ended.
 
-        What is said (its resolution, of what kind it is, who ended it) is shown by `describe()`. The Bedrock session
-        is ended too; where it has expired, the conversation goes on in a new one, which is ended.
+        `describe()` shows the summary, the kind of resolution, and who ended it. The Bedrock session is ended too. If it
+        has expired, the end is written to a new session, which is then ended.
 
         Raises:
-            InvalidStateError: something else than text was given.
+            InvalidStateError: an argument is not text.
 
         """
         said = _texts(summary=summary, kind=kind, by=by)
@@ -471,22 +478,22 @@ class Conversation:
             try:
                 return lifecycle.end(self._engine.reader, self._engine.writer, mark)
             finally:
-                # Called again, it may be ended already.
+                # After a failure, the next call may find it ended.
                 if self._engine.sessions.effects != before:
-                    self._tell("ended", reason=kind, approver=by)
+                    self._audit("ended", reason=kind, approver=by)
 
     def reopen(self, *, reason: str | None = None, approver: str | None = None) -> bool:
-        """Let a conversation that was ended take messages again, in a new session; False if it was not ended."""
+        """Let an ended conversation take messages again, in a new session; False if it had not ended."""
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
             if not self._engine.reader.refresh(force=True).fold.ended():
                 return False
             self._mark(ENDED, said, on=False)
-            self._tell("reopened", **said)
+            self._audit("reopened", **said)
             return True
 
     def _mark(self, name: str, said: Mapping[str, str], *, on: bool) -> None:
-        """Write a change that marks the conversation, or takes its mark back; it has just been read."""
+        """Write a change that marks the conversation, or undoes the mark. The conversation has just been read."""
         known_as = {"reason": "reason", "approver": "by"}
         draft = Draft(marks={name: Mark(on, {known_as[each]: text for each, text in said.items()})})
         self._engine.writer.append(lambda _: draft, just_listed=True, ended=True)
@@ -494,8 +501,8 @@ class Conversation:
     def hide(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
         """Hide all messages and named state, and leave the session; return the messages, None if the key is unknown.
 
-        What is written later is seen: the key begins anew. `restore()` brings the hidden back for as long as the
-        service keeps it: at least 20 days after the last write or `renew()`.
+        Later messages are visible: the key starts again. `restore()` undoes it as long as the service keeps the
+        content, at least 20 days after the last write or `renew()`.
         """
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
@@ -505,34 +512,36 @@ class Conversation:
                 return [] if journal.heads else None
             self._mark(HIDDEN, said, on=True)
             self._engine.record_view([])
-            self._tell("hidden", **said)
+            self._audit("hidden", **said)
             lifecycle.leave_session(self._engine.reader)
             return hidden
 
     def restore(self, *, reason: str | None = None, approver: str | None = None) -> bool:
-        """Undo `hide()`: what was hidden is there again, before what was written since; False if nothing is hidden."""
+        """Undo `hide()`; False if nothing is hidden. The messages come back before those written since."""
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
             if not self._engine.reader.refresh(force=True).fold.hidden():
                 return False
             self._mark(HIDDEN, said, on=False)
-            self._tell("restored", **said)
+            self._audit("restored", **said)
             return True
 
     def redact(self, *message_ids: str, reason: str | None = None, approver: str | None = None) -> None:
-        """Delete messages from the service for good; ids are those of `history()`, also of messages removed before.
+        """Delete messages from the service for good, by the ids of `history()`, also messages that were removed before.
 
-        The messages leave the view first. Then all that is alive is copied by value to a new session, and every
-        earlier session of the conversation is deleted, and with it whatever was removed at any time. It takes about 16
-        calls for a short conversation, one more for each further session, and waits three settling times
-        (`settling_time` of the store). Other processes may write at the same time. Named state is not searched for
-        what the messages said. If it fails half-way, call it again: nothing but what was removed is lost.
+        1. The messages are removed as usual, and no reader sees them any more.
+        2. Everything alive is copied by value to a new session.
+        3. Every earlier session of the conversation is deleted, with everything that was ever removed in it.
+
+        It takes about 16 calls for a short conversation and one for each further session, and waits three settling
+        times (`settling_time` of the store). Other processes can write at the same time. Named state is not searched
+        for the texts of the messages. If it fails half-way, call it again. Only removed messages are lost.
 
         Raises:
-            UnavailableError: sessions cannot be found yet, or another process has opened sessions that may hold copies;
-                `may_have_happened` says whether the messages have left the view. Call it again.
-            InvalidMessageError: an id that names no message of this conversation; nothing was changed.
-            ConfigurationError: a message has contents in S3, and the store was constructed without `media=`; nothing
+            UnavailableError: sessions cannot be found yet, or another process has opened sessions that may hold copies.
+                `may_have_happened` tells whether step 1 is done. Call it again.
+            InvalidMessageError: an id is not that of a message of this conversation. Nothing was changed.
+            ConfigurationError: a message has contents in S3, and the store was constructed without `media=`. Nothing
                 was changed.
 
         """
@@ -542,7 +551,7 @@ class Conversation:
             doomed = frozenset(map(_message_id, message_ids))
             if not doomed:
                 return
-            # What was removed in a session before the last is told by that alone.
+            # Only the session in which a message was removed still knows it, if it is not the last one.
             timeline = None if all(map(journal.fold.holds, doomed)) else read_timeline(self._engine.reader)
             if timeline and (unknown := next((m for m in doomed if not timeline.holds(m)), None)):
                 raise _no_message(text_id(unknown))
@@ -552,7 +561,7 @@ class Conversation:
                 self._engine.deletion.rewrite_without(doomed, sessions)
             finally:
                 if sessions:
-                    self._tell("redacted", sessions=sessions, messages=message_ids, **said)
+                    self._audit("redacted", sessions=sessions, messages=message_ids, **said)
             self._engine.record_view([m.id for m in active_messages(self._engine.reader.known().fold)])
 
     def _check_no_media(self, doomed: Iterable[MessageId], known: Mapping[str, Change]) -> None:
@@ -564,24 +573,24 @@ class Conversation:
             )
 
     def renew(self, older_than: timedelta = RENEW_AFTER) -> bool:
-        """Continue in a new session if the newest one is older; return whether that was so.
+        """Continue in a new session if the newest one is older than `older_than`; return whether it was.
 
-        The service deletes a session 30 days after its creation. A conversation is complete for at least 20 days after
-        this, or after its last write; one that is written at least every 20 days needs no renewing.
+        The service deletes a session 30 days after its creation. A conversation stays complete for at least 20 days
+        after its renewal or its last write. One that is written at least every 20 days needs no renewal.
         """
         age = to_ms(older_than)
         with self._engine.changing():
             return lifecycle.renew(self._engine.reader, self._engine.continuation, age)
 
     def update_metadata(self, session_metadata: Mapping[str, str], *, tags: Mapping[str, str] | None = None) -> None:
-        """Add to the metadata and tags of the Bedrock session that is written, and of those that continue it.
+        """Add metadata and tags to the current Bedrock session, and to the sessions that continue it.
 
-        It counts more than what `store.conversation(key, session_metadata=...)` is given, then and later. Of two that
-        do so at the same moment one may win.
+        They take precedence over those given to `store.conversation(key, session_metadata=...)`, now and later. If two
+        processes set the same name at the same moment, one wins.
 
         Raises:
-            ConfigurationError: metadata or tags that a session cannot have, alone or with those it has; nothing was
-                changed.
+            ConfigurationError: a session cannot have these metadata or tags, or not together with those it has. Nothing
+                was changed.
 
         """
         check_metadata(session_metadata)
@@ -590,10 +599,10 @@ class Conversation:
             lifecycle.update(self._engine.reader, self._engine.writer, session_metadata, tags or {})
 
     def delete(self, *, reason: str | None = None, approver: str | None = None) -> list[ChatMessage] | None:
-        """Delete every session of the key from the service, and return the messages; None if there were none.
+        """Delete every session of the key from the service; return the messages, None if there was no session.
 
-        Every session that exists when this begins, or that continues one of them, is ended and deleted, oldest first.
-        If it fails half-way, call it again for the rest: each audit event tells the sessions whose deletion it began.
+        Ends and deletes every session that exists at the beginning, and those that continue one of them, oldest first.
+        If it fails half-way, call it again for the rest. Each audit event names the sessions whose deletion was begun.
         """
         said = _texts(reason=reason, approver=approver)
         with self._engine.changing():
@@ -603,13 +612,13 @@ class Conversation:
             try:
                 self._engine.deletion.erase(sessions)
             finally:
-                # Called again, it finds those no more.
+                # After a failure, the next call does not find these sessions.
                 if sessions:
-                    self._tell("deleted", sessions=sessions, **said)
+                    self._audit("deleted", sessions=sessions, **said)
             self._engine.record_view([])
             return removed
 
-    def _tell(
+    def _audit(
         self,
         action: Action,
         *,
@@ -640,11 +649,11 @@ class Conversation:
 
     @property
     def state(self) -> State:
-        """JSON values by name, kept beside the messages: preferences, hypotheses, carts."""
+        """Named state: JSON values beside the messages, such as preferences, hypotheses, carts."""
         return State(self.key, self._engine.client, self._named, self._name)
 
     def last_id(self, *, fresh: bool = True) -> str | None:
-        """Return the id of the last active message, as `history()` spells it; `fresh` as in `messages()`."""
+        """Return the id of the last active message, as in `history()`; `fresh` as in `messages()`."""
         with self._engine.lock:
             journal = self._engine.reader.look(fresh=fresh, with_archived=False)
             active = active_messages(journal.fold)
@@ -657,14 +666,15 @@ class Conversation:
     def save_context(
         self, ctx: Context[Any], name: str = "default", *, serializer: BaseSerializer | None = None
     ) -> SavedContext:
-        """Save where a workflow stands (`handler.ctx`), for `load_context` in any process; what had the name is gone.
+        """Save the state of a workflow (`handler.ctx`) under a name, for `load_context` in any process.
 
-        All that the workflow put into its context is stored. Cancel the run afterwards (`handler.cancel_run()`): it
-        would go on where it is, too. One list and one step, and a step for each 4 MB beyond 16 KB (compressed).
+        Replaces an earlier context of that name. Stores everything that the workflow put into its context. Cancel the
+        run afterwards (`handler.cancel_run()`), or it continues here too. Costs one list and one step, and one step for
+        each 4 MB (compressed) if the context exceeds 16 KB.
 
         Raises:
-            InvalidContextError: something in it that JSON cannot say.
-            StepTooLargeError: it exceeds 50 MB of JSON.
+            InvalidContextError: the context contains a value that JSON cannot represent.
+            StepTooLargeError: the context exceeds 50 MB of JSON.
 
         """
         contexts.check_name(name)
@@ -675,7 +685,7 @@ class Conversation:
     ) -> SavedContext:
         """`save_context`, without blocking the event loop."""
         contexts.check_name(name)
-        # Here, not in the pool: the workflow's steps run in this event loop, and none may while it is looked at.
+        # In this event loop, not in the pool: no step of the workflow may run while its context is read.
         taken = contexts.snapshot(ctx, serializer)
         return await self._asave_context(taken, name)
 
@@ -704,16 +714,18 @@ class Conversation:
         again: bool = False,
         serializer: BaseSerializer | None = None,
     ) -> Context[Any]:
-        """Return a saved context for `workflow.run(ctx=...)`, once: of all who load it, in any process, one gets it.
+        """Return a saved context for `workflow.run(ctx=...)`. Of all processes that load it, only one gets it.
 
-        `by` says who that is, to the others and in `contexts()`. If the process dies after that, nobody has it until
-        somebody says `again=True`. What is wrong is found before it is taken: it stays for the next who tries.
+        `by` names that process, for the others and in `contexts()`. If the process crashes afterwards, load the context
+        with `again=True`; steps since the save run again. Errors are found before the context is taken, so that the
+        next call can load it.
 
         Raises:
-            AlreadyResumed: somebody has loaded it, and not `again`.
-            InvalidContextError: there is none of that name, it is another workflow's, or needs another serializer.
+            AlreadyResumed: the context was loaded before, and `again` is False.
+            InvalidContextError: there is no context of that name, it is of another workflow, or it needs another
+                serializer.
             ConfigurationError: a memory or a store in it has to be constructed first.
-            StoredDataError: its content is not there any more, or cannot be read.
+            StoredDataError: its content is no longer in the service, or cannot be read.
 
         """
         contexts.check_name(name)
@@ -749,15 +761,15 @@ class Conversation:
         return claims.claim(engine.reader, engine.writer, engine.continuation, found.id, unless_taken)
 
     def contexts(self) -> list[SavedContext]:
-        """Return the saved contexts, by name: when each was saved, of which workflow, and who has taken it when."""
+        """Return the saved contexts by name: when each was saved, its workflow, and when and by whom it was loaded."""
         with self._engine.lock:
             state = self._engine.reader.refresh().fold.state()
         return [contexts.find(state, name).listed() for name in contexts.names(state)]
 
     def delete_context(self, name: str = "default") -> None:
-        """Delete a saved context, by one step; nothing happens if there is none.
+        """Delete a saved context by one step, so that it cannot be loaded. Does nothing if there is none.
 
-        It can be loaded no more. Content of more than 16 KB stays in its session until that is deleted.
+        Content of more than 16 KB stays in its session until the session is deleted.
         """
         with self._engine.changing():
             if name in contexts.names(self._engine.reader.refresh(force=True).fold.state()):
@@ -793,7 +805,7 @@ class Conversation:
         return decode(messages, known if native_blocks is None else native_blocks, self._media)
 
     def __copy__(self) -> Conversation:
-        """Return the conversation itself: it stands for what is in the service."""
+        """Return the conversation itself, because it represents what is in the service."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Conversation:
@@ -801,21 +813,21 @@ class Conversation:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the store and the key; what was said of the sessions it will create is not kept."""
+        """Pickle the store and the key. Settings given for future sessions are not kept."""
         if self._sibling(self.key) is not self:
             raise TypeError("A conversation that was attached is not pickled: pickle its key, and attach() that again.")
         return self._sibling, (self.key,)
 
 
 def to_ms(older_than: timedelta) -> int:
-    """Return an age in ms. Raises ConfigurationError: it is no timedelta."""
+    """Return an age in ms. Raises ConfigurationError if it is not a timedelta."""
     if not isinstance(older_than, timedelta):
         raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
     return older_than // timedelta(milliseconds=1)
 
 
 def _texts(**given: str | None) -> dict[str, str]:
-    """Return what was given, all of it text. Raises InvalidStateError."""
+    """Return the texts that were given. Raises InvalidStateError if one is not text."""
     for name, text in given.items():
         if text is not None and not isinstance(text, str):
             raise InvalidStateError(f"{name}= is a text, not {type(text).__name__}.")
@@ -830,7 +842,7 @@ def _message_id(text: str) -> MessageId:
 
 
 def _no_message(text: object) -> InvalidMessageError:
-    # A message given in place of its id holds what has to go: it is not quoted.
+    # A message passed in place of its id contains what has to be deleted, so it is not quoted.
     told = repr(text) if isinstance(text, str) else f"Something of type {type(text).__name__}"
     return InvalidMessageError(
         f"{told} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
