@@ -1,4 +1,4 @@
-"""`BedrockSessionsChatStore`: LlamaIndex's verbs over conversations, nothing more."""
+"""`BedrockSessionsChatStore`: its configuration, LlamaIndex's methods over conversations, and its dict round trip."""
 
 import contextlib
 import dataclasses
@@ -65,9 +65,9 @@ _live: "weakref.WeakValueDictionary[str, BedrockSessionsChatStore]" = weakref.We
 
 
 class BedrockSessionsChatStore(BaseChatStore):
-    """A LlamaIndex chat store on Amazon Bedrock sessions; `local(path)` is the same on a laptop.
+    """A LlamaIndex chat store on Amazon Bedrock sessions, or with `local(path)` in a file on this machine.
 
-    Constructing makes no call and needs no credentials. One store serves any number of keys, threads and event loops.
+    The constructor makes no call and needs no credentials. Any number of keys, threads and event loops share one store.
 
     Raises:
         ConfigurationError: an argument is unknown or cannot be used.
@@ -127,13 +127,13 @@ class BedrockSessionsChatStore(BaseChatStore):
         default=None, exclude=True, repr=False, description="Called after a conversation was ended, deleted, ..."
     )
     refresh_interval: float = Field(
-        default=0.0, ge=0, description="Seconds a read may be old; 0: every read asks the service."
+        default=0.0, ge=0, description="Seconds for which a read may be reused; 0: every read calls the service."
     )
     settling_time: float | None = Field(
         default=None,
         ge=0,
-        description="Seconds in which the service lists what was written; `redact`, `delete` and `fork` wait for that "
-        "before they delete what no list has shown. 2 if left out, 0 with `local`.",
+        description="Seconds within which the service lists what was written. `redact`, `delete` and `fork` wait "
+        "for it before they delete what no list has shown. 2 by default, 0 with `local`.",
     )
     max_concurrency: int = Field(
         default=16, ge=1, description="Threads of the store's pool, and connections of its client."
@@ -162,7 +162,7 @@ class BedrockSessionsChatStore(BaseChatStore):
                 raise ConfigurationError(f"BedrockSessionsChatStore: {'; '.join(reasons)}") from None
 
     def model_post_init(self, context: Any, /) -> None:
-        """Make the parts of the store; no call is made."""
+        """Make the parts of the store, without a call."""
         super().model_post_init(context)
         self._check_consistent()
         settle = self.settling_time
@@ -186,16 +186,16 @@ class BedrockSessionsChatStore(BaseChatStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name LlamaIndex knows the store by."""
+        """Return the name by which LlamaIndex finds the store."""
         return "BedrockSessionsChatStore"
 
     @classmethod
     def local(cls, path: str | os.PathLike[str] | None = None, **arguments: Any) -> "BedrockSessionsChatStore":
-        """Return a store on the embedded service: one SQLite file, no account, no network; chats are kept for ever.
+        """Return a store on the embedded service: one SQLite file, no account, no network, no expiry.
 
-        Several processes may use one file at once. Without a path everything is in memory and private to the store.
-        Other arguments are those of the constructor. The file is opened by the first operation, which raises
-        `ConfigurationError` if it is something else.
+        Several processes can use one file at once. Without a path everything is in memory and private to the store.
+        Other arguments are those of the constructor. The first operation opens the file. It raises
+        `ConfigurationError` if the file is not one of the embedded service.
         """
         return cls(database=_IN_MEMORY if path is None else os.fspath(path), **arguments)
 
@@ -233,12 +233,14 @@ class BedrockSessionsChatStore(BaseChatStore):
         tags: StrMap | None = None,
         encryption_key_arn: str | None = None,
     ) -> Conversation:
-        """Return the conversation of a key; no call is made. What is given is for the sessions it will create.
+        """Return the conversation of a key, without a call.
+
+        Metadata, tags and the encryption key apply to the sessions that the conversation creates from now on.
 
         Raises:
-            InvalidKeyError: the key is not a string of 1 to 5,000 characters, or under `directory="session-id"` no
-                session id.
-            ConfigurationError: metadata or tags that a session cannot have.
+            InvalidKeyError: the key is not a string of 1 to 5,000 characters. With `directory="session-id"`: it is not
+                a session id.
+            ConfigurationError: a session cannot have these metadata or tags.
 
         """
         engine = self._engine(key)
@@ -247,24 +249,25 @@ class BedrockSessionsChatStore(BaseChatStore):
         return self._facades[id(engine)]
 
     def uncached(self, key: str) -> Conversation:
-        """Return the conversation of a key as another process sees it: nothing that was read or written is known.
+        """Return the conversation of a key as another process sees it: with nothing in memory.
 
-        For checks of what is stored. `conversation()` returns the one to work with. Raises as that does.
+        Use it to check what is stored, and `conversation()` for everything else. Raises as `conversation()` does.
         """
         self._check_key(key)
         engine = self._new_engine(key, self._where)
         return self._facades[id(engine)]
 
     def attach(self, session_id: str) -> Conversation:
-        """Return the conversation in a session that another tool made, whatever the directory; its key is the id.
+        """Return the conversation in a session that another tool created. Its key is the session id.
 
-        It can be read, continued and deleted as any other, as long as the session takes writes: it is not continued in
-        another, and writing then raises `SessionClosed`. Costs one GetSession.
+        Works with every `directory`. The conversation can be read, continued and deleted like any other while the
+        session takes writes. It is never continued in another session: writing then raises `SessionClosed`. Costs one
+        GetSession.
 
         Raises:
-            InvalidKeyError: this is no session id.
+            InvalidKeyError: the argument is not a session id.
             SessionClosed: there is no such session.
-            ForeignSessionError: it belongs to a conversation of this library: use that by its key.
+            ForeignSessionError: the session belongs to a conversation of this library. Use that conversation's key.
 
         """
         check_session_id(session_id)
@@ -278,9 +281,10 @@ class BedrockSessionsChatStore(BaseChatStore):
     def conversations(
         self, prefix: str = "", session_metadata: Mapping[str, str] | None = None
     ) -> Iterator[ConversationSummary]:
-        """Yield the conversations whose key begins so and whose metadata says all of this, last begun session first.
+        """Yield the conversations whose keys begin with a prefix and whose metadata contain these entries.
 
-        Sessions are looked at as conversations are asked for. Raises DirectoryTooLarge as any search does.
+        The conversation with the newest session comes first. Sessions are read while conversations are consumed. Raises
+        DirectoryTooLarge as every search does.
         """
         wanted = dict(session_metadata or {}).items()
         for key, summary, info in self._where.newest(prefix):
@@ -289,18 +293,20 @@ class BedrockSessionsChatStore(BaseChatStore):
                 yield found
 
     def rebuild_directory(self, progress: Progress | None = None) -> int:
-        """Put an entry into the key-value store for every session of the namespace; return how many there are.
+        """Write an entry for every session of the namespace to the key-value store; return the number of sessions.
 
-        For sessions that were made under another directory, or for a store that was lost. It scans the metadata of
-        all sessions at `scan_rate`, removes entries whose session is gone, and may be repeated. `progress` is told how
-        many sessions have been looked at, and of how many.
+        Use it after a change of `directory`, or after the loss of the key-value store. Scans the metadata of all
+        sessions at `scan_rate`, and removes entries of deleted sessions. It can be repeated. Calls `progress` with the
+        number of sessions that were scanned and the number of all.
 
         Raises:
-            ConfigurationError: the directory is no key-value store.
+            ConfigurationError: the directory is not a key-value store.
 
         """
         if not isinstance(self._where, KeyValueDirectory):
-            raise ConfigurationError(f"directory={self.directory!r} keeps nothing: there is nothing to rebuild.")
+            raise ConfigurationError(
+                f"directory={self.directory!r} has no entries to rebuild: only a key-value store has."
+            )
         return self._where.rebuild(progress)
 
     def _check_key(self, key: str) -> None:
@@ -323,7 +329,7 @@ class BedrockSessionsChatStore(BaseChatStore):
             encryption_key_arn=_of_key(self.encryption_key_arn, key),
             refresh_interval=self.refresh_interval,
             skip_newer=self.skip_newer,
-            # An id may be somebody's key as well: what is attached has a place of its own.
+            # An id can also be the key of a conversation, so attached sessions have a folder of their own.
             media=self._bucket.objects(self.namespace, key if where.continues else f"session {key}")
             if self._bucket
             else None,
@@ -338,10 +344,10 @@ class BedrockSessionsChatStore(BaseChatStore):
         self._facades[id(engine)] = Conversation(engine, self.conversation, self._engine)
         return engine
 
-    # LlamaIndex's verbs
+    # LlamaIndex's methods
 
     def set_messages(self, key: str, messages: list[ChatMessage]) -> None:
-        """Make these the messages of a key. What is there already, in this order, is not written again."""
+        """Replace the messages of a key. Messages that are already stored in this order are not written again."""
         self.conversation(key).set(messages)
 
     def get_messages(self, key: str) -> list[ChatMessage]:
@@ -349,7 +355,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         return self.conversation(key).messages()
 
     def add_message(self, key: str, message: ChatMessage) -> None:
-        """Add a message. Once this returns, it is in the service."""
+        """Add a message. It is in the service once this returns."""
         self.conversation(key).add([message])
 
     def delete_messages(self, key: str) -> list[ChatMessage] | None:
@@ -360,26 +366,29 @@ class BedrockSessionsChatStore(BaseChatStore):
         return conversation.hide() if self.on_delete == "hide" else conversation.delete()
 
     def delete_message(self, key: str, idx: int) -> ChatMessage | None:
-        """Remove the message at a position of the list this task was last given; None if there is none there."""
+        """Remove and return the message at a position of the list that this task last read; None if there is none."""
         return self.conversation(key).remove(idx)
 
     def delete_last_message(self, key: str) -> ChatMessage | None:
-        """Remove the message that is last now, and return it; None if there is none."""
+        """Remove and return the last message; None if there is none."""
         return self.conversation(key).remove_last()
 
     def renew(self, *, older_than: timedelta = RENEW_AFTER, progress: Progress | None = None) -> "RenewResult":
-        """Continue every conversation whose newest session is older: `Conversation.renew` for a scheduled job.
+        """Renew every conversation whose newest session is older than `older_than`: for a scheduled job.
 
-        One that fails does not keep the others from it: it is logged, and told by the result. `progress` is told how
-        many have been dealt with, and of how many.
+        If a conversation fails, it is logged and reported in the result, and the others are renewed. Calls `progress`
+        with the number of conversations that are done and the number of all.
 
         Raises:
-            ConfigurationError: `older_than` is no timedelta, or keys are session ids: such a session is not continued.
+            ConfigurationError: `older_than` is not a timedelta, or keys are session ids, whose sessions are never
+                continued.
 
         """
         age = to_ms(older_than)
         if not self._where.continues:
-            raise ConfigurationError(f"directory={self.directory!r}: a session that is used by its id has no next one.")
+            raise ConfigurationError(
+                f"directory={self.directory!r}: a session that is used by its id cannot be renewed."
+            )
         keys = [key for key, newest, _ in self._where.newest() if self._sessions.clock.now() - newest.created >= age]
         logger.info("%d conversations are older than %s", len(keys), older_than)
         done = itertools.count(1)
@@ -442,13 +451,13 @@ class BedrockSessionsChatStore(BaseChatStore):
         return {**data, **self._place(), **held, "class_name": self.class_name(), "instance": self._id}
 
     def _place(self) -> dict[str, str | None]:
-        """Return where this store looks: two stores look in the same place if all of it is equal. No secrets."""
+        """Return what identifies the data. Two stores use the same data if all of it is equal. No secrets."""
         region, endpoint = self.region_name, self.endpoint_url
         if self.client is not None:
             meta = getattr(self.client, "meta", None)
             region, endpoint = getattr(meta, "region_name", None), getattr(meta, "endpoint_url", None)
         elif self.database is None and region is None:
-            # What boto3 would take now: in another process it may be another.
+            # The region that boto3 uses in this process; another process may have another.
             with contextlib.suppress(Exception):
                 region = self._connection().session().region_name
         return {
@@ -462,7 +471,7 @@ class BedrockSessionsChatStore(BaseChatStore):
         }
 
     def _account(self) -> str | None:
-        """Return what of the way to AWS a dict cannot hold, None if nothing: never a secret."""
+        """Return a name for credentials or a client, which a dict cannot hold; None without them. No secrets."""
         if self.client is not None:
             return f"client of {_key_of(self.client)}"
         if self.botocore_session is not None:
@@ -477,11 +486,13 @@ class BedrockSessionsChatStore(BaseChatStore):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> "BedrockSessionsChatStore":
-        """Return the store a dict was made of: itself, a live one of the same configuration, or a new one.
+        """Return the store of a dict: the store itself, a live one with the same configuration, or a new one.
+
+        Never returns a store that uses other data.
 
         Raises:
-            ConfigurationError: it was made with what cannot be in a dict (a client, credentials, functions, memory),
-                and no such store has been constructed in this process. Never returns one that looks elsewhere.
+            ConfigurationError: the store was made with something that a dict cannot hold (a client, credentials, a
+                function, memory), and this process has not constructed such a store.
 
         """
         data = {**data, **kwargs}
@@ -506,17 +517,17 @@ class BedrockSessionsChatStore(BaseChatStore):
         return cls(**{name: value for name, value in data.items() if name in cls.model_fields and name != "audit"})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the dict does: no secrets, and an error instead of an empty store."""
+        """Pickle the dict: without secrets, and with an error instead of an empty store."""
         return (type(self).from_dict, (self.to_dict(),))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "BedrockSessionsChatStore":  # noqa: ARG002
-        """Return the store itself, or with `update` another one that is made of the same arguments and these."""
+        """Return the store itself; with `update`, a new store with the same arguments and these."""
         if not update:
             return self
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | dict(update))
 
     def __copy__(self) -> "BedrockSessionsChatStore":
-        """Return the store itself: it stands for what is in the service."""
+        """Return the store itself, because it represents what is in the service."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "BedrockSessionsChatStore":
@@ -560,7 +571,7 @@ class BedrockSessionsChatStore(BaseChatStore):
 
 @dataclasses.dataclass(frozen=True)
 class RenewResult:
-    """What `BedrockSessionsChatStore.renew` did: the keys that were renewed, and those that could not be, and why."""
+    """The result of `BedrockSessionsChatStore.renew`: the renewed keys, and the error of each key that failed."""
 
     keys: tuple[str, ...]
     failed: Mapping[str, BedrockSessionsError]
@@ -581,7 +592,7 @@ def _is_alike(data: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
 
 
 def _key_of(client: Any) -> str:
-    """Return what tells the accounts of two clients apart: there is no public way to ask a client without a call."""
+    """Return a name for the credentials of a client. A client offers no public way to read them without a call."""
     signer = getattr(client, "_request_signer", None)
     key = getattr(getattr(signer, "_credentials", None), "access_key", None)
     return _hidden(key) if isinstance(key, str) else "unknown credentials"
@@ -605,13 +616,15 @@ def _check_arguments(arguments: Mapping[str, Any], known: Mapping[str, Any]) -> 
 
 def _check_key_form(key: object) -> None:
     if not isinstance(key, str):
-        raise InvalidKeyError(f"A conversation's key is a string, not {type(key).__name__}.")
+        raise InvalidKeyError(f"The key of a conversation is a string, not {type(key).__name__}.")
     if not 1 <= len(key) <= KEY_LENGTH:
-        raise InvalidKeyError(f"A conversation's key has 1 to {KEY_LENGTH:,} characters, not {len(key):,}.")
+        raise InvalidKeyError(f"The key of a conversation has 1 to {KEY_LENGTH:,} characters, not {len(key):,}.")
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise InvalidKeyError("A conversation's key must be valid Unicode: it holds a lone surrogate.") from None
+        raise InvalidKeyError(
+            "The key of a conversation must be valid Unicode. This one contains a lone surrogate."
+        ) from None
 
 
 # ChatMemoryBuffer.from_dict finds the store by name here, and only here.

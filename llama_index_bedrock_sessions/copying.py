@@ -1,4 +1,4 @@
-"""Moving in, and out: conversations copied from one LlamaIndex chat store to another, and compared afterwards."""
+"""Migration: copies conversations from one LlamaIndex chat store to another, and compares the result."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -13,12 +13,12 @@ from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.errors import InvalidKeyError, UsageError
 
 BATCH = 100
-"""Messages that are written to a store of ours by one step."""
+"""Messages that one step writes to a BedrockSessionsChatStore."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CopyProblem:
-    """Why a conversation is not copied: its key, the position in it (None: all of it), and what is wrong there."""
+    """Why a conversation was not copied: its key, the position of the message (None: all), and the reason."""
 
     key: Any
     position: int | None
@@ -27,10 +27,13 @@ class CopyProblem:
 
 @dataclasses.dataclass(frozen=True)
 class CopyReport:
-    """What `copy_conversations` has done.
+    """The result of `copy_conversations`.
 
-    `copied` are the keys of which something was written (`messages` in all), `unchanged` those that were there
-    already, `problems` tell of all others. A key in `copied` or `unchanged` was read back and is equal.
+    - `copied`: the keys under which messages were written (`messages` is their number).
+    - `unchanged`: the keys that were equal before.
+    - `problems`: one for each other key.
+
+    Every key in `copied` and `unchanged` was read back and is equal.
     """
 
     copied: tuple[str, ...]
@@ -46,23 +49,29 @@ def copy_conversations(
     *,
     progress: Callable[[Any, int, int], None] | None = None,
 ) -> CopyReport:
-    """Copy conversations (None: all) between any LlamaIndex chat stores, and compare what was written.
+    """Copy conversations between any two LlamaIndex chat stores, and compare the copies with the source.
 
-    It may be interrupted and called again: what is equal is left alone, and what is there in part is completed. Where
-    the target has other messages under a key, nothing is written there. What cannot be copied is told in the report,
-    and all else is copied. Of a store of ours the active messages are copied, not archived ones or named state.
+    The copy can be interrupted and called again. Conversations that are equal are left unchanged, and partial copies
+    are completed. If the target has other messages under a key, nothing is written there. The report lists every
+    conversation that was not copied; all others are copied. From a BedrockSessionsChatStore the active messages are
+    copied, not archived messages or named state.
 
-    Messages are equal if they have one normal form: that of `message_codec.py`, in which a picture's file is its bytes.
-    `progress` is called after each conversation with its key, how many are done, and how many there are. Nobody else
-    should write to the target's keys meanwhile. Raises what the target raises when it cannot write at all
-    (`AccountError`, `ServiceError`), and what `source.get_keys` raises.
+    Messages are equal if their normal forms are equal (see `message_codec.py`): a picture's file counts as its bytes.
+    No other process should write to the target's keys during the copy.
+
+    Args:
+        source: the store to read.
+        target: the store to write.
+        keys: the keys to copy; None for all.
+        progress: called after each conversation with its key, the number of conversations done, and of all.
 
     Raises:
-        InvalidKeyError: `keys` is one key.
+        InvalidKeyError: `keys` is a single key.
+        AccountError, ServiceError: the target cannot write at all. `source.get_keys` may raise errors of its own.
 
     """
     if isinstance(keys, str):
-        raise InvalidKeyError(f"keys= is a list of keys, not one key: keys=[{keys!r}]")
+        raise InvalidKeyError(f"keys= takes a list of keys, got one key. Pass keys=[{keys!r}].")
     copied: list[str] = []
     unchanged: list[str] = []
     problems: list[CopyProblem] = []
@@ -85,37 +94,37 @@ class _Problem(Exception):  # noqa: N818 - never leaves this module
 
 
 def _copy(source: BaseChatStore, target: BaseChatStore, key: Any) -> int:
-    """Copy a conversation, and return how many messages were written. Raises _Problem."""
+    """Copy a conversation; return the number of messages written. Raises _Problem."""
     if not isinstance(key, str):
-        raise _Problem(None, f"the key is no string but {type(key).__name__}")
+        raise _Problem(None, f"expected a key of type str, got {type(key).__name__}")
     try:
         messages = list(source.get_messages(key))
     except Exception as error:
-        # Its text may hold the messages.
+        # The text of the error may contain messages.
         raise _Problem(None, f"the source cannot read it ({type(error).__name__})") from error
     for position, message in enumerate(messages):
         if not isinstance(message, ChatMessage):
-            raise _Problem(position, f"it is no ChatMessage but {type(message).__name__}")
+            raise _Problem(position, f"expected a ChatMessage, got {type(message).__name__}")
     wanted = [_form(message) for message in messages]
     try:
         there = _differences(target, key, wanted)
         if there < len(messages):
             _write(target, key, messages[there:], begins=there == 0)
             if _differences(target, key, wanted) < len(messages):
-                raise _Problem(None, "the target has less of it than was written")
+                raise _Problem(None, "the target contains fewer messages than were written")
     except UsageError as error:
         raise _Problem(None, f"the target refuses it: {error}") from error
     return len(messages) - there
 
 
 def _differences(target: BaseChatStore, key: str, wanted: Sequence[Any]) -> int:
-    """Return how many of the messages are there, which are the first ones. Raises _Problem if others are there."""
+    """Return how many of the messages the target has, from the first on. Raises _Problem if it has others."""
     there = [_form(message) for message in _read(target, key)]
     for position, form in enumerate(there):
         if position == len(wanted):
-            raise _Problem(position, "the target has more messages here, and is left as it is")
+            raise _Problem(position, "the target has more messages; it was left unchanged")
         if form != wanted[position]:
-            raise _Problem(position, "the target has another message here, and is left as it is")
+            raise _Problem(position, "the target has another message here; it was left unchanged")
     return len(there)
 
 

@@ -1,20 +1,20 @@
-"""What can go wrong, split by whose fault it is.
+"""The errors of this library, by whose fault they are.
 
     BedrockSessionsError
     ├── UsageError                    the call: change the code
-    │   ├── ConfigurationError          (ValueError) arguments, region, a file that is no database
+    │   ├── ConfigurationError          (ValueError) arguments, region, a file that is not a database
     │   ├── InvalidKeyError             (ValueError) not a string, empty, too long
     │   ├── InvalidMessageError         (TypeError)  not a ChatMessage
     │   ├── InvalidStateError           (TypeError)  not a JSON value
-    │   ├── InvalidContextError         (ValueError) a workflow's context that cannot be saved, or be loaded as this one
-    │   ├── AlreadyResumed              somebody has loaded the saved context: his is the run that goes on
+    │   ├── InvalidContextError         (ValueError) a workflow's context that cannot be saved or loaded
+    │   ├── AlreadyResumed              the saved context was loaded before, and continues there
     │   ├── InvalidPointError           (ValueError) not a change, a message or an aware time
     │   ├── StepTooLargeError           (ValueError) more than an invocation step holds
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
     │   ├── ConversationEnded           ended on purpose
-    │   ├── ConversationExists          something is stored under the key already
-    │   ├── SessionClosed               used by its id, and takes no more writes, or is gone
-    │   ├── RequestRefusedError         Bedrock refuses what was sent; sending it again does not help
+    │   ├── ConversationExists          the key is in use
+    │   ├── SessionClosed               used by its id, and takes no writes or was deleted
+    │   ├── RequestRefusedError         Bedrock refuses the request; a retry does not help
     │   └── DirectoryTooLarge           too many sessions to find one by scanning
     ├── AccountError                  the AWS account: change credentials, policy or key
     │   ├── CredentialsError            none found, incomplete, or expired
@@ -22,11 +22,11 @@
     ├── ServiceError                  the service or the network: try again
     │   ├── ThrottledError              too many requests
     │   └── UnavailableError            no answer, or 5xx
-    └── StoredDataError               what is stored
+    └── StoredDataError               the stored data
         └── NewerFormatError            written by a newer release of this library
 
-Every error carries `retryable` (the same call may succeed later) and `may_have_happened` (the operation may have had
-its effect: where it is False nothing was changed; where it is True, all but appends are safe to repeat).
+Every error has `retryable` (the same call can succeed later) and `may_have_happened`. If that is False, nothing was
+changed. If it is True, the operation may have taken effect; every operation but an append can be repeated safely.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BedrockSessionsError(Exception):
 
 
 class UsageError(BedrockSessionsError):
-    """The call cannot succeed as it is: the calling code has to change."""
+    """The call can never succeed: the calling code has to change."""
 
 
 class ConfigurationError(UsageError, ValueError):
@@ -58,19 +58,19 @@ class InvalidKeyError(UsageError, ValueError):
 
 
 class InvalidMessageError(UsageError, TypeError):
-    """Something that is not a `ChatMessage` was given to be stored."""
+    """A message to be stored is not a `ChatMessage`."""
 
 
 class InvalidStateError(UsageError, TypeError):
-    """A name or a value that named state cannot have: names are strings, values what JSON can say."""
+    """Named state cannot have this name or value: names are strings, and JSON represents the values."""
 
 
 class InvalidContextError(UsageError, ValueError):
-    """The context of a workflow that JSON cannot say; or there is none of that name, or it is of another workflow."""
+    """JSON cannot represent the context, no context has this name, or the context is of another workflow."""
 
 
 class AlreadyResumed(UsageError):  # noqa: N818 - reads as the state it reports
-    """A saved context was loaded before: `by` (None if that was not said), `at` a time in ISO 8601."""
+    """A saved context was loaded before. `by` is the name given then (or None), `at` the time in ISO 8601."""
 
     def __init__(self, message: str, *, by: str | None = None, at: str | None = None) -> None:
         super().__init__(message)
@@ -95,11 +95,11 @@ class ConversationEnded(UsageError):  # noqa: N818 - reads as the state it repor
 
 
 class ConversationExists(UsageError):  # noqa: N818 - reads as the state it reports
-    """There is something under the key already: a fork needs a key of its own."""
+    """The key is in use: a fork needs an unused key."""
 
 
 class SessionClosed(UsageError):  # noqa: N818 - reads as the state it reports
-    """A session that is used by its id takes no more writes or is gone, and is not continued in another."""
+    """A session that is used by its id takes no writes or was deleted. It is never continued in another session."""
 
 
 class RequestRefusedError(UsageError):
@@ -107,7 +107,7 @@ class RequestRefusedError(UsageError):
 
 
 class DirectoryTooLarge(UsageError):  # noqa: N818 - reads as the state it reports
-    """There are more sessions in the account than a metadata scan should look through."""
+    """The account has more sessions than a metadata scan may read (`scan_limit`)."""
 
 
 class AccountError(BedrockSessionsError):
@@ -137,7 +137,7 @@ class UnavailableError(ServiceError):
 
 
 class StoredDataError(BedrockSessionsError):
-    """What is stored cannot be used by this release."""
+    """This release cannot read the stored data."""
 
 
 class NewerFormatError(StoredDataError):

@@ -1,7 +1,7 @@
-"""What the package reports: calls to the service, and who ended, deleted, hid or redacted what.
+"""The events of the package: calls to the service, and audit events of whole conversations.
 
-Service calls go to LlamaIndex's instrumentation. Each audit event goes to `logging` and to the application. The log
-holds a key only as a hash, and never the text of a message.
+Service calls go to LlamaIndex's instrumentation. Each audit event goes to `logging` and to the application. Logs
+contain a key only as a hash, and never the text of a message.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ Action = Literal["ended", "reopened", "hidden", "restored", "redacted", "deleted
 
 @dataclasses.dataclass(frozen=True)
 class AuditEvent:
-    """Something that was done to a whole conversation, after it was done.
+    """An action on a whole conversation, reported after it was done.
 
-    `time` is the service's, ISO 8601 in UTC; `sessions` are the Bedrock sessions it was done to; `messages` the ids of
-    messages that were redacted; `reason` and `approver` what the application gave.
+    `time` is the service's time, ISO 8601 in UTC. `sessions` are the affected Bedrock sessions, `messages` the ids of
+    redacted messages. The application gave `reason` and `approver`.
     """
 
     action: Action
@@ -44,7 +44,7 @@ AuditCallback = Callable[[AuditEvent], None]
 
 
 def emit(event: AuditEvent, callback: AuditCallback | None) -> None:
-    """Log an event, and call the application's function; what that raises is logged: what was done is done."""
+    """Log an event and call the application's function. Its errors are logged, because the action is done."""
     said = {**dataclasses.asdict(event), "key": key_hash(event.key)}
     audit_logger.info("%s", json.dumps({name: value for name, value in said.items() if value}))
     if callback is not None:
@@ -57,10 +57,13 @@ def emit(event: AuditEvent, callback: AuditCallback | None) -> None:
 class ServiceCallEvent(BaseEvent):
     """One call to Amazon Bedrock has ended.
 
-    `operation` is Bedrock's name of it; `session` and `step` are ids, None where the call has none. `duration` is in
-    seconds, retries included; `retries` are botocore's, None where no answer came. `outcome` is "ok", or the code of
-    the service's error, or the class of the error where no answer came. `response_bytes` is the length of the answer's
-    body, None where it is not said. `span_id` and `tags` are those of the code that asked, in whatever thread it ran.
+    - `operation`: Bedrock's name of the operation.
+    - `session` and `step`: their ids; None if the call has none.
+    - `duration`: seconds, with retries.
+    - `retries`: the number of botocore's retries; None without a response.
+    - `outcome`: "ok", the error code of the service, or the class of the error without a response.
+    - `response_bytes`: the length of the response body; None if unknown.
+    - `span_id` and `tags`: those of the calling code, in whichever thread the call ran.
     """
 
     operation: str
@@ -78,7 +81,7 @@ class ServiceCallEvent(BaseEvent):
 
 
 def key_hash(key: str) -> str:
-    """Return how a conversation's key is told: the first 16 digits of its SHA-256."""
+    """Return the name of a key in logs: the first 16 digits of its SHA-256."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -89,7 +92,7 @@ def record_call(
     failure: BaseException | None,
     duration: float,
 ) -> None:
-    """Tell of a call: `answer` is what botocore parsed, None if none came; `failure` is botocore's, None if none."""
+    """Report a call. `answer` is the response that botocore parsed, `failure` its error; either can be None."""
     if not (is_heard := _is_heard()) and not logger.isEnabledFor(logging.DEBUG):
         return
     answer = answer or {}
@@ -113,7 +116,7 @@ def record_call(
 
 
 def _is_heard() -> bool:
-    """Whether anybody has added a handler of events: who has not pays nothing."""
+    """Whether an event handler was added. Without one, events cost nothing."""
     at: Dispatcher | None = dispatcher
     while at is not None:
         if any(type(handler) is not NullEventHandler for handler in at.event_handlers):

@@ -1,8 +1,8 @@
-"""Tool calls and their results in pairs, as models require them. Pure: it reads nothing, and changes no message.
+"""Pairs tool calls with their results, as models require it. No I/O, and no message is changed.
 
-The rule is that of Bedrock's Converse API, and of other providers alike: a message with tool calls is followed by the
-result of each of them before anything else is said, and a result follows its call. A conversation that breaks it is
-refused as a whole, on every later turn. What is stored stays as it is: only what a model is shown is paired.
+Bedrock's Converse API and other providers have the same rule. A message with tool calls is followed by the result of
+each call before any other message, and a result follows its call. The model refuses every later turn of a conversation
+that breaks the rule. Only the messages shown to a model are paired; the stored messages stay unchanged.
 """
 
 from __future__ import annotations
@@ -17,38 +17,41 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallB
 from llama_index_bedrock_sessions.events import key_hash
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
-NO_RESULT = "[There is no result: the turn was interrupted before this tool call had returned.]"
-"""What stands for a result that was never stored."""
+NO_RESULT = "[There is no result: the turn was interrupted before this tool call returned.]"
+"""Replaces a result that was never stored."""
 _RESULTS = (MessageRole.TOOL, MessageRole.FUNCTION)
 _ID_NAMES = ("call_id", "toolUseId", "tool_call_id", "id")
-"""Where the LLM packages keep the id of a call in `additional_kwargs["tool_calls"]`; what results refer to is first."""
+"""Members of `additional_kwargs["tool_calls"]` that hold the id of a call. The one that results refer to is first."""
 
 
 class PairingNote(NamedTuple):
-    """One change that pairing made: what was changed, and the id of the tool call."""
+    """One change made by pairing: its kind, and the id of the tool call."""
 
     what: str
     call: str | None
 
 
 class _Call(NamedTuple):
-    """A tool call: its id, or None where the model gives none (Ollama), and the name of the tool."""
+    """A tool call: its id (None from models that give none, such as Ollama) and the name of the tool."""
 
     id: str | None
     tool: str | None = None
 
     @property
     def key(self) -> str | None:
-        """What its result refers to: the id; LlamaIndex takes the tool's name where there is none."""
+        """What the result refers to: the id, or the name of the tool if there is no id, as in LlamaIndex."""
         return self.id or self.tool
 
 
 def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Return the messages with every tool call followed by its result; what was changed is logged.
+    """Return the messages with every tool call followed by its result, and log the changes.
 
-    A call without a result gets one that says so; a result that stands later is moved to its call; a result without
-    a call is left out. Calls are found in `ToolCallBlock`s and in `additional_kwargs["tool_calls"]`. The list is new,
-    the messages are those given; a list whose calls are paired comes back equal, and pairing twice changes nothing.
+    - A call without a result gets a result that explains it.
+    - A later result is moved to its call.
+    - A result without a call is left out.
+
+    Calls are in `ToolCallBlock`s or in `additional_kwargs["tool_calls"]`. Returns a new list of the given messages. A
+    list whose calls are paired is returned equal, so pairing twice changes nothing.
     """
     paired, notes = pair(messages)
     log_pairing(notes)
@@ -56,7 +59,7 @@ def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 
 def log_pairing(notes: Sequence[PairingNote], key: str | None = None) -> None:
-    """Log what pairing has changed, of the conversation `key` if it is known."""
+    """Log the changes of pairing, for the conversation `key` if it is known."""
     if notes:
         of = "" if key is None else f" of conversation {key_hash(key)}"
         said = "; ".join(f"{count} x {what}" for what, count in Counter(note.what for note in notes).items())
@@ -94,7 +97,7 @@ def pair(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Pairi
 def _results(
     messages: Sequence[ChatMessage], position: int, calls: Sequence[_Call], placed: set[int]
 ) -> tuple[list[int], list[str]]:
-    """Return where the results of the calls of a message are, and the ids of the calls that have none."""
+    """Return the positions of the results of a message's calls, and the ids of calls without a result."""
     wanted = Counter(call.key for call in calls)
     missing: list[str | None] = []
     found: list[int] = []
@@ -119,7 +122,7 @@ def _results(
 
 
 def _next_results(messages: Sequence[ChatMessage], position: int, taken: set[int], count: int) -> list[int]:
-    """Return where the results of `count` calls without an id are that do not say whose they are: what comes next."""
+    """Return the positions of the next results that name no call, for `count` calls without an id."""
     found: list[int] = []
     direct = True
     for later in range(position + 1, len(messages)):
@@ -143,12 +146,12 @@ def _take(items: list[str | None], item: str | None) -> bool:
 
 
 def has_calls(message: ChatMessage) -> bool:
-    """Tell whether a message calls tools."""
+    """Return whether a message calls tools."""
     return bool(_calls(message))
 
 
 def _calls(message: ChatMessage) -> list[_Call]:
-    """Return a message's tool calls; one that is kept in a block and the older way too is one."""
+    """Return the tool calls of a message. A call that is in a block and in `additional_kwargs` counts once."""
     if message.role in _RESULTS:
         return []
     calls = [

@@ -1,13 +1,12 @@
 """Close the open session of a conversation and continue in the next.
 
 Theory of operation. A session ends after an idle hour, 24 hours or 1,000 steps, and is deleted after 30 days. A
-conversation goes on for ever: its open sessions, the heads, are continued in a new session, by whichever process
-writes next.
+conversation has no end: the process that writes next continues its open sessions, the heads, in a new session.
 
 1. Close. Write a closing step to each head, and end it. From here on the heads take no writes, so what is read next is
    all they will ever hold.
 2. Read the heads to their end. Nothing is written from memory.
-3. Choose. List the sessions of the key. If another process has opened one meanwhile, read that and start again.
+3. Choose. List the sessions of the key. If another process has opened one, read that and start again.
    Otherwise take the earliest session that no process has opened: several writers choose the same one. If there is
    none, create one and list again.
 4. Open. Write the opening step. It names what it continues (`parents`, `covers`), what was removed, and which steps of
@@ -250,7 +249,9 @@ class Continuation:
         self.sessions.last_ms = max(self.sessions.last_ms, journal.clock.ms)
         before = ", ".join(journal.heads)
         logger.info(
-            "conversation %s: goes on in session %s after %s" if before else "conversation %s: begins in session %s%s",
+            "conversation %s: continues in session %s after %s"
+            if before
+            else "conversation %s: begins in session %s%s",
             *(self.sessions.name, info.session, before),
         )
         try:

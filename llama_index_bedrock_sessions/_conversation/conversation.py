@@ -282,12 +282,10 @@ class Conversation:
         """Refuse a fork that is empty by mistake. A point before the first message gives an empty fork on purpose."""
         journal = self._engine.reader.known()
         if not journal.heads:
-            raise InvalidPointError(
-                f"There is no conversation {self.key!r} that could be forked: store.get_keys() tells the keys."
-            )
+            raise InvalidPointError(f"There is no conversation {self.key!r} to fork. store.get_keys() lists the keys.")
         if timeline.hides(until) or (journal.fold.hidden() and not journal.fold.visible()):
             raise InvalidPointError(
-                f"What the conversation {self.key!r} held is hidden. To fork it, bring it back before: restore()."
+                f"The content of the conversation {self.key!r} is hidden. Call restore() before you fork it."
             )
 
     def _media_for(self, other: Objects | None, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
@@ -298,8 +296,8 @@ class Conversation:
             return noop, ""
         if mine is None or other is None:
             raise ConfigurationError(
-                f"The conversation {self.key!r} has contents in S3, which a fork has to copy: construct the chat store "
-                "with the media= it was written with."
+                f"The conversation {self.key!r} has contents in S3, which a fork has to copy. Construct the chat store "
+                "with the media= that it was written with."
             )
         return functools.partial(mine.copy, other, used), other.offload().places[0]
 
@@ -463,8 +461,8 @@ class Conversation:
     def end(self, summary: str | None = None, *, kind: str | None = None, by: str | None = None) -> bool:
         """End the conversation: it can be read, but takes no messages until `reopen()`. False if it had ended.
 
-        `describe()` shows the summary, the kind of resolution, and who ended it. The Bedrock session is ended too. If it
-        has expired, the end is written to a new session, which is then ended.
+        `describe()` shows the summary, the kind of resolution, and who ended it. The Bedrock session is ended too. If
+        it has expired, the end is written to a new session, which is then ended.
 
         Raises:
             InvalidStateError: an argument is not text.
@@ -568,8 +566,8 @@ class Conversation:
         messages = (known[change].messages.get(position) for change, position in doomed if change in known)
         if self._media is None and any(m and message_codec.objects(m.record) for m in messages):
             raise ConfigurationError(
-                "The message has contents in S3, which would stay there: construct the chat store with the media= it "
-                "was written with."
+                "The message has contents in S3, which would stay there. Construct the chat store with the media= that "
+                "it was written with."
             )
 
     def renew(self, older_than: timedelta = RENEW_AFTER) -> bool:
@@ -815,14 +813,14 @@ class Conversation:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the store and the key. Settings given for future sessions are not kept."""
         if self._sibling(self.key) is not self:
-            raise TypeError("A conversation that was attached is not pickled: pickle its key, and attach() that again.")
+            raise TypeError("An attached conversation cannot be pickled. Pickle its key, and pass that to attach().")
         return self._sibling, (self.key,)
 
 
 def to_ms(older_than: timedelta) -> int:
     """Return an age in ms. Raises ConfigurationError if it is not a timedelta."""
     if not isinstance(older_than, timedelta):
-        raise ConfigurationError(f"older_than is a datetime.timedelta, not {type(older_than).__name__}.")
+        raise ConfigurationError(f"older_than takes a datetime.timedelta, got {type(older_than).__name__}.")
     return older_than // timedelta(milliseconds=1)
 
 
@@ -830,7 +828,7 @@ def _texts(**given: str | None) -> dict[str, str]:
     """Return the texts that were given. Raises InvalidStateError if one is not text."""
     for name, text in given.items():
         if text is not None and not isinstance(text, str):
-            raise InvalidStateError(f"{name}= is a text, not {type(text).__name__}.")
+            raise InvalidStateError(f"{name}= takes a string, got {type(text).__name__}.")
     return {name: text for name, text in given.items() if text is not None}
 
 
@@ -843,9 +841,9 @@ def _message_id(text: str) -> MessageId:
 
 def _no_message(text: object) -> InvalidMessageError:
     # A message passed in place of its id contains what has to be deleted, so it is not quoted.
-    told = repr(text) if isinstance(text, str) else f"Something of type {type(text).__name__}"
+    shown = repr(text) if isinstance(text, str) else f"A value of type {type(text).__name__}"
     return InvalidMessageError(
-        f"{told} is not the id of a message of this conversation: history() tells the ids. Nothing was changed."
+        f"{shown} is not the id of a message of this conversation. history() lists the ids. Nothing was changed."
     )
 
 

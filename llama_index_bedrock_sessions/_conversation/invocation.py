@@ -21,9 +21,9 @@ _entered: contextvars.ContextVar[tuple[Invocation, ...]] = contextvars.ContextVa
 
 
 class Invocation:
-    """A block of code whose writes to one conversation are an invocation of their own: see `Conversation.invocation`.
+    """A block of code whose writes to one conversation go to one invocation: see `Conversation.invocation`.
 
-    For `with` and `async with`: entering and leaving it makes no call. Entered again, it goes on.
+    For `with` and `async with`. Entering and leaving makes no call. It can be entered again.
     """
 
     def __init__(self, sessions: SessionClient, key: str, description: str, by: str | None) -> None:
@@ -31,7 +31,7 @@ class Invocation:
             what = f"{len(description):,}" if isinstance(description, str) else type(description).__name__
             raise ConfigurationError(f"The description of an invocation has 1 to {DESCRIPTION} characters, not {what}.")
         if by is not None and not isinstance(by, str):
-            raise ConfigurationError(f"by= is a string, the name of who writes, not {type(by).__name__}.")
+            raise ConfigurationError(f"by= is the name of the writer, a string, not {type(by).__name__}.")
         self.description = description
         self.by = by
         self._of = (sessions, key)
@@ -41,7 +41,7 @@ class Invocation:
         return f"Invocation({self.description!r}, by={self.by!r})"
 
     def id_in(self, session: str) -> str:
-        """Return its id in a session: a conversation that goes on in another session has it there too."""
+        """Return the id of the invocation in a session. Each session of the conversation has its own."""
         return str(uuid.uuid5(uuid.UUID(session), self._name))
 
     def is_of(self, sessions: SessionClient, key: str) -> bool:

@@ -27,7 +27,7 @@ NativeBlocks = Mapping[Home, Sequence[ContentBlock]]
 
 
 def check_status(status: MessageStatus | None) -> MessageStatus | None:
-    """Return a status, also one that is given as its text. Raises InvalidPointError: there is no such status."""
+    """Return a status that is given as such or as its text. Raises InvalidPointError for an unknown status."""
     try:
         return None if status is None else MessageStatus(status)
     except ValueError:
@@ -122,7 +122,7 @@ def difference(
     encoded: Encoded,
     status: MessageStatus | None,
 ) -> Draft | None:
-    """Return the smallest change that makes `wanted` of what is there; None if nothing has to change.
+    """Return the smallest change that turns the stored messages into `wanted`; None if they are equal.
 
     That is removals and additions, or a set. `encoded` are the wanted messages as they are stored.
     """
@@ -165,7 +165,7 @@ def _have_one_in_common(some: Iterable[ChatMessage], others: Iterable[ChatMessag
 
 
 def _tail(encoded: Encoded, skip: int) -> Encoded:
-    """Return the encoding without its first messages: native blocks are numbered anew."""
+    """Return the encoding without its first messages. Native blocks are renumbered."""
     if skip == 0:
         return encoded
     used = [n for record in encoded.records[skip:] for n in own_references(record)]

@@ -324,7 +324,9 @@ class Reader:
         found = {home: step[0] for home, step in self.sessions.client.fetch(homes) if step}
         texts = [block.get("text") for home, n in references for block in found.get(home, [])[n : n + 1]]
         if len(texts) < len(references) or None in texts:
-            raise StoredDataError("A part of it is no longer there: its session was deleted, or is another's.")
+            raise StoredDataError(
+                "A part of the content is missing: its session was deleted or belongs to another conversation."
+            )
         return [str(text) for text in texts]
 
 

@@ -152,7 +152,7 @@ class ConversationSessions:
         return [head for head in heads if now - self.created[head] > 50 * MINUTE]
 
     def is_active(self, session: str) -> bool:
-        """Whether the service says that the session takes writes. Raises NotFound."""
+        """Whether the session takes writes, by the status of the service. Raises NotFound."""
         return self.client.get(session).status == "ACTIVE"
 
     # Listing

@@ -24,16 +24,16 @@ class ReservedName(str):
 
 
 MEMORY_PREFIX = ReservedName("memory/")
-"""Begins the names of the state that `BedrockSessionsMemory` keeps."""
+"""Prefix of the state that `BedrockSessionsMemory` keeps."""
 TURN = ReservedName(MEMORY_PREFIX + "turn")
-"""Begins the name of the state of an unfinished turn, which a run of an agent keeps while it goes on."""
+"""Prefix of the state of unfinished turns, which runs of agents keep while they are live."""
 RESERVED = {
     MEMORY_PREFIX: "what BedrockSessionsMemory remembers",
     METADATA: "the metadata of sessions",
     contexts.PREFIX: "saved contexts",
     TAGS: "the tags of sessions",
 }
-"""How the names of state begin that applications neither see nor write, and what it is."""
+"""The prefixes of names that applications can neither see nor write, and their content."""
 
 
 class _Read(Protocol):
@@ -44,17 +44,17 @@ _Write = Callable[[Mapping[str, JSON], Iterable[str]], None]
 
 
 class State(MutableMapping[str, JSON]):
-    """The named state of a conversation: JSON values by name, for the application's own use.
+    """The named state of a conversation: JSON values by name, for the application.
 
-    Of several writes of one name the last counts, whoever wrote it. Every read is one list of the service's steps;
-    every write one list and one step. What is read belongs to the caller: changing it in place stores nothing.
-    Names that begin with "memory/" are those of `BedrockSessionsMemory`, those with "context/" of saved contexts, those
-    with "session/metadata/" or "session/tags/" of `Conversation.update_metadata`: they are neither shown nor taken
-    here, and `clear` leaves them. Under asyncio use the methods with an `a`.
+    Last write wins. A read costs one list, a write one list and one step. A caller owns the values that it reads:
+    changing them stores nothing. Under asyncio use the methods that begin with `a`.
+
+    Some names are reserved: "memory/" for `BedrockSessionsMemory`, "context/" for saved contexts, "session/metadata/"
+    and "session/tags/" for `Conversation.update_metadata`. They are not shown, cannot be set, and survive `clear`.
 
     Raises:
-        KeyError: the name is not there.
-        InvalidStateError: a name that is not a string or is reserved, or a value that JSON cannot say.
+        KeyError: there is no value of this name.
+        InvalidStateError: the name is reserved or not a string, or JSON cannot represent the value.
         StepTooLargeError: the values exceed 50 MB.
 
     """

@@ -33,7 +33,7 @@ def read_timeline(reader: Reader) -> Timeline:
 
 
 def read_alone(reader: Reader, session: str) -> Journal:
-    """Return what one session holds, without what later sessions say of it; an empty journal if the session is gone."""
+    """Return the journal of one session alone, without later sessions; an empty one if the session was deleted."""
     now = reader.known()
     journal = reader.new_journal([session])
     try:

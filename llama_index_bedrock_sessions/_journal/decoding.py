@@ -1,7 +1,7 @@
-"""Decode one invocation step, whoever wrote it.
+"""Decode one invocation step, of this library or of another tool.
 
-Whatever is stored reads as changes, as one visible placeholder, or is refused by its version. `docs/format.md`
-specifies the format. `fold.py` decides which steps to read and what they add up to.
+Every step is decoded to changes, becomes one visible placeholder, or is refused by its version. `docs/format.md`
+specifies the format. `fetch_plan.py` decides which steps to read, and `fold.py` what they add up to.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ from llama_index_bedrock_sessions.errors import NewerFormatError
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 DECOMPRESSED = 64 * 1024 * 1024
-"""Bytes a `zip` may unpack to: far more than a writer ever packs, far less than a compressed bomb."""
+"""Bytes that a `zip` may unpack to: far more than a writer packs, far less than a compression bomb."""
 CONTAINERS = 2_000_000
-"""JSON objects and lists a `zip` may hold: parsed, each takes a thousand times the bytes it takes packed."""
+"""JSON objects and lists that a `zip` may contain: parsed, each takes a thousand times its packed bytes."""
 MANY = 1_000_000
-"""More messages than one change ever adds, or than those a step carries have added."""
+"""More messages than one change adds, or than the carried changes of a step have added."""
 CARRIED = 10_000
-"""More changes than a step ever carries: in 512 KB, of which each takes 80 bytes at least."""
+"""More changes than a step carries: 512 KB at 80 bytes or more each."""
 _NESTING = 450
-"""Levels an envelope may have: `values.py` needs 3 for each of the 100 a value may have; Python stops at a thousand."""
+"""Levels that an envelope may have: a value has up to 100, each takes 3 in `values.py`, and Python's limit is 1,000."""
 _SAVERS = (
     ("CHECKPOINTS", "checkpoint_ns", "checkpoint_id"),
     ("CHECKPOINT", "checkpointNs", "checkpointId"),
 )
-"""LangGraph's savers, in Python and in JavaScript."""
+"""The checkpoint savers of LangGraph, in Python and in JavaScript."""
 
 
 def read_step(home: Home, payload: Sequence[ContentBlock], time: int, *, skip_newer: bool = False) -> Step:
-    """Return what a step says. Total: what cannot be read becomes one visible placeholder, and is logged.
+    """Return a decoded step. Total: content that cannot be read becomes one visible placeholder, and is logged.
 
     `time` is the step's `invocationStepTime` in ms: it orders the steps of other tools.
 
@@ -76,7 +76,7 @@ def read_step(home: Home, payload: Sequence[ContentBlock], time: int, *, skip_ne
     parsed = parse_id(home.step)
     step = _step(home, parsed, payload, time, skip_newer=skip_newer)
     if parsed and parsed.kind is Kind.OPENING and step.opening is None:
-        # The session is open, whatever its opening cannot tell any more: those before it are heads again.
+        # The session is open, even if its opening is damaged. The sessions before it become heads again.
         step = dataclasses.replace(step, opening=Opening(0, {}, {}, frozenset(), (), None))
     return step.alone() if parsed and parsed.kind in {Kind.OPENING, Kind.ATTACHMENT} else step
 
@@ -87,7 +87,7 @@ def _step(home: Home, parsed: StepId | None, payload: Sequence[ContentBlock], ti
         return Step(home, ((home.step, _foreign(home, payload, time)),))
     try:
         body = check_object(_loads(text))
-        version = check_integer(body.get(MARK) or None)  # there is no version 0
+        version = check_integer(body.get(MARK) or None)  # version 0 does not exist
         if version > VERSION:
             return _newer(home, parsed.ms, body, version, skip_newer=skip_newer)
         return _read(home, parsed, body, payload)
@@ -272,7 +272,7 @@ def _langgraph_invocations(block: ContentBlock) -> Iterator[str]:
                 for name in (f"{prefix}#{body[namespace]}", f"WRITES#{body[namespace]}#{body[checkpoint]}"):
                     yield str(uuid.UUID(bytes=hashlib.md5(name.encode(), usedforsecurity=False).digest()))
     except (Damaged, ValueError, RecursionError):
-        return  # no JSON
+        return  # not JSON
 
 
 def _opening(body: JSON, home: Home) -> Opening:
@@ -281,7 +281,7 @@ def _opening(body: JSON, home: Home) -> Opening:
     segments = tuple(_inherited(check_object(s)) for s in check_list(body.get("segments", [])))
     if len({segment.home.step for segment in segments}) < len(segments):
         raise Damaged("a segment is named twice")
-    # A session that says it comes before itself would have no head.
+    # A forged session that covers itself would have no head.
     covers = {
         check_id(k): check_integer(v) for k, v in check_object(body.get("covers", {})).items() if k != home.session
     }

@@ -55,7 +55,7 @@ def _carried_json(change: Change, step: str, places: dict[Place, int]) -> dict[s
 
 
 def facts_json(change: Change) -> dict[str, JSON]:
-    """Return what a change says besides its messages."""
+    """Return the members of a change besides its messages."""
     facts: dict[str, JSON] = {}
     if change.removed:
         facts["remove"] = _ids_json(change.removed)
@@ -73,7 +73,7 @@ def facts_json(change: Change) -> dict[str, JSON]:
 
 
 def own_json(change: Change, step: str, add: list[JSON], homes: list[JSON]) -> dict[str, JSON]:
-    """Return a change as its own step says it: `add` refers to the step's native blocks."""
+    """Return a change as JSON for the step that it is written in: `add` refers to the step's native blocks."""
     body: dict[str, JSON] = {} if change.id == step else {"id": change.id}
     if add:
         body["add"] = add

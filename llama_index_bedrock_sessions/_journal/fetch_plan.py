@@ -49,7 +49,7 @@ class FetchPlan:
         self._known = known
         self._clock = clock
         self._ids: dict[str, list[str]] = {}
-        """By session, the sorted ids of ours that can carry or be carried."""
+        """By session, our step ids that can carry or be carried, sorted."""
         self._covered: set[str] = set()
         """Steps whose own change is known."""
         self._taken: set[str] = set()
@@ -82,7 +82,7 @@ class FetchPlan:
         return any(step_id in self.listed[head] for head in self._heads)
 
     def newest_ids(self, session: str) -> list[str]:
-        """Return the ids of ours of a session that can carry or be carried, newest first."""
+        """Return our step ids of a session that can carry or be carried, newest first."""
         return self._ids.get(session, [])[::-1]
 
     # Openings

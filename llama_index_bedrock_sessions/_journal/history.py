@@ -1,7 +1,7 @@
-"""What a conversation was: its changes as records, and its messages and state as they were at a point.
+"""The past of a conversation: its changes as entries, and its messages and state at a point in time.
 
-Pure, like `fold.py`. A `Fold` knows what is there now; a `Timeline` is told every change that any session
-still in the service tells of, also those of which nothing is left.
+No I/O, like `fold.py`. A `Fold` knows the present. A `Timeline` knows every change that a session still contains or
+mentions, also changes that no longer count.
 """
 
 import dataclasses
@@ -24,19 +24,20 @@ from llama_index_bedrock_sessions._journal.values import JSON, is_unicode
 from llama_index_bedrock_sessions.errors import InvalidPointError
 
 Point = str | datetime
-"""The id of a change, of the step it was written in, or of a message, or an aware datetime."""
+"""The id of a change, of its step, or of a message; or an aware datetime."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One change of a conversation, as `history()` tells it; message ids are "change id/position".
+    """One change of a conversation, as `history()` returns it. Message ids are "change id/position".
 
-    `session`, `invocation` and `step` are where it was written, None where that is not in the service any more.
-    `description` is that of the invocation, `by` who wrote it: see `Conversation.invocation`. `texts` are those of the
-    messages in `added`, with their roles; None where a message is not there now. `hidden` and `ended` are True where
-    the change hid or ended the conversation, False where it undid that, None otherwise; `said` holds the texts that
-    were given with it (`summary`, `kind`, `reason`, `by`).
+    - `session`, `invocation` and `step`: where the change was written; None if the step is no longer in the service.
+    - `description` and `by`: the description of the invocation and its writer, see `Conversation.invocation`.
+    - `texts`: the texts of the messages in `added`, with their roles; None for messages that are not there now.
+    - `hidden` and `ended`: True if the change hid or ended the conversation, False if it undid that, else None.
+    - `said`: the texts that were given with it (`summary`, `kind`, `reason`, `by`).
+    - `foreign`: whether another tool wrote the step.
     """
 
     id: str
@@ -65,7 +66,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A message with what the conversation knows of it: its id, as `history()` spells it, its time (ISO 8601, UTC)."""
+    """A message with its id, as in `history()`, its time (ISO 8601, UTC) and its status."""
 
     id: str
     time: str
@@ -74,7 +75,7 @@ class Record:
 
 
 class Position(NamedTuple):
-    """A point between changes, or within one: those before `key` are in, and `limit` messages of the one at `key`."""
+    """A point between two changes or inside one: all changes before `key`, and `limit` messages of the change `key`."""
 
     key: Key
     limit: int = 0
@@ -85,7 +86,7 @@ END = Position((sys.maxsize, ""))
 
 
 class Snapshot(NamedTuple):
-    """A conversation at a cut; None is what is not known, `missing` the steps that may tell."""
+    """A conversation at a position. Unknown content is None; the steps in `missing` may contain it."""
 
     messages: list[tuple[MessageId, Message | None]]
     archived: frozenset[MessageId]
@@ -94,13 +95,13 @@ class Snapshot(NamedTuple):
 
 
 class Timeline:
-    """Every change that is told of, each with the step it was written in if that is still there."""
+    """Every known change, each with the step it was written in if that step still exists."""
 
-    def __init__(self, told: Iterable[tuple[Change, Home | None]]) -> None:
+    def __init__(self, changes: Iterable[tuple[Change, Home | None]]) -> None:
         self.known: dict[str, Change] = {}
         """Every change, by its id."""
         self._homes: dict[str, Home] = {}
-        for change, home in told:
+        for change, home in changes:
             self._learn(change)
             if home is not None:
                 self._homes[change.id] = home
@@ -110,17 +111,17 @@ class Timeline:
         self.known[change.id] = before.merged(change) if before else change
 
     def absorb(self, step: Step) -> None:
-        """Take in the own change of a step that a view has missed."""
+        """Take in the own change of a step that was missing from a snapshot."""
         change = step.contents[0][1]
         if change is not None and not change.damaged:
             self._learn(change)
 
     def changes(self) -> list[Change]:
-        """Return what is known, in order."""
+        """Return the known changes, in order."""
         return sorted(self.known.values(), key=lambda change: change.key)
 
     def entries(self, alive: Iterable[Message]) -> list[Entry]:
-        """Return every change as a record; `alive` are the messages that are there now."""
+        """Return every change as an entry; `alive` are the messages that are there now."""
         there = {message.id: message for message in alive}
         archived = self._archived()
         return [self._entry(change, there, archived[change.id]) for change in self.changes()]
@@ -151,14 +152,14 @@ class Timeline:
         )
 
     def holds(self, message: MessageId) -> bool:
-        """Whether a message is known, be it there now or removed."""
+        """Whether a message is known, whether it is there now or was removed."""
         change = self.known.get(message[0])
         return (change is not None and message[1] < change.count) or message in _removed(self.changes())
 
     # Points
 
     def locate(self, at: Point | None, before: Point | None) -> Position:
-        """Return the cut just after the point `at`, or just before the point `before`; the end where both are None.
+        """Return the position just after the point `at`, or just before the point `before`; without both, the end.
 
         Raises InvalidPointError.
         """
@@ -178,28 +179,26 @@ class Timeline:
 
     def _find(self, point: str) -> tuple[Change, int | None]:
         if not isinstance(point, str):
-            raise InvalidPointError(
-                f"A point is an id that history() tells, or a datetime, not {type(point).__name__}."
-            )
+            raise InvalidPointError(f"A point is an id of history() or an aware datetime, not {type(point).__name__}.")
         name, is_message, number = point.partition("/")
         steps = {home.step: change_id for change_id, home in self._homes.items()}
         change = self.known.get(name) or self.known.get(steps.get(name, ""))
         position = int(number) if number.isdecimal() and len(number) < 10 else None
         if change is None or (is_message and (position is None or position >= change.count)):
             raise InvalidPointError(
-                f"{point!r} is not the id of a change or of a message of this conversation, or its session is gone. "
-                "history() tells them; a time is given as an aware datetime."
+                f"{point!r} is not the id of a change or message of this conversation, or its session was deleted. Use "
+                "an id of history() or an aware datetime."
             )
         return change, position
 
     # How it was
 
     def at(self, until: Position) -> Snapshot:
-        """Return the conversation at a cut: what was removed later is there again.
+        """Return the conversation at a position, with the messages that were removed later.
 
-        A change removes and archives before it adds, and sets state after that. A message whose text is not known is
-        None if a change is known that removes it later; else nobody can say whether it was there, and it is left out.
-        What is hidden now is hidden at every point.
+        A change removes and archives first, then adds messages, then sets state. A message of unknown text is None if
+        a later change is known to remove it. Otherwise it is left out, because it may not have been there. What is
+        hidden now is hidden at every position.
         """
         changes = self.changes()
         within = [
@@ -227,7 +226,7 @@ class Timeline:
         return snapshot
 
     def hides(self, until: Position) -> bool:
-        """Whether all there was at a cut is hidden."""
+        """Whether everything at a position is hidden."""
         return until.key <= self._hidden_before()
 
     def _hidden_before(self) -> Key:
@@ -241,9 +240,9 @@ class Timeline:
             snapshot.missing.append(home)
 
     def _archived(self) -> dict[str, frozenset[MessageId]]:
-        """Return which messages each change has archived."""
+        """Return the messages that each change has archived."""
         by_others = {m for change in self.known.values() for m in change.archived if m[0] != change.id}
-        # A change that is handed down to another session brings the mark itself, whoever has archived its messages.
+        # An opening that carries a change marks its archived messages in the change, whichever change archived them.
         return {
             change.id: frozenset(m for m in change.archived if m[0] != change.id or m not in by_others)
             for change in self.known.values()
@@ -269,7 +268,7 @@ def _ids(within: Iterable[Change], until: Position) -> list[tuple[Key, MessageId
 
 
 def _removed(changes: Iterable[Change]) -> set[MessageId]:
-    """Return what is known to have been removed or replaced, ever."""
+    """Return every message that is known to have been removed or replaced."""
     last_set = max((change.key for change in changes if change.is_set), default=None)
     replaced = {
         (change.id, position)
@@ -283,7 +282,7 @@ def _removed(changes: Iterable[Change]) -> set[MessageId]:
 def _forgotten(
     removed: Iterable[MessageId], known: Mapping[str, Change], until: Position
 ) -> list[tuple[Key, MessageId]]:
-    """Return the messages of changes nobody tells of any more, that were there because they were removed later."""
+    """Return the removed messages of changes that no session mentions any more. They were there before."""
     found = []
     for change, position in removed:
         parsed = parse_id(change)
@@ -295,7 +294,8 @@ def _forgotten(
 def _cut_at_time(point: datetime, *, included: bool) -> Position:
     if point.tzinfo is None or point.utcoffset() is None:
         raise InvalidPointError(
-            f"{point!r} has no time zone: which moment it is, nobody can say. Use datetime.now(timezone.utc), say."
+            f"{point!r} has no time zone, so it is not a definite moment. Use an aware datetime, such as "
+            "datetime.now(timezone.utc)."
         )
     ms, rest = divmod(point - _EPOCH, timedelta(milliseconds=1))
     return Position((ms + (1 if included or rest else 0), ""))
@@ -304,9 +304,9 @@ def _cut_at_time(point: datetime, *, included: bool) -> Position:
 def copied(
     message: Message, native: Callable[[Home, int], ContentBlock | None], place: str = ""
 ) -> message_codec.Encoded:
-    """Return a message with all that it refers to, as if it had just been encoded: `native` gives its native blocks.
+    """Return a message with everything that it refers to, as if it had just been encoded.
 
-    `place` is where the objects that it refers to have been copied.
+    `native` returns its native blocks. `place` is the folder to which the objects in S3 were copied.
     """
     found: list[ContentBlock] = []
 
@@ -332,7 +332,7 @@ def copied(
 
 
 def origin(key: str, past: Timeline, at: Point | None, before: Point | None) -> JSON:
-    """Return what a fork says of where it comes from: the key, and the point as `history()` spells it."""
+    """Return the origin of a fork: the key of its source, and the point as in `history()`."""
     point = before if at is None else at
     if point is None:
         point = next((change.id for change in reversed(past.changes())), None)
@@ -342,12 +342,12 @@ def origin(key: str, past: Timeline, at: Point | None, before: Point | None) -> 
 
 
 def text_id(message: MessageId) -> str:
-    """Return the id of a message as applications see it."""
+    """Return the id of a message as applications see it: "change id/position"."""
     return f"{message[0]}/{message[1]}"
 
 
 def iso(ms: int) -> str:
-    """Return a time in ms as ISO 8601 in UTC. A step of another tool may bear one that Python has no form for."""
+    """Return a time in ms as ISO 8601 in UTC, limited to what Python can represent: other tools write any time."""
     moment = _EPOCH + timedelta(milliseconds=min(max(ms, YEARS[0]), YEARS[1]))
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -360,7 +360,7 @@ def time_of(message: MessageId, changes: Mapping[str, Change]) -> int:
 
 
 def _text(record: JSON) -> str:
-    """Return a message as a line of text: its role, its texts, and which other blocks it has."""
+    """Return a message as a line of text: its role, its texts, and the types of its other blocks."""
     items = record.get("b") if isinstance(record, dict) else None
     return f"{record.get('r')}: {' '.join(_pieces(items))}" if isinstance(items, list) else "[unreadable message]"
 

@@ -15,7 +15,7 @@ STEP_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Kind(enum.IntEnum):
-    """The two bits of a step id that say what kind of step it is."""
+    """The kind of a step: two bits of its id."""
 
     CHANGE = 0
     OPENING = 1
@@ -24,7 +24,7 @@ class Kind(enum.IntEnum):
 
 
 class StepId(NamedTuple):
-    """What a step id of ours says: its time in ms, the kind of step, and the hint."""
+    """The parts of our step ids: the time in ms, the kind of step, and the hint."""
 
     ms: int
     kind: Kind
@@ -77,7 +77,7 @@ def new_id(ms: int, kind: Kind, hint: int = 0) -> str:
 
 
 def parse_id(step: str) -> StepId | None:
-    """Return what an id says, or None if it is not ours."""
+    """Return the parts of a step id, None if it is not ours."""
     if not STEP_ID.fullmatch(step) or step[14] != "8" or step[19] not in "89ab":
         return None
     bits = int(step.replace("-", ""), 16)
@@ -94,7 +94,7 @@ def kind_of(step: str) -> Kind | None:
 
 
 def claim_place(of: str, session: str) -> tuple[str, str]:
-    """Return the invocation and the step by which what has an id of ours is claimed in a session; see `claims.py`."""
+    """Return the invocation and the step that claim an id in a session: see `claims.py`."""
     parsed = parse_id(of)
     ms = parsed.ms if parsed else 0
     digest = hashlib.sha256(f"{of} {session}".encode()).digest()

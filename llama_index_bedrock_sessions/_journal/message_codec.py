@@ -1,35 +1,34 @@
 """Chat messages as Bedrock content blocks, and back.
 
-The law: **decode(encode(m)) == normal(m)**, and `normal` is idempotent and the identity on JSON values and bytes.
-Nothing here does I/O or asks the time: a caller that wants the content of local files passes `read`; URLs are never
-fetched. `encode` refuses nothing LlamaIndex lets one build; `decode` is total: whatever it is given, it returns a
-message, with a visible, logged placeholder where a block cannot be read. What is logged never holds content.
+The law: **decode(encode(m)) == normal(m)**. `normal` is idempotent, and the identity on JSON values and bytes. This
+module does no I/O and reads no clock. A caller that wants the content of local files passes `read`. URLs are never
+fetched. `encode` accepts every message that LlamaIndex can build. `decode` is total: for any input it returns a
+message, with a visible, logged placeholder for each block that it cannot read. Logs never contain content.
 
-What a message loses on the way, and all that it loses (`normal` does it, and logs what a reader could miss):
+`normal` changes the following and nothing else, and logs what a reader could miss:
 
-- A block that holds a stream holds the bytes of the stream, from its start, as if they had been given; the stream keeps
-  its position. (A stream that cannot seek is read from where it is, once.)
-- A block with a readable `path` and no bytes holds the file's bytes; the path means nothing on another machine. If the
-  file cannot be read, the path is kept. A missing mimetype is guessed from the bytes by LlamaIndex's own rule (from the
-  first 8 KB of a file that goes to an object).
-- Bytes put into a block behind the constructor's back become what the constructor makes of them: canonical base64.
-- URLs are `AnyUrl`, as the constructor makes them; paths are `Path` (`str` in a `DocumentBlock`).
-- Subclasses of messages and blocks are their nearest base that LlamaIndex names. A block whose fields break its class's
-  declaration (only assignment and `model_construct` can do that), or that is no block, is shown as text.
-- `additional_kwargs["images"]`, unless empty, is taken out: LlamaIndex has made blocks of it and would do it again at
-  every validation. Documents with inline images that no block holds become blocks; what is no image document is kept as
+- A stream in a block becomes its bytes from the start. The stream keeps its position. A stream that cannot seek is read
+  once, from its current position.
+- A block with a readable `path` and no bytes gets the bytes of the file, because the path means nothing on another
+  machine. If the file cannot be read, the path stays. LlamaIndex's own rule guesses a missing mimetype from the bytes
+  (from the first 8 KB if the file goes to an object).
+- Bytes that bypassed the constructor of a block become what the constructor makes of them: canonical base64.
+- URLs become `AnyUrl`, as in the constructor. Paths become `Path` (`str` in a `DocumentBlock`).
+- A subclass of a message or block becomes its nearest base in LlamaIndex. A block becomes text if it is not a block, or
+  if its fields violate its class (only assignment and `model_construct` can do that).
+- A non-empty `additional_kwargs["images"]` is removed. LlamaIndex has made blocks of it, and would do so again at every
+  validation. Documents with inline images that are in no block become blocks. Everything else in it moves to
   `additional_kwargs["legacy_images"]`.
-- In `additional_kwargs` and wherever a block takes any value: keys become strings as in JSON; tuples, deques, ranges
-  and sets (sorted if they can be) become lists; streams bytes; enums their value; models, dataclasses, dates, UUIDs,
-  decimals, paths and URLs what pydantic's JSON mode makes of them; arrays what their `tolist` says; anything else its
-  repr. What contains itself, is nested more than 100 levels deep, or repeats containers by reference over 100,000
-  times, is replaced by a sentence that says so.
+- Values in `additional_kwargs` and other untyped fields become JSON. Keys become strings. Tuples, deques, ranges, sets
+  (sorted if possible) become lists, streams become bytes, enums become their values. Models, dataclasses, dates, UUIDs,
+  decimals, paths and URLs become what pydantic's JSON mode makes of them. Arrays become lists by `tolist`. Other values
+  become their repr. A sentence replaces a value that contains itself, is nested more than 100 levels deep, or repeats
+  containers by reference more than 100,000 times.
 
-NaN, infinities, integers of any size, bytes and lone surrogates are all kept exactly.
+NaN, infinities, integers of any size, bytes and lone surrogates are kept exactly.
 
-`docs/format.md`, section "Records", specifies the form of a record, of its items and of contents in S3. A store with
-`media=` keeps contents of a threshold or more in objects. Such a store gives out URLs of objects; a block that holds
-one stands for the object again.
+`docs/format.md`, section "Records", specifies records, their items, and contents in S3. A store with `media=` keeps
+contents from a threshold on in objects, and returns URLs of them. A block with such a URL refers to the object again.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ class Offload:
     places: tuple[str, ...]
 
     def object_of(self, url: str) -> str | None:
-        """Return the SHA-256 of the object a URL stands for, None if it is none of ours."""
+        """Return the SHA-256 of the object of a URL, None if the URL is not of this store."""
         place, sha256 = (bare := url.partition("?")[0])[:-64], bare[-64:]
         return sha256 if place in self.places and _SHA256.fullmatch(sha256) else None
 
@@ -227,7 +226,7 @@ def _sha256(value: JSON) -> str | None:
 
 
 def _object_of(value: JSON) -> str | None:
-    """Return the SHA-256 of the object that stands for the bytes of a block, None if none does."""
+    """Return the SHA-256 of the object that holds the bytes of a block, None if there is none."""
     return _sha256(value.get("~o")) if isinstance(value, dict) and len(value) == 1 else None
 
 
@@ -246,7 +245,7 @@ def foreign(blocks: Sequence[ContentBlock]) -> JSON:
 
 
 def placeholder(reason: str) -> ChatMessage:
-    """Return the visible message that stands for a step that cannot be decoded."""
+    """Return the visible message that replaces a step that cannot be decoded."""
     return ChatMessage(role=MessageRole.USER, content=f"[unreadable message: {reason}]")
 
 

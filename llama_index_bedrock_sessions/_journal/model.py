@@ -50,7 +50,7 @@ class Message(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Whether something is true of the whole conversation, and the texts that the application gave with it."""
+    """Whether a mark is set on the whole conversation, and the texts that the application gave with it."""
 
     on: bool
     said: Mapping[str, str] = {}
@@ -62,10 +62,13 @@ HIDDEN, ENDED = "hidden", "ended"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """What one step says. `time` is in ms; `state` maps a name to [value], or [] if deleted; `written` is where.
+    """One change of a conversation.
 
-    `count` is how many messages it had: `messages` are those that are left. `replaced` are the names of the state it
-    set of which the value is left out.
+    - `time`: in ms.
+    - `messages`: those that are left of the `count` messages that it added.
+    - `state`: maps a name to [value], or to [] if it deletes the name.
+    - `replaced`: names of state that it set and whose values are left out.
+    - `written`: the session and invocation of its step.
     """
 
     id: str
@@ -128,7 +131,10 @@ class Change:
 
 
 class Segment(NamedTuple):
-    """A step and the changes of it nobody newer carries. `taken`: the earlier sessions' steps whose content it has."""
+    """A step and those of its changes that no newer step carries.
+
+    `taken` are the steps of earlier sessions whose content it contains.
+    """
 
     home: Home
     changes: tuple[str, ...]

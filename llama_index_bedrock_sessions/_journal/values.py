@@ -228,7 +228,7 @@ _ASCII_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def dump(value: JSON) -> str:
-    """Return JSON as short as it gets; escaped to ASCII only where UTF-8 cannot say it (lone surrogates)."""
+    """Return the shortest JSON. Only lone surrogates, which UTF-8 cannot represent, are escaped."""
     text = _ENCODER.encode(value)
     try:
         text.encode()

@@ -1,4 +1,4 @@
-"""The command line, `bedrock-sessions`. It asks and shows; what is done is done in the modules below it."""
+"""The command line, `bedrock-sessions`. It reads options and shows results; the modules below do the work."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def main() -> None:
 @click.option(
     "--database",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="A new file for the embedded service to keep its sessions in. Default: in a temporary directory.",
+    help="A new file for the sessions of the embedded service. Default: in a temporary directory.",
 )
-@click.option("--forget", is_flag=True, help="The same on LlamaIndex's SimpleChatStore, to see the difference.")
-@click.option("--region", help="The same on AWS, in this region, with boto3's usual credentials; deleted afterwards.")
-@click.option("--profile", help="The same on AWS, with this profile of the AWS configuration; deleted afterwards.")
+@click.option("--forget", is_flag=True, help="Use LlamaIndex's SimpleChatStore, to see the difference.")
+@click.option("--region", help="Run on AWS in this region, with boto3's usual credentials; deleted afterwards.")
+@click.option("--profile", help="Run on AWS with this profile of the AWS configuration; deleted afterwards.")
 @click.option("--model", help="On AWS: the id of a Bedrock model to use in place of the scripted one.")
 def demo(*, database: Path | None, forget: bool, region: str | None, profile: str | None, model: str | None) -> None:
-    """Hold one conversation in two processes, a day apart, and show what Bedrock then holds.
+    """Run one conversation in two processes, a day apart, and show what Bedrock then contains.
 
-    An agent with two tools is told of an incident and shown a dashboard; its process ends. 26 hours later another
-    process goes on with the conversation. It needs no account, no key and no network.
+    An agent with two tools gets the report of an incident with a picture of a dashboard, and its process ends. 26
+    hours later another process continues the conversation. The demo needs no account, no key and no network.
 
-    With --region or --profile the same is done on AWS, where a few calls to Amazon Bedrock are billed to the account
-    and everything is deleted at the end.
+    With --region or --profile the demo runs on AWS. A few calls to Amazon Bedrock are billed to the account, and
+    everything is deleted at the end.
     """
     on_aws = bool(region or profile)
     if on_aws and (database or forget):
@@ -71,13 +71,13 @@ def demo(*, database: Path | None, forget: bool, region: str | None, profile: st
 
 
 def _store_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a command say which store it is about: on AWS as boto3 finds it, or a file of this machine."""
+    """Add the options that name a store: on AWS as boto3 finds it, or a file on this machine."""
 
     @click.option("--database", type=click.Path(exists=True, dir_okay=False), help="A file of the embedded service.")
     @click.option("--region", help="The AWS region; boto3's usual default if left out.")
     @click.option("--profile", help="A profile of the AWS configuration; boto3's usual default.")
     @click.option("--endpoint-url", help="Another endpoint, such as that of `bedrock-sessions emulate`.")
-    @click.option("--namespace", default="default", show_default=True, help="That of the application.")
+    @click.option("--namespace", default="default", show_default=True, help="The namespace of the application.")
     @functools.wraps(command)
     def run(
         *,
@@ -109,10 +109,10 @@ def _store_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--older-than", type=click.IntRange(min=0), default=10, show_default=True, metavar="DAYS")
 @_store_options
 def renew(store: BedrockSessionsChatStore, *, older_than: int) -> None:
-    """Let every conversation go on in a new session whose newest one is older than so many days.
+    """Continue every conversation in a new session if its newest session is older than this many days.
 
-    Bedrock deletes a session 30 days after it was made. Run this once a week for conversations that have to stay
-    although nobody writes to them.
+    Bedrock deletes a session 30 days after its creation. Run this once a week for conversations that must be kept
+    although no process writes to them.
     """
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -135,7 +135,7 @@ def renew(store: BedrockSessionsChatStore, *, older_than: int) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="The SQLite file that keeps the sessions; created if it is missing. Default: in memory.",
 )
-@click.option("--region", default="us-east-1", show_default=True, help="The region the service stands for.")
+@click.option("--region", default="us-east-1", show_default=True, help="The region that the service represents.")
 @click.option(
     "--behaviour",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -1,12 +1,10 @@
 """The incident of `bedrock-sessions demo`: a picture, two tools, a scripted model, and one day of the conversation.
 
-It is a module because each day of the demo is an operating-system process of its own,
-`python -m llama_index_bedrock_sessions.cli.demo REQUEST`, which shares nothing with the other but the chat store; and
-so that examples and tests use the same model and tools. A request is one JSON object (`Request`); the process
-writes what happens to standard output, one JSON object a line.
+Each day of the demo is a process, `python -m llama_index_bedrock_sessions.cli.demo REQUEST`. The processes share only
+the chat store. Examples and tests use the same model and tools. A request is one JSON object (`Request`). The process
+writes its events to standard output, one JSON object a line.
 
-The model is `answer`: a function of the messages it is given, and of nothing else. What it says on the second
-day it can only have from the chat store.
+The model is `answer`, a function of its messages alone. What it knows on the second day comes from the chat store.
 """
 
 from __future__ import annotations
@@ -93,7 +91,7 @@ def _log_lines() -> list[str]:
 
 
 def query_metrics(service: str, metric: str) -> str:
-    """Say how a metric of a service developed over the last hour: median before the worst climb, and the peak."""
+    """Report a metric of a service over the last hour: the median before the steepest climb, and the peak."""
     climb = max(range(1, len(LATENCIES)), key=lambda minute: LATENCIES[minute] - LATENCIES[minute - 1])
     before = sorted(LATENCIES[:climb])
     return json.dumps(
@@ -184,14 +182,14 @@ CALLS = (
     ("query_metrics", {"service": "payments", "metric": "latency_p99"}),
     ("search_logs", {"service": "payments", "contains": "Connection is not available"}),
 )
-"""What the scripted model asks its tools, one after the other."""
+"""The calls of the scripted model to its tools, one after the other."""
 
 
 def answer(messages: Sequence[ChatMessage], tools: Sequence[BaseTool] = (), **_: Any) -> ChatMessage:
-    """Give the scripted model's reply, from the messages alone.
+    """Return the reply of the scripted model, from the messages alone.
 
-    A report is looked into with the tools it is given; anything else is answered from what the messages say about an
-    incident; if they say nothing, the model greets.
+    The model investigates a report with its tools. It answers other questions with what the messages contain about an
+    incident. Without an incident it sends a greeting.
     """
     last = max((i for i, message in enumerate(messages) if message.role == MessageRole.USER), default=-1)
     said = (message.content or "" for message in messages if message.role == MessageRole.USER)
@@ -213,7 +211,7 @@ def answer(messages: Sequence[ChatMessage], tools: Sequence[BaseTool] = (), **_:
 
 
 def _findings(messages: Sequence[ChatMessage]) -> list[str]:
-    """Say what the pictures and tool results among the messages show."""
+    """Return sentences about the pictures and tool results among the messages."""
     said = []
     for message in messages:
         for block in message.blocks:
@@ -226,7 +224,7 @@ def _findings(messages: Sequence[ChatMessage]) -> list[str]:
 
 
 def _finding(result: dict[str, Any]) -> str:
-    """Say in words what one tool returned."""
+    """Return the result of one tool as a sentence."""
     if "peak" in result:
         return (
             f"{result['service']} {result['metric']} was {result['median_before']:,} {result['unit']} "
@@ -239,14 +237,14 @@ def _finding(result: dict[str, Any]) -> str:
 
 
 Line = str | tuple[str, dict[str, Any]] | Callable[[Sequence[ChatMessage]], str]
-"""What a scripted model does next: says a text, calls a tool (its name, the arguments), or says what follows from
-all the messages it is given."""
+"""The next act of a scripted model: a text, a tool call (name, arguments), or a function of all its messages that
+returns a text."""
 
 
 def following(script: Mapping[str, Sequence[Line]]) -> Callable[..., ChatMessage]:
-    """Give the reply of a model that follows a script: {a part of what the user says: tools to call, what to say}.
+    """Return a model that follows a script, which maps a part of the user's message to lines.
 
-    Like `answer` it is a function of the messages alone: how far it is in its script, the tool results tell.
+    Like `answer` the model is a function of its messages. The number of tool results is its position in the script.
     """
 
     def reply(messages: Sequence[ChatMessage], *_: Any, **__: Any) -> ChatMessage:
@@ -332,49 +330,49 @@ def open_model(
 
 
 def message_of(request: Request) -> ChatMessage:
-    """Give what the engineer says that day: the report with the picture, or the question of the next shift."""
+    """Return the message of the engineer on a day: the report with the picture, or the question of the next shift."""
     if request.day > 1:
         return ChatMessage(role=MessageRole.USER, content=FOLLOW_UP)
     picture = ImageBlock(image=Path(request.picture).read_bytes(), image_mimetype="image/png")
     return ChatMessage(role=MessageRole.USER, blocks=[TextBlock(text=REPORT), picture])
 
 
-async def spend_day(request: Request, store: BaseChatStore, tell: Callable[..., None]) -> None:
-    """Hold one day's conversation, and tell what happens when it happens."""
+async def spend_day(request: Request, store: BaseChatStore, report: Callable[..., None]) -> None:
+    """Run the conversation of one day, and report each event."""
     message = message_of(request)
-    tell("user", text=message.content, images=sum(isinstance(block, ImageBlock) for block in message.blocks))
+    report("user", text=message.content, images=sum(isinstance(block, ImageBlock) for block in message.blocks))
     memory = ChatMemoryBuffer.from_defaults(chat_store=store, chat_store_key=request.key, token_limit=100_000)
     model = open_model(request.model, region=request.region, profile=request.profile)
     agent = FunctionAgent(llm=model, tools=TOOLS, system_prompt=SYSTEM_PROMPT)
     handler = agent.run(user_msg=message, memory=memory)
     async for event in handler.stream_events():
         if isinstance(event, AgentInput):
-            tell("given", roles=Counter(given.role.value for given in event.input))
+            report("given", roles=Counter(given.role.value for given in event.input))
         elif isinstance(event, ToolCallResult):
-            tell("tool", name=event.tool_name, kwargs=event.tool_kwargs, result=event.tool_output.content)
+            report("tool", name=event.tool_name, kwargs=event.tool_kwargs, result=event.tool_output.content)
     output: AgentOutput = await handler
-    tell("answer", text=output.response.content)
+    report("answer", text=output.response.content)
 
 
 def main() -> None:
-    """Do what the request on the command line asks, in this process."""
+    """Run the request of the command line in this process."""
 
-    def tell(event: str, **details: Any) -> None:
+    def report(event: str, **details: Any) -> None:
         print(json.dumps({"event": event, **details}), flush=True)  # noqa: T201 - what this process is asked for
 
     request = Request(**json.loads(sys.argv[1]))
-    tell("process", pid=os.getpid())
+    report("process", pid=os.getpid())
     calls: Counter[str] = Counter()
     try:
-        asyncio.run(spend_day(request, open_store(request, calls), tell))
+        asyncio.run(spend_day(request, open_store(request, calls), report))
     except BedrockSessionsError as error:
-        tell("error", text=f"{type(error).__name__}: {error}")
+        report("error", text=f"{type(error).__name__}: {error}")
         sys.exit(1)
-    tell("calls", **calls)
+    report("calls", **calls)
 
 
 def in_another_process(request: Request) -> Iterator[dict[str, Any]]:
-    """Spend a day in a process of its own; give what it tells, and last its end: `{"event": "end", "status": 0}`."""
+    """Run a day in another process; yield its events, the last of which is `{"event": "end", "status": 0}`."""
     command = [sys.executable, "-m", __name__, json.dumps(dataclasses.asdict(request))]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         process = subprocess.Popen(  # noqa: S603 - our own module
@@ -400,7 +398,7 @@ def in_another_process(request: Request) -> Iterator[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """What the service says of one session, as boto3 returns it."""
+    """The content of one session, as boto3 returns it."""
 
     session: dict[str, Any]
     invocations: list[dict[str, Any]]
@@ -408,7 +406,7 @@ class Held:
 
 
 def held(client: Any, namespace: str, *, since: datetime | None = None) -> list[Held]:
-    """Read the sessions of a namespace, created since a time, oldest first: with plain boto3 and nothing of ours."""
+    """Read the sessions of a namespace that were created since a time, oldest first, with plain boto3 only."""
     found = []
     for summary in _all(client, "list_sessions", "sessionSummaries"):
         if since is not None and summary["createdAt"] < since:

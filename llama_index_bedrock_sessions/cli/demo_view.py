@@ -1,4 +1,4 @@
-"""Show the demo: two days of one conversation, each in a process of its own, and what is stored after them."""
+"""Show the demo: two days of one conversation, each in its own process, and the stored sessions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SPEAKERS = {"engineer": "bold cyan", "agent": "bold green", "tool": "bold magent
 
 
 def run(database: Path, *, forget: bool, region: str | None, profile: str | None, model: str | None) -> None:
-    """Hold the conversation on AWS where a region or a profile is given, else in a database or in memory."""
+    """Run the demo on AWS if a region or a profile is given, else in a database or in memory."""
     picture = database.with_suffix(".png")
     if forget:
         _ForgettingDemo(picture).run()
@@ -44,7 +44,7 @@ def run(database: Path, *, forget: bool, region: str | None, profile: str | None
 
 
 class _Demo:
-    """What the three demos share: two days, each in a process of its own, and how they are shown."""
+    """What the three demos share: two days, each in its own process, and their display."""
 
     store: str
 
@@ -54,7 +54,7 @@ class _Demo:
         self.calls: list[Counter[str]] = []
 
     def run(self) -> None:
-        """Do it all and show it."""
+        """Run the demo and show it."""
         self.picture.parent.mkdir(parents=True, exist_ok=True)
         self.picture.write_bytes(demo.draw_dashboard())
         self.console.print(self.introduction())
@@ -64,19 +64,19 @@ class _Demo:
         self.conclude()
 
     def introduction(self) -> RenderableType:
-        """Say what will be used."""
+        """Return a description of the store and the model."""
         raise NotImplementedError
 
     def pause(self) -> RenderableType:
-        """Let the day pass, and say so."""
+        """Let the day pass; return a description."""
         raise NotImplementedError
 
     def conclude(self) -> None:
-        """Show what is left, and what to type next."""
+        """Show the stored sessions, and the next commands to try."""
         raise NotImplementedError
 
     def spend_day(self, day: int) -> None:
-        """Run one day in a process of its own and show the conversation as it is held."""
+        """Run one day in another process, and show its conversation live."""
         request = demo.Request(day=day, store=self.store, picture=str(self.picture), **self.where)  # type: ignore[arg-type]
         given: Counter[str] = Counter()
         failure = ""
@@ -111,7 +111,7 @@ class _Demo:
             self.say("agent", event["text"])
 
     def say(self, speaker: str, text: str, style: str = "") -> None:
-        """Show what somebody says, the speaker's name in a column of its own."""
+        """Show a text with the name of its speaker in the first column."""
         row = Table.grid(padding=(0, 1))
         row.add_column(width=9, justify="right")
         row.add_column()

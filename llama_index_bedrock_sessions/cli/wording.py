@@ -1,4 +1,4 @@
-"""How the commands put things."""
+"""The wording of the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent's turn that has not ended: kept in named state, and offered to the next turn."""
+"""The unfinished turn of an agent: saved in named state, and offered to the next turn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def turn_name(run: str | None) -> ReservedName:
 
 
 def _is_alive(name: str) -> bool:
-    """Tell whether the run whose unfinished turn has this name goes on in this process."""
+    """Return whether the run of an unfinished turn is live in this process."""
     try:
         adapter = basic_runtime.get_external_adapter(name.removeprefix(TURN + "/"))
     except RuntimeError:
@@ -35,7 +35,7 @@ def _is_alive(name: str) -> bool:
 
 
 def names_in_context(context: Context, kind: str, default: str | None = None) -> list[str]:
-    """Return the names under which the agents of the workflow that runs keep things of a kind in its context."""
+    """Return the names under which the agents of the running workflow keep values of a kind in its context."""
     workflow = workflow_of(context)
     agents = getattr(workflow, "agents", None)
     agents = list(agents.values()) if isinstance(agents, dict) else [workflow]
@@ -43,7 +43,7 @@ def names_in_context(context: Context, kind: str, default: str | None = None) ->
 
 
 async def keep_turn(conversation: Conversation, name: ReservedName, messages: Sequence[ChatMessage]) -> None:
-    """Keep what an agent has done in a turn, unless it is kept already."""
+    """Save what an agent has done in a turn, unless it is saved already."""
     records = await asyncio.to_thread(_records, messages)  # images take a while
     turn: dict[str, JSON] = {"after": await conversation.alast_id(fresh=False), "messages": records}
     if turn != (await conversation.state.acopy(fresh=False, reserved=name)).get(name):
@@ -58,7 +58,7 @@ def _records(messages: Sequence[ChatMessage]) -> list[JSON]:
 async def kept_turns(
     conversation: Conversation, own: ReservedName, *, begins: bool, goes_on: bool
 ) -> tuple[list[ChatMessage], list[ReservedName]]:
-    """Return what turns that never ended have left, if one begins, and the names that are done with."""
+    """Return the messages of unfinished turns if a turn begins, and the names of state that are no longer needed."""
     state = await conversation.state.acopy(fresh=begins, reserved=TURN)
     if not begins:
         return [], [own] if own in state else []
@@ -85,7 +85,7 @@ async def kept_turns(
 
 
 def _saved_turn(turn: JSON) -> tuple[str | None, list[JSON]] | None:
-    """Return where an unfinished turn stopped, and its records; None if what is stored is no such thing."""
+    """Return the message after which an unfinished turn began, and its records; None if the value is invalid."""
     if not isinstance(turn, dict):
         return None
     after, records = turn.get("after"), turn.get("messages")

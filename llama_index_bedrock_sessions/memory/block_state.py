@@ -1,4 +1,4 @@
-"""What memory blocks have learnt: saved in named state, restored, and made again from a dict."""
+"""What memory blocks have learnt: saved in named state and restored; and blocks restored from a dict."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from llama_index_bedrock_sessions.errors import ConfigurationError
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 BLOCK = ReservedName(MEMORY_PREFIX + "block/")
-"""Begins the name of the state of a memory block: {field: value}."""
+"""Prefix of the named state of a memory block: {field: value}."""
 
 
 @dataclasses.dataclass
 class BoundBlock:
-    """The one conversation a block learns from, what the block was made with, and what is stored of it."""
+    """The conversation that a block learns from, the fields it was made with, and the fields that are stored."""
 
     chat_store: weakref.ref[BedrockSessionsChatStore]
     session_id: str
@@ -38,7 +38,7 @@ class BoundBlock:
 
 
 bound_blocks: dict[int, BoundBlock] = {}
-"""By the `id()` of a block, for as long as there is the block: blocks have no hash."""
+"""By the `id()` of a block, as long as the block exists: blocks have no hash."""
 _locks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakKeyDictionary[Conversation, asyncio.Lock]] = (
     weakref.WeakKeyDictionary()
 )
@@ -55,7 +55,7 @@ def block_lock(conversation: Conversation) -> asyncio.Lock:
 
 
 def bind_block(block: BaseMemoryBlock[Any], chat_store: BedrockSessionsChatStore, session_id: str) -> BoundBlock:
-    """Bind a block to the one conversation that it learns from, for as long as there is the block."""
+    """Bind a block to the conversation that it learns from, as long as the block exists."""
     bound = bound_blocks[id(block)] = BoundBlock(weakref.ref(chat_store), session_id, json_fields(block))
     weakref.finalize(block, bound_blocks.pop, id(block), None)
     return bound
@@ -63,7 +63,7 @@ def bind_block(block: BaseMemoryBlock[Any], chat_store: BedrockSessionsChatStore
 
 @functools.cache
 def _adapters(cls: type[BaseModel]) -> dict[str, TypeAdapter[Any]]:
-    """Return the fields of a class whose type pydantic can read, without those it excludes."""
+    """Return the fields of a class whose types pydantic can read, without excluded fields."""
     adapters: dict[str, TypeAdapter[Any]] = {}
     for name, field in cls.model_fields.items():
         if not field.exclude:
@@ -75,7 +75,7 @@ def _adapters(cls: type[BaseModel]) -> dict[str, TypeAdapter[Any]]:
 
 
 def json_fields(model: BaseModel, names: Iterable[str] | None = None) -> dict[str, JSON]:
-    """Return the fields that JSON brings back as they are: no models, clients, templates, or secrets."""
+    """Return the fields that JSON restores exactly: no models, clients, templates or secrets."""
     fields: dict[str, JSON] = {}
     for name, adapter in _adapters(type(model)).items():
         if names is not None and name not in names:
@@ -98,7 +98,7 @@ def from_json(cls: type[BaseModel], name: str, value: JSON) -> Any:
 
 
 def set_fields(block: BaseMemoryBlock[Any], stored: Mapping[str, JSON]) -> None:
-    """Set what a block has learnt; a field that it does not take is logged and left as it is."""
+    """Set the fields of a block. A field that the block refuses is logged and left unchanged."""
     for name, value in stored.items():
         try:
             setattr(block, name, from_json(type(block), name, value))
@@ -109,7 +109,7 @@ def set_fields(block: BaseMemoryBlock[Any], stored: Mapping[str, JSON]) -> None:
 
 
 def block_json(block: BaseMemoryBlock[Any], bound: BoundBlock) -> dict[str, JSON]:
-    """Return a block as JSON, less what is stored of it; `fields` are None where they do not make it again whole."""
+    """Return a block as JSON, without its stored fields. `fields` is None if they do not restore the whole block."""
     cls = type(block)
     entry: dict[str, JSON] = {"name": block.name, "class": f"{cls.__module__}:{cls.__qualname__}", "fields": None}
     if cls.__module__ == "__main__" or _block_class(entry) is not cls:
@@ -118,7 +118,7 @@ def block_json(block: BaseMemoryBlock[Any], bound: BoundBlock) -> dict[str, JSON
     stored = {n: v for n, v in bound.configured.items() if n in bound.learnt and now.get(n) == bound.learnt[n]}
     try:
         fields = block.model_dump(mode="json", warnings=False)
-        # Of pydantic, whatever the class says: it compares what is excluded, private or secret too.
+        # The comparison of pydantic, even if the class has another: excluded, private and secret values count too.
         whole = BaseModel.__eq__(cls.model_validate_json(json.dumps(fields)), block)
         fields |= stored
         if whole and json_fields(cls.model_validate_json(json.dumps(fields))) == now | stored:
@@ -133,7 +133,7 @@ def blocks_of(
     given: Sequence[BaseMemoryBlock[Any]] | None,
     alike: Sequence[Memory],
 ) -> list[BaseMemoryBlock[Any]]:
-    """Return the blocks of a dict: those given, those of memories that are alike, else made again."""
+    """Return the blocks of a dict: given blocks first, then those of live memories, else restored ones."""
     mine = {block.name: block for block in given or ()}
     theirs = {block.name: block for memory in alike for block in memory.memory_blocks}
     found = []
@@ -145,7 +145,7 @@ def blocks_of(
 
 
 def _block(entry: Mapping[str, Any]) -> BaseMemoryBlock[Any] | None:
-    """Return the block of an entry, None if it cannot be made: it lacks something, or its class is another by now."""
+    """Return the block of an entry, None if it is incomplete or its class has changed."""
     cls = _block_class(entry)
     if entry["fields"] is None or cls is None:
         return None
@@ -165,7 +165,7 @@ def _block_class(entry: Mapping[str, Any]) -> type[BaseMemoryBlock[Any]] | None:
 
 
 def required(what: str, found: Sequence[Any]) -> Any:
-    """Return the first that was found. Raises ConfigurationError: there is none, and a dict cannot hold it."""
+    """Return the first value. Raises ConfigurationError if there is none, because a dict cannot hold the value."""
     if not found:
         raise ConfigurationError(
             f"A dict cannot hold everything of this memory; give it again: {what}. Pass it to from_dict, or make "

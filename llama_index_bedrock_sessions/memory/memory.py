@@ -1,10 +1,11 @@
-"""Agent memory: LlamaIndex's `Memory` on conversations, and the chat store for it.
+"""Agent memory: LlamaIndex's `Memory` on conversations.
 
-Rule 1: whatever a `Memory` does with other stores, it does with this one; nothing of LlamaIndex is rewritten here.
-Rule 2: a turn is strict, and read once. A turn lasts from a user's message to the answer, within one run of an agent:
-its first read after the user's message asks the service, the others are that and what was written since. Outside of a
-run every read asks the service. A run is known by the tag `llamaindex.run_id`, which the workflows set in each step.
-Rule 3: what cannot be said in a dict is given again, or is refused by name; nothing is dropped silently.
+1. This memory does what LlamaIndex's `Memory` does with other stores. It copies no code of LlamaIndex.
+2. An agent reads the service once in each turn. A turn lasts from a user's message to the answer, within one run of
+   the agent. The first read after the user's message calls the service. Later reads return that result and what was
+   written since. Outside of a run every read calls the service. The workflows set the tag `llamaindex.run_id` in each
+   step, by which a run is recognised.
+3. Arguments that a dict cannot hold have to be given again, or are refused by name. Nothing is dropped silently.
 """
 
 import contextlib
@@ -69,26 +70,26 @@ _live: "weakref.WeakValueDictionary[str, BedrockSessionsMemory]" = weakref.WeakV
 
 
 class _OvertakenError(Exception):
-    """What was to be archived has been archived, or removed, by somebody else."""
+    """Another process has archived or removed the messages that were about to be archived."""
 
 
 class BedrockSessionsMemory(Memory):
-    """LlamaIndex's `Memory` on Bedrock sessions: it survives its `Context`, its process, and failed turns.
+    """LlamaIndex's `Memory` on Bedrock sessions. It survives its `Context`, its process, and failed turns.
 
-    Made by `from_defaults`. `session_id` is the key of the conversation, not the id of a Bedrock session. Everything
-    of `Memory` works as there; besides
+    Make it with `from_defaults`. `session_id` is the key of the conversation, not the id of a Bedrock session.
+    Everything works as in `Memory`, and besides:
 
-    - a turn of an agent is written as one step, and takes three calls: the user's message, one list, the rest;
-    - `to_dict` and `from_dict` bring it back, in a `Context` too, here and in another process;
-    - `get` shows tool calls and results in pairs (`heal_tool_calls`);
-    - what memory blocks have learnt (their fields, such as the facts of `FactExtractionMemoryBlock`) is kept in the
-      conversation's named state and restored. Of two processes that learn at once, the last counts. A block belongs to
-      one conversation: it is refused in another, where it would tell what it has learnt here;
-    - with `autosave=True` an agent's turn that never ends is not lost: see `from_defaults`.
+    - A turn of an agent takes three calls: the user's message, one list, and one step for the rest.
+    - `to_dict` and `from_dict` restore it, also in a `Context` and in another process.
+    - `get` returns tool calls paired with their results (`heal_tool_calls`).
+    - The fields of memory blocks, such as the facts of `FactExtractionMemoryBlock`, are saved in the conversation's
+      named state and restored. If two processes save at once, the last write wins. A block belongs to one conversation
+      and is refused in others, so that it cannot reveal there what it has learnt here.
+    - With `autosave=True` an unfinished turn of an agent is not lost: see `from_defaults`.
     """
 
     sql_store: BedrockSessionsMemoryStore = Field(exclude=True)  # pyright: ignore[reportIncompatibleVariableOverride]
-    autosave: bool = Field(default=False, description="Keep what tools returned while a turn is still running.")
+    autosave: bool = Field(default=False, description="Save what tools have returned while a turn is running.")
 
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
     _own_tokenizer: bool = PrivateAttr(default=False)
@@ -126,19 +127,20 @@ class BedrockSessionsMemory(Memory):
         chat_store: BedrockSessionsChatStore | BedrockSessionsMemoryStore | None = None,
         autosave: bool = False,
     ) -> "BedrockSessionsMemory":
-        """Make the memory of a conversation; no call is made, unless a `chat_history` replaces what is stored.
+        """Make the memory of a conversation, without a call unless a `chat_history` replaces the stored messages.
 
-        `chat_store` is needed, `session_id` is random where it is left out, all else is as in `Memory.from_defaults`.
+        `chat_store` is required, and `session_id` is random by default. All else is as in `Memory.from_defaults`.
 
-        LlamaIndex's agents store nothing of a turn but the user's message until the turn has ended. With `autosave`,
-        what tools have returned by then is kept as named state, for one more call each time they return. If the turn
-        never ends, the next one, begun by a user's message through a memory with `autosave`, finds it in the history.
-        That costs a call more at the beginning of each turn. Of several runs at once on one conversation each keeps
-        its own turn. What a run of this process has done is not offered to another while it goes on; of a run in
-        another process it is not known whether it does, so that its turn may be offered while it is alive.
+        LlamaIndex's agents store only the user's message until a turn has ended. With `autosave`, what tools
+        have returned is saved as named state, by one call each time they return. If the turn never ends, the next turn
+        finds it in the history. The next turn is begun by a user's message through a memory with `autosave`. This costs
+        one more call at the beginning of each turn. Each of several concurrent runs on one conversation saves its own
+        turn. The turn of a live run of this process is not offered to others. For runs of other processes this is
+        unknown, so their turns can be offered while they are live.
 
         Raises:
-            ConfigurationError: no `chat_store`, or one of another kind; a memory block of another conversation.
+            ConfigurationError: `chat_store` is missing or of another kind; a memory block belongs to another
+                conversation.
 
         """
         if isinstance(chat_store, BedrockSessionsChatStore):
@@ -170,13 +172,13 @@ class BedrockSessionsMemory(Memory):
 
     @property
     def conversation(self) -> Conversation:
-        """The conversation it remembers: its history, its named state, its sessions."""
+        """The conversation of this memory: its history, its named state, its sessions."""
         return self.sql_store.chat_store.conversation(self.session_id)
 
     # Reading
 
     async def aget(self, input: str | ChatMessage | None = None, **block_kwargs: Any) -> list[ChatMessage]:  # noqa: A002 - LlamaIndex's name
-        """Return what a model should see: the active messages, tool calls in pairs, with what the blocks add."""
+        """Return what a model should see: the active messages, with paired tool calls and the content of the blocks."""
         messages, notes = pair(await super().aget(input, **block_kwargs))
         log_pairing([note for note in notes if note not in self._told], self.session_id)
         self._told.update(notes)
@@ -196,14 +198,15 @@ class BedrockSessionsMemory(Memory):
     # Writing
 
     async def aput(self, message: ChatMessage) -> None:
-        """Add a message, and archive the oldest ones if there are too many; what the blocks have learnt is kept."""
+        """Add a message, archive the oldest ones if there are too many, and save what the blocks have learnt."""
         await self.aput_messages([message])
 
     async def aput_messages(self, messages: list[ChatMessage]) -> None:
         """Add messages by one step, and archive the oldest ones if there are too many.
 
-        Once the messages are stored, an error of the service is logged and not raised: who is told that it failed
-        would store them again. What a memory block raises is raised, as by LlamaIndex's `Memory`; they are stored.
+        Once the messages are stored, errors of the service are logged and not raised, because a caller that gets an
+        error stores the messages again. Errors of memory blocks are raised, as by LlamaIndex's `Memory`. The messages
+        are stored by then.
         """
         self._bind_blocks()
         whole, forget = await self._with_unfinished(messages) if self.autosave else (messages, [])
@@ -221,14 +224,14 @@ class BedrockSessionsMemory(Memory):
 
     async def _manage_queue(self) -> None:
         with managing_queue(QueueManager(self.conversation, self._archive)):
-            for _ in range(3):  # who is overtaken more often leaves it to the others, and to the next message
+            for _ in range(3):  # after that, other processes and the next message archive them
                 with contextlib.suppress(_OvertakenError):
                     await super()._manage_queue()
                     break
 
     async def _archive(self, n: int) -> list[ChatMessage]:
-        """Archive the oldest messages, which blocks are then given: each message once, whoever else is at it."""
-        await self.conversation.acount()  # asks what other processes have archived meanwhile
+        """Archive the oldest messages and return them for the blocks: each message once among all processes."""
+        await self.conversation.acount()  # reads what other processes have archived
         await self._restore_blocks()
         archived = await self.conversation.aarchive_oldest(n, all_or_none=True)
         if not archived:
@@ -238,23 +241,22 @@ class BedrockSessionsMemory(Memory):
     # What blocks have learnt
 
     def _bind_blocks(self) -> list[tuple[BaseMemoryBlock[Any], BoundBlock]]:
-        """Return the blocks, and what is known of each; they may have been changed since the memory was made.
+        """Return the blocks with what is known of each. They may have changed since the memory was made.
 
-        Raises ConfigurationError if one belongs to another conversation; then none is bound.
+        Raises ConfigurationError if one belongs to another conversation. Then none is bound.
         """
         store, key = self.sql_store.chat_store, self.session_id
         for block in self.memory_blocks:
             found = bound_blocks.get(id(block))
             if found and (found.session_id != key or found.chat_store() is not store):
                 raise ConfigurationError(
-                    f"The memory block {block.name!r} belongs to another conversation than {key!r}, or to that of "
-                    "another chat store: it would tell here what it has learnt there. Make a new block for each "
-                    "conversation."
+                    f"The memory block {block.name!r} belongs to another conversation than {key!r}, or to another chat "
+                    "store. It could reveal here what it has learnt there. Make a new block for each conversation."
                 )
         return [(block, bound_blocks.get(id(block)) or bind_block(block, store, key)) for block in self.memory_blocks]
 
     async def _restore_blocks(self) -> None:
-        """Give the blocks what is stored; what is stored no longer, they have not learnt."""
+        """Set the blocks to what is stored. What is no longer stored is reset."""
         if self.memory_blocks:
             async with block_lock(self.conversation):
                 await self._take_stored()
@@ -270,7 +272,7 @@ class BedrockSessionsMemory(Memory):
             bound.learnt = stored
 
     async def _save_blocks(self) -> None:
-        """Store what the blocks have learnt; if that fails it is stored with the next message."""
+        """Store what the blocks have learnt. If that fails, the next message stores it."""
         if not self.memory_blocks:
             return
         try:
@@ -303,7 +305,7 @@ class BedrockSessionsMemory(Memory):
     # A turn that has not ended
 
     async def _save_turn(self) -> None:
-        """Keep what an agent has done in the turn that is running, for the case that it never ends."""
+        """Save what an agent has done in the running turn, in case the turn never ends."""
         messages = await self._unfinished()
         if not messages:
             return
@@ -317,9 +319,9 @@ class BedrockSessionsMemory(Memory):
             )
 
     async def _with_unfinished(self, messages: list[ChatMessage]) -> tuple[list[ChatMessage], list[ReservedName]]:
-        """Return the messages after those of a turn that never ended, and the names to forget with it."""
+        """Return the messages of an unfinished turn followed by these, and the named state to delete with them."""
         begins = bool(messages) and messages[-1].role == MessageRole.USER
-        # On the context of a turn that failed the agent goes on with what it had, and brings it along.
+        # An agent that continues in the context of a failed turn still has the messages of that turn.
         goes_on = begins and bool(await self._unfinished())
         unfinished, names = await kept_turns(
             self.conversation, turn_name(current_run()), begins=begins, goes_on=goes_on
@@ -327,7 +329,7 @@ class BedrockSessionsMemory(Memory):
         return [*unfinished, *messages], names
 
     async def _unfinished(self) -> list[ChatMessage]:
-        """Return what the agent that runs on this memory has not stored yet: its context has it until the turn ends."""
+        """Return the messages of the running agent that are only in its context until the turn ends."""
         try:
             context = Context.get_step_context()
         except WorkflowRuntimeError:
@@ -337,7 +339,7 @@ class BedrockSessionsMemory(Memory):
         if not isinstance(memory, BedrockSessionsMemory) or (
             memory.session_id != self.session_id or memory.sql_store.chat_store is not self.sql_store.chat_store
         ):
-            return []  # a tool, or a step of a workflow, looks into another conversation
+            return []  # a tool or a step of a workflow reads another conversation
         messages: list[ChatMessage] = []
         for name in names_in_context(context, "scratchpad"):
             messages += await store.get(name, default=None) or []
@@ -352,7 +354,7 @@ class BedrockSessionsMemory(Memory):
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:  # noqa: ARG002 - LlamaIndex's signature
-        """Return the configuration as JSON values, without secrets; None stands for what has to be given again."""
+        """Return the configuration as JSON values, without secrets. None marks what has to be given again."""
         return {
             "class_name": self.class_name(),
             "instance": self._id,
@@ -367,7 +369,7 @@ class BedrockSessionsMemory(Memory):
         }
 
     def _more_fields(self) -> dict[str, list[JSON] | None]:
-        """Return the fields that a subclass has added: [value], or None for what JSON does not bring back."""
+        """Return the fields of a subclass: [value], or None if JSON does not restore the value."""
         more = _more(type(self))
         said = {name: [value] for name, value in json_fields(self, more).items()}
         return {**dict.fromkeys(name for name in more if _differs(self, name)), **said}
@@ -378,16 +380,16 @@ class BedrockSessionsMemory(Memory):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """Return the memory a dict was made of: itself where it is alive in this process, else a new one.
+        """Return the memory of a dict: the memory itself if it is alive in this process, else a new one.
 
-        `kwargs` are arguments of `from_defaults`, and fields of a subclass. Memory blocks that hold more than JSON can
-        say (models, secrets, excluded fields, private attributes), a tokenizer and a template with functions cannot be
-        in a dict: they are taken from `kwargs` (blocks by their names), else from a memory of the same conversation
-        that is alive. A block is made again as it was first made; what it has learnt since is in the conversation. The
-        chat store is found as `BedrockSessionsChatStore.from_dict` does.
+        `kwargs` are arguments of `from_defaults` and fields of a subclass. A dict cannot hold a tokenizer, a template
+        with functions, or memory blocks with models, secrets, excluded fields or private attributes. Those come from
+        `kwargs` (blocks by their names), or from a live memory of the same conversation. A block is restored as it was
+        first made; what it has learnt since is in the conversation. The chat store is found as by
+        `BedrockSessionsChatStore.from_dict`.
 
         Raises:
-            ConfigurationError: something has to be given again, or the chat store has to be constructed first.
+            ConfigurationError: an argument has to be given again, or the chat store has to be constructed first.
 
         """
         live = _live.get(str(data.get("instance")))
@@ -415,11 +417,11 @@ class BedrockSessionsMemory(Memory):
         return cls(**{name: getattr(memory, name) for name in BedrockSessionsMemory.model_fields}, **more)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the dict does: no secrets, and an error instead of a memory that lacks something."""
+        """Pickle the dict: without secrets, and with an error instead of an incomplete memory."""
         return (type(self).from_dict, (self.to_dict(),))
 
     def __copy__(self) -> "BedrockSessionsMemory":
-        """Return the memory itself: it stands for what is in the service."""
+        """Return the memory itself, because it represents what is in the service."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "BedrockSessionsMemory":
@@ -427,7 +429,7 @@ class BedrockSessionsMemory(Memory):
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "BedrockSessionsMemory":  # noqa: ARG002 - pydantic's signature
-        """Return another memory of the same blocks and store, with some fields changed."""
+        """Return another memory with the same blocks and store, and with some fields changed."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**fields, **(update or {})})
 
@@ -438,7 +440,7 @@ def _more(cls: type[BedrockSessionsMemory]) -> dict[str, FieldInfo]:
 
 
 def _template_json(template: RichPromptTemplate) -> str | None:
-    """Return a template's text, None if it is more than its text."""
+    """Return the text of a template, None if the template has functions besides."""
     text = template.template_str
     return text if template == RichPromptTemplate(text) else None
 

@@ -406,7 +406,7 @@ def test_only_a_message_of_the_conversation_can_be_redacted(service: Service, te
     with pytest.raises(InvalidMessageError, match="history"):
         chat.redact(chat.history()[0].added[0], text)
     record: Any = chat.records()[0]
-    with pytest.raises(InvalidMessageError, match=r"^Something of type Record is not") as refused:
+    with pytest.raises(InvalidMessageError, match=r"^A value of type Record is not") as refused:
         chat.redact(record)
     assert "one" not in str(refused.value)
     assert service.everything() == before
@@ -455,7 +455,7 @@ def test_a_job_renews_what_is_old_enough(service: Service) -> None:
     with service.counting() as calls:
         assert service.store().renew().keys == ()
     assert calls["ListInvocationSteps"] == 1, "only what is old is read: c, of which nothing is left"
-    with pytest.raises(ConfigurationError, match="no next one"):
+    with pytest.raises(ConfigurationError, match="cannot be renewed"):
         service.store(directory="session-id").renew()
     with pytest.raises(ConfigurationError, match="timedelta"):
         service.store().conversation("a").renew(10)  # type: ignore[arg-type]
@@ -670,7 +670,7 @@ def test_what_is_said_of_it_is_text(service: Service, method: str) -> None:
     chat = service.store().conversation(KEY)
     chat.add(users("one"))
     name = "kind" if method == "end" else "reason"
-    with pytest.raises(InvalidStateError, match=f"{name}= is a text"):
+    with pytest.raises(InvalidStateError, match=f"{name}= takes a string"):
         getattr(chat, method)(**{name: 7})
     assert texts(service.store()) == ["one"]
 

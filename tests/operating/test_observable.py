@@ -96,7 +96,7 @@ def test_logs_tell_what_was_decided_and_nothing_of_what_was_said(caplog: pytest.
         f"{name}: begins in session {first}",
         f"of session {first} is stored, in spite of",
         f"{name}: session {first}, which is ENDED, has refused a write",
-        f"{name}: goes on in session {orphan} after {first}",
+        f"{name}: continues in session {orphan} after {first}",
         f"of session {first} cannot be read",
         "ListInvocationSteps: ThrottlingException, session",
         f"{name}: session {first} is deleted",
