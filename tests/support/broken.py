@@ -159,7 +159,7 @@ def redacting_does_not_remove_first(patch: pytest.MonkeyPatch) -> None:
     append = writer.Writer.append
 
     def unless_it_removes(self: Any, resolve: Any, **more: Any) -> None:
-        if not (more == {"fresh": True, "ended": True} and resolve(None).removed):
+        if not (more == {"just_listed": True, "ended": True} and resolve(None).removed):
             append(self, resolve, **more)
 
     patch.setattr(writer.Writer, "append", unless_it_removes)
