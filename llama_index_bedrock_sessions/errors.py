@@ -1,41 +1,44 @@
-"""What can go wrong, split by whose fault it is.
+"""The errors of this library, grouped by what has to change before the call can succeed.
 
     BedrockSessionsError
-    ├── UsageError                    the call: change the code
-    │   ├── ConfigurationError          (ValueError) arguments, region, a file that is no database
-    │   ├── InvalidKeyError             (ValueError) not a string, empty, too long
-    │   ├── InvalidMessageError         (TypeError)  not a ChatMessage
-    │   ├── InvalidStateError           (TypeError)  not a JSON value
-    │   ├── InvalidContextError         (ValueError) a workflow's context that cannot be saved, or be loaded as this one
-    │   ├── AlreadyResumed              somebody has loaded the saved context: his is the run that goes on
-    │   ├── InvalidPointError           (ValueError) not a change, a message or an aware time
-    │   ├── StepTooLargeError           (ValueError) more than an invocation step holds
+    ├── UsageError                    the calling code
+    │   ├── ConfigurationError          (ValueError) invalid arguments or region; a file that is not a database
+    │   ├── InvalidKeyError             (ValueError) the key is not a string, is empty, or is too long
+    │   ├── InvalidMessageError         (TypeError)  the message is not a ChatMessage
+    │   ├── InvalidStateError           (TypeError)  the name is not a string, or the value is not a JSON value
+    │   ├── InvalidContextError         (ValueError) a workflow context cannot be saved, or cannot be loaded here
+    │   ├── AlreadyResumed              another run has already loaded the saved context, and continues it
+    │   ├── InvalidPointError           (ValueError) the point is not a change, a message, or a time with a time zone
+    │   ├── StepTooLargeError           (ValueError) the content does not fit into an invocation step
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
-    │   ├── ConversationEnded           ended on purpose
-    │   ├── ConversationExists          something is stored under the key already
-    │   ├── SessionClosed               used by its id, and takes no more writes, or is gone
-    │   ├── RequestRefusedError         Bedrock refuses what was sent; sending it again does not help
-    │   └── DirectoryTooLarge           too many sessions to find one by scanning
-    ├── AccountError                  the AWS account: change credentials, policy or key
-    │   ├── CredentialsError            none found, incomplete, or expired
-    │   └── AccessDeniedError           IAM or KMS refuses
-    ├── ServiceError                  the service or the network: try again
+    │   ├── ConversationEnded           the application ended the conversation
+    │   ├── ConversationExists          the key already has a conversation
+    │   ├── SessionClosed               a session used by its id is closed to writes, or no longer exists
+    │   ├── RequestRefusedError         Bedrock rejects the request; repeating it does not help
+    │   └── DirectoryTooLarge           the account has too many sessions to find one by scanning
+    ├── AccountError                  the AWS account: credentials, policy or encryption key
+    │   ├── CredentialsError            no credentials, or incomplete or expired ones
+    │   └── AccessDeniedError           IAM or KMS denies the operation
+    ├── ServiceError                  nothing: the service or the network failed; try again
     │   ├── ThrottledError              too many requests
-    │   └── UnavailableError            no answer, or 5xx
-    └── StoredDataError               what is stored
-        └── NewerFormatError            written by a newer release of this library
+    │   └── UnavailableError            no answer, or a 5xx status
+    └── StoredDataError               the stored data, or the release of this library that reads it
+        └── NewerFormatError            a newer release of this library wrote the data
 
-Every error carries `retryable` (the same call may succeed later) and `may_have_happened` (the operation may have had
-its effect: where it is False nothing was changed; where it is True, all but appends are safe to repeat).
+Every error has two flags:
+
+- `retryable`: the same call may succeed later.
+- `may_have_happened`: the operation may have taken effect. If it is False, nothing was changed. If it is True, it is
+  safe to repeat any operation except an append.
 """
 
 from __future__ import annotations
 
 
 class BedrockSessionsError(Exception):
-    """Base of every error this library raises.
+    """Base class of every error that this library raises.
 
-    `retryable`: the same call may succeed later. `may_have_happened`: the effect may already be stored.
+    `retryable`: the same call may succeed later. `may_have_happened`: the operation may have taken effect.
     """
 
     retryable = False
@@ -46,31 +49,35 @@ class BedrockSessionsError(Exception):
 
 
 class UsageError(BedrockSessionsError):
-    """The call cannot succeed as it is: the calling code has to change."""
+    """The call can never succeed; the calling code has to change."""
 
 
 class ConfigurationError(UsageError, ValueError):
-    """The store was constructed with arguments that cannot work."""
+    """The configuration is invalid: an argument, a region, or a file that is not a database."""
 
 
 class InvalidKeyError(UsageError, ValueError):
-    """The key of a conversation is not a string of 1 to 5,000 characters (the service's limit for metadata)."""
+    """The key of a conversation is not a string of 1 to 5,000 characters (the service's limit for metadata values)."""
 
 
 class InvalidMessageError(UsageError, TypeError):
-    """Something that is not a `ChatMessage` was given to be stored."""
+    """A message to be stored is not a `ChatMessage`."""
 
 
 class InvalidStateError(UsageError, TypeError):
-    """A name or a value that named state cannot have: names are strings, values what JSON can say."""
+    """A name in named state is not a string, or its value is not a JSON value."""
 
 
 class InvalidContextError(UsageError, ValueError):
-    """The context of a workflow that JSON cannot say; or there is none of that name, or it is of another workflow."""
+    """A workflow context has no JSON form, no context has that name, or it belongs to another workflow."""
 
 
 class AlreadyResumed(UsageError):  # noqa: N818 - reads as the state it reports
-    """A saved context was loaded before: `by` (None if that was not said), `at` a time in ISO 8601."""
+    """Another run has already loaded this saved context.
+
+    `by` is the name which that run gave, or None if it gave no name. `at` is the time it loaded the context, in ISO
+    8601.
+    """
 
     def __init__(self, message: str, *, by: str | None = None, at: str | None = None) -> None:
         super().__init__(message)
@@ -79,39 +86,39 @@ class AlreadyResumed(UsageError):  # noqa: N818 - reads as the state it reports
 
 
 class InvalidPointError(UsageError, ValueError):
-    """A point of a conversation that does not exist, or a time without a time zone."""
+    """A point does not exist in the conversation, or is a time without a time zone."""
 
 
 class StepTooLargeError(UsageError, ValueError):
-    """A single content block exceeds what one invocation step can hold."""
+    """Content does not fit into one invocation step."""
 
 
 class ForeignSessionError(UsageError):
-    """A session belongs to another conversation, another namespace, or is encrypted with another key."""
+    """A session belongs to another conversation or namespace, or is encrypted with another key."""
 
 
 class ConversationEnded(UsageError):  # noqa: N818 - reads as the state it reports
-    """The conversation was ended on purpose and takes no messages."""
+    """The application has ended the conversation, so it takes no messages."""
 
 
 class ConversationExists(UsageError):  # noqa: N818 - reads as the state it reports
-    """There is something under the key already: a fork needs a key of its own."""
+    """The key already has a conversation; a fork needs an unused key."""
 
 
 class SessionClosed(UsageError):  # noqa: N818 - reads as the state it reports
-    """A session that is used by its id takes no more writes or is gone, and is not continued in another."""
+    """A session that is used by its id is closed to writes or no longer exists; no other session continues it."""
 
 
 class RequestRefusedError(UsageError):
-    """Bedrock refuses the content of a request, although the session takes others."""
+    """Bedrock rejects the content of this request; the session still takes other requests."""
 
 
 class DirectoryTooLarge(UsageError):  # noqa: N818 - reads as the state it reports
-    """There are more sessions in the account than a metadata scan should look through."""
+    """The account has more sessions than a scan of their metadata may read."""
 
 
 class AccountError(BedrockSessionsError):
-    """The AWS account refuses: credentials, policy or encryption key have to change."""
+    """The AWS account has to change: its credentials, its policy, or its encryption key."""
 
 
 class CredentialsError(AccountError):
@@ -137,8 +144,8 @@ class UnavailableError(ServiceError):
 
 
 class StoredDataError(BedrockSessionsError):
-    """What is stored cannot be used by this release."""
+    """This release cannot use the stored data."""
 
 
 class NewerFormatError(StoredDataError):
-    """A step was written by a newer release of this library."""
+    """A newer release of this library wrote a step of the conversation."""

@@ -1,7 +1,8 @@
-"""What the package reports: calls to the service, and who ended, deleted, hid or redacted what.
+"""The events that the package emits: service calls, and audit events.
 
-Service calls go to LlamaIndex's instrumentation. Each audit event goes to `logging` and to the application. The log
-holds a key only as a hash, and never the text of a message.
+Service calls go to LlamaIndex's instrumentation. An audit event records that a conversation was ended, reopened,
+hidden, restored, redacted or deleted. It goes to `logging` and to the application. Logs contain the hash of a key, but
+no keys and no texts of messages.
 """
 
 import dataclasses
@@ -24,10 +25,10 @@ Action = Literal["ended", "reopened", "hidden", "restored", "redacted", "deleted
 
 @dataclasses.dataclass(frozen=True)
 class AuditEvent:
-    """Something that was done to a whole conversation, after it was done.
+    """An action on a whole conversation that has completed.
 
-    `time` is the service's, ISO 8601 in UTC; `sessions` are the Bedrock sessions it was done to; `messages` the ids of
-    messages that were redacted; `reason` and `approver` what the application gave.
+    `time` is the service's time, ISO 8601 in UTC. `sessions` are the ids of the Bedrock sessions that the action
+    changed. `messages` are the ids of the redacted messages. `reason` and `approver` come from the application.
     """
 
     action: Action
@@ -44,23 +45,29 @@ AuditCallback = Callable[[AuditEvent], None]
 
 
 def emit(event: AuditEvent, callback: AuditCallback | None) -> None:
-    """Log an event, and call the application's function; what that raises is logged: what was done is done."""
-    said = {**dataclasses.asdict(event), "key": key_hash(event.key)}
-    audit_logger.info("%s", json.dumps({name: value for name, value in said.items() if value}))
+    """Log an event and pass it to the application's callback.
+
+    The action has completed, so an exception of the callback is logged and not raised.
+    """
+    logged = {**dataclasses.asdict(event), "key": key_hash(event.key)}
+    audit_logger.info("%s", json.dumps({name: value for name, value in logged.items() if value}))
     if callback is not None:
         try:
             callback(event)
         except Exception:
-            audit_logger.exception("the audit callback failed for a conversation that was %s", event.action)
+            audit_logger.exception("the audit callback failed after the conversation was %s", event.action)
 
 
 class ServiceCallEvent(BaseEvent):
-    """One call to Amazon Bedrock has ended.
+    """A completed call to Amazon Bedrock.
 
-    `operation` is Bedrock's name of it; `session` and `step` are ids, None where the call has none. `duration` is in
-    seconds, retries included; `retries` are botocore's, None where no answer came. `outcome` is "ok", or the code of
-    the service's error, or the class of the error where no answer came. `response_bytes` is the length of the answer's
-    body, None where it is not said. `span_id` and `tags` are those of the code that asked, in whatever thread it ran.
+    - `operation`: Bedrock's name of the operation, such as "PutInvocationStep".
+    - `session`, `step`: their ids, or None if the call has none.
+    - `duration`: seconds, including botocore's retries.
+    - `retries`: the number of botocore's retries, or None without an answer.
+    - `outcome`: "ok", the service's error code, or, without an answer, the class of the error.
+    - `response_bytes`: the length of the answer's body, or None if the answer has no Content-Length.
+    - `span_id`, `tags`: those of the calling code, even if the call ran in another thread.
     """
 
     operation: str
@@ -78,7 +85,7 @@ class ServiceCallEvent(BaseEvent):
 
 
 def key_hash(key: str) -> str:
-    """Return how a conversation's key is told: the first 16 digits of its SHA-256."""
+    """Return the form of a key that logs may contain: the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -89,8 +96,11 @@ def record_call(
     failure: BaseException | None,
     duration: float,
 ) -> None:
-    """Tell of a call: `answer` is what botocore parsed, None if none came; `failure` is botocore's, None if none."""
-    if not (is_heard := _is_heard()) and not logger.isEnabledFor(logging.DEBUG):
+    """Log a call and emit its `ServiceCallEvent`.
+
+    `answer` is the response that botocore parsed, or None. `failure` is the exception that botocore raised, or None.
+    """
+    if not (has_handler := _has_handler()) and not logger.isEnabledFor(logging.DEBUG):
         return
     answer = answer or {}
     metadata = answer.get("ResponseMetadata", {})
@@ -108,12 +118,12 @@ def record_call(
     logger.debug(
         "%(operation)s: %(outcome)s, session %(session)s, step %(step)s, %(duration).3f s, retries %(retries)s", event
     )
-    if is_heard:
+    if has_handler:
         dispatcher.event(ServiceCallEvent(**event))
 
 
-def _is_heard() -> bool:
-    """Whether anybody has added a handler of events: who has not pays nothing."""
+def _has_handler() -> bool:
+    """Check whether the application has added an event handler; without one, no events are created."""
     at: Dispatcher | None = dispatcher
     while at is not None:
         if any(type(handler) is not NullEventHandler for handler in at.event_handlers):
