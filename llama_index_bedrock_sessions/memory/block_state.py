@@ -180,8 +180,7 @@ def required(what: str, found: Sequence[Any]) -> Any:
     """Return the first value found. Raises ConfigurationError if there is none, because a dict cannot contain it."""
     if not found:
         raise ConfigurationError(
-            f"The memory cannot be restored without {what}, which its dict does not contain. Pass it to from_dict; or, "
-            "before Context.from_dict, create a memory with it, the same session_id and chat_store, and keep that "
-            "memory."
+            f"The dict of the memory does not contain {what}. Pass it to from_dict. Before Context.from_dict, create a "
+            "memory that has it, with the same session_id and chat_store, and keep that memory."
         )
     return found[0]
