@@ -7,7 +7,7 @@
     │   ├── InvalidMessageError         (TypeError)  the message is not a ChatMessage
     │   ├── InvalidStateError           (TypeError)  the name is not a string, or the value is not a JSON value
     │   ├── InvalidContextError         (ValueError) a workflow context cannot be saved, or cannot be loaded here
-    │   ├── AlreadyResumed              another run has already loaded the saved context, and continues it
+    │   ├── AlreadyResumed              the saved context was already loaded; that run continues it
     │   ├── InvalidPointError           (ValueError) the point is not a change, a message, or a time with a time zone
     │   ├── StepTooLargeError           (ValueError) the content does not fit into an invocation step
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
@@ -49,7 +49,7 @@ class BedrockSessionsError(Exception):
 
 
 class UsageError(BedrockSessionsError):
-    """The call can never succeed; the calling code has to change."""
+    """The call cannot succeed unchanged; the calling code has to change."""
 
 
 class ConfigurationError(UsageError, ValueError):
@@ -73,10 +73,9 @@ class InvalidContextError(UsageError, ValueError):
 
 
 class AlreadyResumed(UsageError):  # noqa: N818 - reads as the state it reports
-    """Another run has already loaded this saved context.
+    """The saved context was already loaded.
 
-    `by` is the name which that run gave, or None if it gave no name. `at` is the time it loaded the context, in ISO
-    8601.
+    `by` is the name that the earlier call passed, or None. `at` is the time of that call, in ISO 8601.
     """
 
     def __init__(self, message: str, *, by: str | None = None, at: str | None = None) -> None:

@@ -85,7 +85,7 @@ class ServiceCallEvent(BaseEvent):
 
 
 def key_hash(key: str) -> str:
-    """Return the form of a key that logs may contain: the first 16 hexadecimal digits of its SHA-256."""
+    """Return the hash that identifies a key in logs: the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

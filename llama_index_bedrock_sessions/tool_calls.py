@@ -158,7 +158,7 @@ def has_calls(message: ChatMessage) -> bool:
 
 
 def _calls(message: ChatMessage) -> list[_Call]:
-    """Return a message's tool calls, counting once a call that is both in a block and in `additional_kwargs`."""
+    """Return a message's tool calls. A call that is both in a block and in `additional_kwargs` counts once."""
     if message.role in _RESULTS:
         return []
     calls = [

@@ -40,15 +40,15 @@ def main() -> None:
 )
 @click.option("--forget", is_flag=True, help="Use LlamaIndex's SimpleChatStore, to show the difference.")
 @click.option(
-    "--region", help="Use AWS in this region, with boto3's usual credentials. Sessions are deleted at the end."
+    "--region", help="Use AWS in this region, with boto3's usual credentials. Deletes its sessions at the end."
 )
 @click.option("--profile", help="Use AWS with this profile of the AWS configuration. Deletes its sessions at the end.")
 @click.option("--model", help="On AWS, use the Bedrock model with this id instead of the scripted one.")
 def demo(*, database: Path | None, forget: bool, region: str | None, profile: str | None, model: str | None) -> None:
     """Run one conversation in two processes, a day apart, and show what Bedrock stores.
 
-    An engineer reports an incident with a picture of a dashboard to an agent with two tools. Then the process ends. 26
-    hours later, another process continues the conversation. The demo needs no account, no key and no network.
+    An engineer sends a report of an incident, with a picture of a dashboard, to an agent with two tools. Then the
+    process ends. A day later, another process continues the conversation. The demo needs no account, key or network.
 
     With --region or --profile, the demo runs on AWS, and AWS bills your account for a few calls. The demo deletes its
     sessions at the end.

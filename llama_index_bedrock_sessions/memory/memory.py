@@ -273,7 +273,7 @@ class BedrockSessionsMemory(Memory):
                 await self._take_stored()
 
     async def _take_stored(self, *, only_erased: bool = False) -> None:
-        """Set the blocks to their stored fields, or reset only those blocks whose state was erased."""
+        """Set the blocks to their stored fields. With `only_erased`, reset only blocks whose stored fields are gone."""
         state = await self.conversation.state.acopy(fresh=False, reserved=BLOCK)
         for block, bound in self._bind_blocks():
             stored = state.get(BLOCK + block.name, {})
