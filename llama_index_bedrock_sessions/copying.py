@@ -1,4 +1,4 @@
-"""Migration: copies conversations from one LlamaIndex chat store to another, and compares the result."""
+"""Copy conversations from one LlamaIndex chat store to another, and compare the copies."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -13,12 +13,15 @@ from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.errors import InvalidKeyError, UsageError
 
 BATCH = 100
-"""Messages that one step writes to a BedrockSessionsChatStore."""
+"""Messages in one step, if the target is a `BedrockSessionsChatStore`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CopyProblem:
-    """Why a conversation was not copied: its key, the position of the message (None: all), and the reason."""
+    """Why a conversation was not copied.
+
+    `position` is that of the message with the problem, or None if the problem is not in one message.
+    """
 
     key: Any
     position: int | None
@@ -29,11 +32,12 @@ class CopyProblem:
 class CopyReport:
     """The result of `copy_conversations`.
 
-    - `copied`: the keys under which messages were written (`messages` is their number).
-    - `unchanged`: the keys that were equal before.
-    - `problems`: one for each other key.
+    - `copied`: the keys of the conversations in which messages were written.
+    - `unchanged`: the keys of the conversations that the target already had in full.
+    - `messages`: the number of messages written.
+    - `problems`: one entry for each other key.
 
-    Every key in `copied` and `unchanged` was read back and is equal.
+    Each conversation in `copied` or `unchanged` was read back from the target and compared equal.
     """
 
     copied: tuple[str, ...]
@@ -49,35 +53,38 @@ def copy_conversations(
     *,
     progress: Callable[[Any, int, int], None] | None = None,
 ) -> CopyReport:
-    """Copy conversations between any two LlamaIndex chat stores, and compare the copies with the source.
+    """Copy conversations between any two LlamaIndex chat stores, and compare each copy with its source.
 
-    The copy can be interrupted and called again. Conversations that are equal are left unchanged, and partial copies
-    are completed. If the target has other messages under a key, nothing is written there. The report lists every
-    conversation that was not copied; all others are copied. From a BedrockSessionsChatStore the active messages are
-    copied, not archived messages or named state.
+    If the call is interrupted, call it again. It skips complete copies, completes partial ones and overwrites nothing.
+    If the target has other messages under a key, that conversation is left unchanged. The report lists each
+    conversation that cannot be copied; the others are still copied. No other process may write to these keys of the
+    target during the call.
 
-    Messages are equal if their normal forms are equal (see `message_codec.py`): a picture's file counts as its bytes.
-    No other process should write to the target's keys during the copy.
+    From a `BedrockSessionsChatStore`, only the active messages are copied: no archived messages and no named state.
+
+    Two messages are equal if this library stores them in the same form. An image given as a file therefore equals an
+    image with the same bytes.
 
     Args:
-        source: the store to read.
-        target: the store to write.
-        keys: the keys to copy; None for all.
-        progress: called after each conversation with its key, the number of conversations done, and of all.
+        source: The store to read.
+        target: The store to write.
+        keys: The keys of the conversations to copy; None copies all.
+        progress: Called after each conversation with its key, the number of conversations done, and their total.
 
     Raises:
-        InvalidKeyError: `keys` is a single key.
-        AccountError, ServiceError: the target cannot write at all. `source.get_keys` may raise errors of its own.
+        InvalidKeyError: `keys` is a single string.
+        AccountError, ServiceError: the target cannot be read or written. Any other error of the target that is not a
+            `UsageError` is also raised, and so is any error of `source.get_keys`.
 
     """
     if isinstance(keys, str):
-        raise InvalidKeyError(f"keys= takes a list of keys, got one key. Pass keys=[{keys!r}].")
+        raise InvalidKeyError(f"Expected keys= to be a list of keys, got one key. Pass keys=[{keys!r}].")
     copied: list[str] = []
     unchanged: list[str] = []
     problems: list[CopyProblem] = []
     written = 0
-    wanted = list(dict.fromkeys(source.get_keys() if keys is None else keys))
-    for done, key in enumerate(wanted, 1):
+    chosen = list(dict.fromkeys(source.get_keys() if keys is None else keys))
+    for done, key in enumerate(chosen, 1):
         try:
             count = _copy(source, target, key)
             (copied if count else unchanged).append(key)
@@ -85,47 +92,50 @@ def copy_conversations(
         except _Problem as problem:
             problems.append(CopyProblem(key, *problem.args))
         if progress:
-            progress(key, done, len(wanted))
+            progress(key, done, len(chosen))
     return CopyReport(tuple(copied), tuple(unchanged), written, tuple(problems))
 
 
 class _Problem(Exception):  # noqa: N818 - never leaves this module
-    """A conversation cannot be copied; its arguments are the position and the reason."""
+    """A conversation cannot be copied; the arguments are the position and the reason."""
 
 
 def _copy(source: BaseChatStore, target: BaseChatStore, key: Any) -> int:
-    """Copy a conversation; return the number of messages written. Raises _Problem."""
+    """Copy a conversation and return the number of messages written. Raises _Problem."""
     if not isinstance(key, str):
-        raise _Problem(None, f"expected a key of type str, got {type(key).__name__}")
+        raise _Problem(None, f"the key is not a string but {type(key).__name__}")
     try:
         messages = list(source.get_messages(key))
     except Exception as error:
         # The text of the error may contain messages.
-        raise _Problem(None, f"the source cannot read it ({type(error).__name__})") from error
+        raise _Problem(None, f"the source could not read the conversation ({type(error).__name__})") from error
     for position, message in enumerate(messages):
         if not isinstance(message, ChatMessage):
-            raise _Problem(position, f"expected a ChatMessage, got {type(message).__name__}")
-    wanted = [_form(message) for message in messages]
+            raise _Problem(position, f"the message is not a ChatMessage but {type(message).__name__}")
+    expected = [_form(message) for message in messages]
     try:
-        there = _differences(target, key, wanted)
-        if there < len(messages):
-            _write(target, key, messages[there:], begins=there == 0)
-            if _differences(target, key, wanted) < len(messages):
-                raise _Problem(None, "the target contains fewer messages than were written")
+        already = _copied_count(target, key, expected, "nothing was written")
+        if already < len(messages):
+            _write(target, key, messages[already:], begins=already == 0)
+            if _copied_count(target, key, expected, "the copy was written, but is not equal") < len(messages):
+                raise _Problem(None, "the target returned fewer messages than were written")
     except UsageError as error:
-        raise _Problem(None, f"the target refuses it: {error}") from error
-    return len(messages) - there
+        raise _Problem(None, f"the target rejected the conversation: {error}") from error
+    return len(messages) - already
 
 
-def _differences(target: BaseChatStore, key: str, wanted: Sequence[Any]) -> int:
-    """Return how many of the messages the target has, from the first on. Raises _Problem if it has others."""
-    there = [_form(message) for message in _read(target, key)]
-    for position, form in enumerate(there):
-        if position == len(wanted):
-            raise _Problem(position, "the target has more messages; it was left unchanged")
-        if form != wanted[position]:
-            raise _Problem(position, "the target has another message here; it was left unchanged")
-    return len(there)
+def _copied_count(target: BaseChatStore, key: str, expected: Sequence[Any], outcome: str) -> int:
+    """Return how many messages the target has.
+
+    Raises _Problem, with the outcome in its reason, unless they are equal to the first of the expected ones.
+    """
+    found = [_form(message) for message in _read(target, key)]
+    for position, form in enumerate(found):
+        if position == len(expected):
+            raise _Problem(position, f"the target has more messages than the source; {outcome}")
+        if form != expected[position]:
+            raise _Problem(position, f"the target has a different message here; {outcome}")
+    return len(found)
 
 
 def _read(target: BaseChatStore, key: str) -> list[ChatMessage]:

@@ -1,41 +1,44 @@
-"""The errors of this library, by whose fault they are.
+"""The errors of this library, grouped by what has to change before the call can succeed.
 
     BedrockSessionsError
-    ├── UsageError                    the call: change the code
-    │   ├── ConfigurationError          (ValueError) arguments, region, a file that is not a database
-    │   ├── InvalidKeyError             (ValueError) not a string, empty, too long
-    │   ├── InvalidMessageError         (TypeError)  not a ChatMessage
-    │   ├── InvalidStateError           (TypeError)  not a JSON value
-    │   ├── InvalidContextError         (ValueError) a workflow's context that cannot be saved or loaded
-    │   ├── AlreadyResumed              the saved context was loaded before, and continues there
-    │   ├── InvalidPointError           (ValueError) not a change, a message or an aware time
-    │   ├── StepTooLargeError           (ValueError) more than an invocation step holds
+    ├── UsageError                    the calling code
+    │   ├── ConfigurationError          (ValueError) invalid arguments or region; a file that is not a database
+    │   ├── InvalidKeyError             (ValueError) the key is not a string, is empty, or is too long
+    │   ├── InvalidMessageError         (TypeError)  the message is not a ChatMessage
+    │   ├── InvalidStateError           (TypeError)  the name is not a string, or the value is not a JSON value
+    │   ├── InvalidContextError         (ValueError) a workflow context cannot be saved, or cannot be loaded here
+    │   ├── AlreadyResumed              the saved context was already loaded; that run continues it
+    │   ├── InvalidPointError           (ValueError) the point is not a change, a message, or a time with a time zone
+    │   ├── StepTooLargeError           (ValueError) the content does not fit into an invocation step
     │   ├── ForeignSessionError         the session belongs to another conversation or namespace
-    │   ├── ConversationEnded           ended on purpose
-    │   ├── ConversationExists          the key is in use
-    │   ├── SessionClosed               used by its id, and takes no writes or was deleted
-    │   ├── RequestRefusedError         Bedrock refuses the request; a retry does not help
-    │   └── DirectoryTooLarge           too many sessions to find one by scanning
-    ├── AccountError                  the AWS account: change credentials, policy or key
-    │   ├── CredentialsError            none found, incomplete, or expired
-    │   └── AccessDeniedError           IAM or KMS refuses
-    ├── ServiceError                  the service or the network: try again
+    │   ├── ConversationEnded           the application ended the conversation
+    │   ├── ConversationExists          the key already has a conversation
+    │   ├── SessionClosed               a session used by its id is closed to writes, or no longer exists
+    │   ├── RequestRefusedError         Bedrock rejects the request; repeating it does not help
+    │   └── DirectoryTooLarge           the account has too many sessions to find one by scanning
+    ├── AccountError                  the AWS account: credentials, policy or encryption key
+    │   ├── CredentialsError            no credentials, or incomplete or expired ones
+    │   └── AccessDeniedError           IAM or KMS denies the operation
+    ├── ServiceError                  nothing: the service or the network failed; try again
     │   ├── ThrottledError              too many requests
-    │   └── UnavailableError            no answer, or 5xx
-    └── StoredDataError               the stored data
-        └── NewerFormatError            written by a newer release of this library
+    │   └── UnavailableError            no answer, or a 5xx status
+    └── StoredDataError               the stored data, or the release of this library that reads it
+        └── NewerFormatError            a newer release of this library wrote the data
 
-Every error has `retryable` (the same call can succeed later) and `may_have_happened`. If that is False, nothing was
-changed. If it is True, the operation may have taken effect; every operation but an append can be repeated safely.
+Every error has two flags:
+
+- `retryable`: the same call may succeed later.
+- `may_have_happened`: the operation may have taken effect. If it is False, nothing was changed. If it is True, it is
+  safe to repeat any operation except an append.
 """
 
 from __future__ import annotations
 
 
 class BedrockSessionsError(Exception):
-    """Base of every error this library raises.
+    """Base class of every error that this library raises.
 
-    `retryable`: the same call may succeed later. `may_have_happened`: the effect may already be stored.
+    `retryable`: the same call may succeed later. `may_have_happened`: the operation may have taken effect.
     """
 
     retryable = False
@@ -46,15 +49,15 @@ class BedrockSessionsError(Exception):
 
 
 class UsageError(BedrockSessionsError):
-    """The call can never succeed: the calling code has to change."""
+    """The call cannot succeed unchanged; the calling code has to change."""
 
 
 class ConfigurationError(UsageError, ValueError):
-    """The store was constructed with arguments that cannot work."""
+    """The configuration is invalid: an argument, a region, or a file that is not a database."""
 
 
 class InvalidKeyError(UsageError, ValueError):
-    """The key of a conversation is not a string of 1 to 5,000 characters (the service's limit for metadata)."""
+    """The key of a conversation is not a string of 1 to 5,000 characters (the service's limit for metadata values)."""
 
 
 class InvalidMessageError(UsageError, TypeError):
@@ -62,15 +65,18 @@ class InvalidMessageError(UsageError, TypeError):
 
 
 class InvalidStateError(UsageError, TypeError):
-    """Named state cannot have this name or value: names are strings, and JSON represents the values."""
+    """A name in named state is not a string, or its value is not a JSON value."""
 
 
 class InvalidContextError(UsageError, ValueError):
-    """JSON cannot represent the context, no context has this name, or the context is of another workflow."""
+    """A workflow context has no JSON form, no context has that name, or it belongs to another workflow."""
 
 
 class AlreadyResumed(UsageError):  # noqa: N818 - reads as the state it reports
-    """A saved context was loaded before. `by` is the name given then (or None), `at` the time in ISO 8601."""
+    """The saved context was already loaded.
+
+    `by` is the name that the earlier call passed, or None. `at` is the time of that call, in ISO 8601.
+    """
 
     def __init__(self, message: str, *, by: str | None = None, at: str | None = None) -> None:
         super().__init__(message)
@@ -79,39 +85,39 @@ class AlreadyResumed(UsageError):  # noqa: N818 - reads as the state it reports
 
 
 class InvalidPointError(UsageError, ValueError):
-    """A point of a conversation that does not exist, or a time without a time zone."""
+    """A point does not exist in the conversation, or is a time without a time zone."""
 
 
 class StepTooLargeError(UsageError, ValueError):
-    """A single content block exceeds what one invocation step can hold."""
+    """Content does not fit into one invocation step."""
 
 
 class ForeignSessionError(UsageError):
-    """A session belongs to another conversation, another namespace, or is encrypted with another key."""
+    """A session belongs to another conversation or namespace, or is encrypted with another key."""
 
 
 class ConversationEnded(UsageError):  # noqa: N818 - reads as the state it reports
-    """The conversation was ended on purpose and takes no messages."""
+    """The application has ended the conversation, so it takes no messages."""
 
 
 class ConversationExists(UsageError):  # noqa: N818 - reads as the state it reports
-    """The key is in use: a fork needs an unused key."""
+    """The key already has a conversation; a fork needs an unused key."""
 
 
 class SessionClosed(UsageError):  # noqa: N818 - reads as the state it reports
-    """A session that is used by its id takes no writes or was deleted. It is never continued in another session."""
+    """A session that is used by its id is closed to writes or no longer exists; no other session continues it."""
 
 
 class RequestRefusedError(UsageError):
-    """Bedrock refuses the content of a request, although the session takes others."""
+    """Bedrock rejects the content of this request; the session still takes other requests."""
 
 
 class DirectoryTooLarge(UsageError):  # noqa: N818 - reads as the state it reports
-    """The account has more sessions than a metadata scan may read (`scan_limit`)."""
+    """The account has more sessions than a scan of their metadata may read."""
 
 
 class AccountError(BedrockSessionsError):
-    """The AWS account refuses: credentials, policy or encryption key have to change."""
+    """The AWS account has to change: its credentials, its policy, or its encryption key."""
 
 
 class CredentialsError(AccountError):
@@ -137,8 +143,8 @@ class UnavailableError(ServiceError):
 
 
 class StoredDataError(BedrockSessionsError):
-    """This release cannot read the stored data."""
+    """This release cannot use the stored data."""
 
 
 class NewerFormatError(StoredDataError):
-    """A step was written by a newer release of this library."""
+    """A newer release of this library wrote a step of the conversation."""

@@ -1,7 +1,8 @@
-"""The events of the package: calls to the service, and audit events of whole conversations.
+"""The events that the package emits: service calls, and audit events.
 
-Service calls go to LlamaIndex's instrumentation. Each audit event goes to `logging` and to the application. Logs
-contain a key only as a hash, and never the text of a message.
+Service calls go to LlamaIndex's instrumentation. An audit event records that a conversation was ended, reopened,
+hidden, restored, redacted or deleted. It goes to `logging` and to the application. Logs contain the hash of a key, but
+no keys and no texts of messages.
 """
 
 import dataclasses
@@ -24,10 +25,10 @@ Action = Literal["ended", "reopened", "hidden", "restored", "redacted", "deleted
 
 @dataclasses.dataclass(frozen=True)
 class AuditEvent:
-    """An action on a whole conversation, reported after it was done.
+    """An action on a whole conversation that has completed.
 
-    `time` is the service's time, ISO 8601 in UTC. `sessions` are the affected Bedrock sessions, `messages` the ids of
-    redacted messages. The application gave `reason` and `approver`.
+    `time` is the service's time, ISO 8601 in UTC. `sessions` are the ids of the Bedrock sessions that the action
+    changed. `messages` are the ids of the redacted messages. `reason` and `approver` come from the application.
     """
 
     action: Action
@@ -44,26 +45,29 @@ AuditCallback = Callable[[AuditEvent], None]
 
 
 def emit(event: AuditEvent, callback: AuditCallback | None) -> None:
-    """Log an event and call the application's function. Its errors are logged, because the action is done."""
-    said = {**dataclasses.asdict(event), "key": key_hash(event.key)}
-    audit_logger.info("%s", json.dumps({name: value for name, value in said.items() if value}))
+    """Log an event and pass it to the application's callback.
+
+    The action has completed, so an exception of the callback is logged and not raised.
+    """
+    logged = {**dataclasses.asdict(event), "key": key_hash(event.key)}
+    audit_logger.info("%s", json.dumps({name: value for name, value in logged.items() if value}))
     if callback is not None:
         try:
             callback(event)
         except Exception:
-            audit_logger.exception("the audit callback failed for a conversation that was %s", event.action)
+            audit_logger.exception("the audit callback failed after the conversation was %s", event.action)
 
 
 class ServiceCallEvent(BaseEvent):
-    """One call to Amazon Bedrock has ended.
+    """A completed call to Amazon Bedrock.
 
-    - `operation`: Bedrock's name of the operation.
-    - `session` and `step`: their ids; None if the call has none.
-    - `duration`: seconds, with retries.
-    - `retries`: the number of botocore's retries; None without a response.
-    - `outcome`: "ok", the error code of the service, or the class of the error without a response.
-    - `response_bytes`: the length of the response body; None if unknown.
-    - `span_id` and `tags`: those of the calling code, in whichever thread the call ran.
+    - `operation`: Bedrock's name of the operation, such as "PutInvocationStep".
+    - `session`, `step`: their ids, or None if the call has none.
+    - `duration`: seconds, including botocore's retries.
+    - `retries`: the number of botocore's retries, or None without an answer.
+    - `outcome`: "ok", the service's error code, or, without an answer, the class of the error.
+    - `response_bytes`: the length of the answer's body, or None if the answer has no Content-Length.
+    - `span_id`, `tags`: those of the calling code, even if the call ran in another thread.
     """
 
     operation: str
@@ -81,7 +85,7 @@ class ServiceCallEvent(BaseEvent):
 
 
 def key_hash(key: str) -> str:
-    """Return the name of a key in logs: the first 16 digits of its SHA-256."""
+    """Return the hash that identifies a key in logs: the first 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -92,8 +96,11 @@ def record_call(
     failure: BaseException | None,
     duration: float,
 ) -> None:
-    """Report a call. `answer` is the response that botocore parsed, `failure` its error; either can be None."""
-    if not (is_heard := _is_heard()) and not logger.isEnabledFor(logging.DEBUG):
+    """Log a call and emit its `ServiceCallEvent`.
+
+    `answer` is the response that botocore parsed, or None. `failure` is the exception that botocore raised, or None.
+    """
+    if not (has_handler := _has_handler()) and not logger.isEnabledFor(logging.DEBUG):
         return
     answer = answer or {}
     metadata = answer.get("ResponseMetadata", {})
@@ -111,12 +118,12 @@ def record_call(
     logger.debug(
         "%(operation)s: %(outcome)s, session %(session)s, step %(step)s, %(duration).3f s, retries %(retries)s", event
     )
-    if is_heard:
+    if has_handler:
         dispatcher.event(ServiceCallEvent(**event))
 
 
-def _is_heard() -> bool:
-    """Whether an event handler was added. Without one, events cost nothing."""
+def _has_handler() -> bool:
+    """Check whether the application has added an event handler; without one, no events are created."""
     at: Dispatcher | None = dispatcher
     while at is not None:
         if any(type(handler) is not NullEventHandler for handler in at.event_handlers):

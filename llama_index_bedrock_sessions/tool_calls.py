@@ -1,8 +1,9 @@
-"""Pairs tool calls with their results, as models require it. No I/O, and no message is changed.
+"""Pair tool calls with their results, as models require.
 
-Bedrock's Converse API and other providers have the same rule. A message with tool calls is followed by the result of
-each call before any other message, and a result follows its call. The model refuses every later turn of a conversation
-that breaks the rule. Only the messages shown to a model are paired; the stored messages stay unchanged.
+Bedrock's Converse API and other providers have two rules. A message with tool calls is followed at once by the results
+of all these calls, and each result follows its call. A provider rejects the entire conversation if one message breaks a
+rule, so every later turn fails too. Pairing changes only the list of messages that a model is given, never the stored
+messages. This module does no I/O and modifies no message.
 """
 
 from __future__ import annotations
@@ -17,41 +18,44 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallB
 from llama_index_bedrock_sessions.events import key_hash
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
-NO_RESULT = "[There is no result: the turn was interrupted before this tool call returned.]"
-"""Replaces a result that was never stored."""
+NO_RESULT = "[No result: the turn was interrupted before this tool call returned.]"
+"""The content of the message that replaces a missing result."""
 _RESULTS = (MessageRole.TOOL, MessageRole.FUNCTION)
 _ID_NAMES = ("call_id", "toolUseId", "tool_call_id", "id")
-"""Members of `additional_kwargs["tool_calls"]` that hold the id of a call. The one that results refer to is first."""
+"""The names that LLM packages use for the id of a call in `additional_kwargs["tool_calls"]`.
+
+If a call has several of them, results refer to the first in this order.
+"""
 
 
 class PairingNote(NamedTuple):
-    """One change made by pairing: its kind, and the id of the tool call."""
+    """A change that pairing made, and the id of the tool call (None if it has none)."""
 
     what: str
     call: str | None
 
 
 class _Call(NamedTuple):
-    """A tool call: its id (None from models that give none, such as Ollama) and the name of the tool."""
+    """A tool call. `id` is None if the model assigns no ids, as Ollama does."""
 
     id: str | None
     tool: str | None = None
 
     @property
     def key(self) -> str | None:
-        """What the result refers to: the id, or the name of the tool if there is no id, as in LlamaIndex."""
+        """The value that the call's result refers to: the id, or the tool's name if LlamaIndex has no id."""
         return self.id or self.tool
 
 
 def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Return the messages with every tool call followed by its result, and log the changes.
+    """Return the messages with every tool call followed by its result, and log what changed.
 
-    - A call without a result gets a result that explains it.
-    - A later result is moved to its call.
+    - A call without a result gets a result that states this.
+    - A result that comes too late moves to its call.
     - A result without a call is left out.
 
-    Calls are in `ToolCallBlock`s or in `additional_kwargs["tool_calls"]`. Returns a new list of the given messages. A
-    list whose calls are paired is returned equal, so pairing twice changes nothing.
+    Calls are read from `ToolCallBlock`s and from `additional_kwargs["tool_calls"]`. The returned list is new and holds
+    the same message objects. If all calls are already paired, it equals the given list.
     """
     paired, notes = pair(messages)
     log_pairing(notes)
@@ -59,16 +63,16 @@ def heal_tool_calls(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
 
 
 def log_pairing(notes: Sequence[PairingNote], key: str | None = None) -> None:
-    """Log the changes of pairing, for the conversation `key` if it is known."""
+    """Log the changes that pairing made; `key` is the conversation's key, if it is known."""
     if notes:
         of = "" if key is None else f" of conversation {key_hash(key)}"
-        said = "; ".join(f"{count} x {what}" for what, count in Counter(note.what for note in notes).items())
-        calls = ", ".join(sorted({note.call for note in notes if note.call}))
-        logger.warning("paired tool calls%s for the model: %s (%s)", of, said, calls or "without an id")
+        changes = "; ".join(f"{count} x {what}" for what, count in Counter(note.what for note in notes).items())
+        ids = ", ".join(sorted({note.call for note in notes if note.call}))
+        logger.warning("paired tool calls%s for the model: %s (call ids: %s)", of, changes, ids or "none")
 
 
 def pair(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[PairingNote]]:
-    """Return the messages with every tool call followed by its result, and what that changed."""
+    """Return the messages with every tool call followed by its result, and the changes made."""
     paired: list[ChatMessage] = []
     notes: list[PairingNote] = []
     placed: set[int] = set()
@@ -76,18 +80,18 @@ def pair(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Pairi
         if position in placed:
             continue
         if message.role in _RESULTS:
-            notes.append(PairingNote("a result without a call left out", _result_id(message)))
+            notes.append(PairingNote("left out a result without a call", _result_id(message)))
             continue
         paired.append(message)
         if not (calls := _calls(message)):
             continue
         results, missing = _results(messages, position, calls, placed)
         last = position + len(results)
-        notes += [PairingNote("a result moved to its call", _result_id(messages[i])) for i in results if i > last]
+        notes += [PairingNote("moved a result to its call", _result_id(messages[i])) for i in results if i > last]
         paired += [messages[i] for i in results]
         placed.update(results)
         for call in missing:
-            notes.append(PairingNote("a call without a result", call))
+            notes.append(PairingNote("added a missing result", call))
             paired.append(
                 ChatMessage(role=MessageRole.TOOL, content=NO_RESULT, additional_kwargs={"tool_call_id": call})
             )
@@ -97,7 +101,7 @@ def pair(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[Pairi
 def _results(
     messages: Sequence[ChatMessage], position: int, calls: Sequence[_Call], placed: set[int]
 ) -> tuple[list[int], list[str]]:
-    """Return the positions of the results of a message's calls, and the ids of calls without a result."""
+    """Return the positions of the results of a message's calls, and the ids of the calls without a result."""
     wanted = Counter(call.key for call in calls)
     missing: list[str | None] = []
     found: list[int] = []
@@ -110,9 +114,9 @@ def _results(
             if later not in placed and wanted[key] > 0:
                 found.append(later)
                 wanted[key] -= 1
-            wanted += Counter()  # forgets what is at zero
+            wanted += Counter()  # removes entries with a count of zero
         else:
-            # From here on, results of this id belong to the later call.
+            # Results with this id that come later belong to the later call.
             missing += [key for key in {call.key for call in _calls(message)} for _ in range(wanted.pop(key, 0))]
     missing += wanted.elements()
     unpaired = [call for call in calls if _take(missing, call.key)]
@@ -122,7 +126,10 @@ def _results(
 
 
 def _next_results(messages: Sequence[ChatMessage], position: int, taken: set[int], count: int) -> list[int]:
-    """Return the positions of the next results that name no call, for `count` calls without an id."""
+    """Return the positions of the results of `count` calls without an id.
+
+    These results do not identify their call, so the next results in order are taken.
+    """
     found: list[int] = []
     direct = True
     for later in range(position + 1, len(messages)):
@@ -146,12 +153,12 @@ def _take(items: list[str | None], item: str | None) -> bool:
 
 
 def has_calls(message: ChatMessage) -> bool:
-    """Return whether a message calls tools."""
+    """Check whether a message calls tools."""
     return bool(_calls(message))
 
 
 def _calls(message: ChatMessage) -> list[_Call]:
-    """Return the tool calls of a message. A call that is in a block and in `additional_kwargs` counts once."""
+    """Return a message's tool calls. A call that is both in a block and in `additional_kwargs` counts once."""
     if message.role in _RESULTS:
         return []
     calls = [

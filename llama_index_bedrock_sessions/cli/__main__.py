@@ -1,4 +1,4 @@
-"""`python -m llama_index_bedrock_sessions.cli` is the command `bedrock-sessions`."""
+"""Run the command `bedrock-sessions` as `python -m llama_index_bedrock_sessions.cli`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """The incident of `bedrock-sessions demo`: a picture, two tools, a scripted model, and one day of the conversation.
 
-Each day of the demo is a process, `python -m llama_index_bedrock_sessions.cli.demo REQUEST`. The processes share only
-the chat store. Examples and tests use the same model and tools. A request is one JSON object (`Request`). The process
-writes its events to standard output, one JSON object a line.
+Each day of the demo runs in a separate operating-system process, `python -m llama_index_bedrock_sessions.cli.demo
+REQUEST`. The two processes share only the chat store. REQUEST is a JSON object with the fields of `Request`. The
+process writes its events to standard output, one JSON object per line. Examples and tests use the same model and tools.
 
-The model is `answer`, a function of its messages alone. What it knows on the second day comes from the chat store.
+The scripted model is `answer`, whose result depends only on its messages. On the second day, everything it knows
+comes from the chat store.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ FOLLOW_UP = "Good morning, I am taking over from yesterday's shift. What do we k
 
 
 def _wave(minute: int) -> float:
-    """Give the p99 latency in milliseconds, `minute` minutes after 13:30."""
+    """Return the p99 latency in milliseconds, `minute` minutes after 13:30."""
     calm = 190 + 24 * math.sin(minute * 1.3) + 11 * math.sin(minute * 0.37)
     slow = max(0, minute - 32)
     return calm + 1_900 * (1 - math.exp(-slow / 4)) + (90 * math.sin(minute * 2.1) if slow else 0)
@@ -91,7 +92,7 @@ def _log_lines() -> list[str]:
 
 
 def query_metrics(service: str, metric: str) -> str:
-    """Report a metric of a service over the last hour: the median before the steepest climb, and the peak."""
+    """Return how a service's metric developed in the last hour: its median before the steepest rise, and its peak."""
     climb = max(range(1, len(LATENCIES)), key=lambda minute: LATENCIES[minute] - LATENCIES[minute - 1])
     before = sorted(LATENCIES[:climb])
     return json.dumps(
@@ -107,7 +108,7 @@ def query_metrics(service: str, metric: str) -> str:
 
 
 def search_logs(service: str, contains: str) -> str:
-    """Count the log lines of a service in the last hour that contain a text, and show the first of them."""
+    """Count a service's log lines of the last hour that contain a text, and return the first one."""
     found = [line for line in _log_lines() if service in line and contains in line]
     return json.dumps(
         {"service": service, "contains": contains, "lines": len(found), "first": found[0] if found else None}
@@ -118,8 +119,8 @@ TOOLS: list[BaseTool | Callable[..., Any]] = [query_metrics, search_logs]
 
 
 def draw_dashboard() -> bytes:
-    """Draw the dashboard an engineer would attach: the hour of the incident as a PNG."""
-    scale = 2  # drawn twice as large and reduced, for smooth lines
+    """Draw the dashboard that the engineer attaches, with the hour of the incident, as a PNG."""
+    scale = 2  # drawn at twice the size, then reduced for smooth lines
     width, height = 960 * scale, 540 * scale
     left, top, right, bottom = 78 * scale, 152 * scale, 908 * scale, 488 * scale
     ink, faint, panel, alarm, calm = "#e6edf3", "#8b949e", "#161b22", "#ff6b5e", "#3fb6ff"
@@ -166,7 +167,7 @@ def draw_dashboard() -> bytes:
 
 
 def draw_bars(title: str, values: Sequence[int], limit: int) -> bytes:
-    """Draw a smaller screenshot, a bar for each value, as a PNG; those from a limit on are red."""
+    """Draw a smaller screenshot as a PNG, with one bar per value. Bars at or above the limit are red."""
     picture = Image.new("RGB", (40 + 22 * len(values), 220), "#0d1117")
     draw = ImageDraw.Draw(picture)
     draw.text((20, 16), title, fill="#e6edf3", font=ImageFont.load_default(18))
@@ -182,18 +183,18 @@ CALLS = (
     ("query_metrics", {"service": "payments", "metric": "latency_p99"}),
     ("search_logs", {"service": "payments", "contains": "Connection is not available"}),
 )
-"""The calls of the scripted model to its tools, one after the other."""
+"""The tool calls of the scripted model, in order."""
 
 
 def answer(messages: Sequence[ChatMessage], tools: Sequence[BaseTool] = (), **_: Any) -> ChatMessage:
-    """Return the reply of the scripted model, from the messages alone.
+    """Return the scripted model's reply, which depends only on the messages.
 
-    The model investigates a report with its tools. It answers other questions with what the messages contain about an
-    incident. Without an incident it sends a greeting.
+    If the last user message reports an incident, the model calls its tools. Otherwise it answers with the findings
+    about an incident in the messages. If they mention no incident, it greets the user.
     """
     last = max((i for i, message in enumerate(messages) if message.role == MessageRole.USER), default=-1)
-    said = (message.content or "" for message in messages if message.role == MessageRole.USER)
-    incident = next((found.group() for text in said if (found := re.search(r"INC-\d+", text))), None)
+    texts = (message.content or "" for message in messages if message.role == MessageRole.USER)
+    incident = next((found.group() for text in texts if (found := re.search(r"INC-\d+", text))), None)
     if incident is None:
         return ChatMessage(role=MessageRole.ASSISTANT, content=GREETING)
     reported_now = incident in (messages[last].content or "")
@@ -211,40 +212,41 @@ def answer(messages: Sequence[ChatMessage], tools: Sequence[BaseTool] = (), **_:
 
 
 def _findings(messages: Sequence[ChatMessage]) -> list[str]:
-    """Return sentences about the pictures and tool results among the messages."""
-    said = []
+    """Return sentences about the pictures and tool results in the messages."""
+    sentences = []
     for message in messages:
         for block in message.blocks:
             if isinstance(block, ImageBlock):
                 width, height = Image.open(io.BytesIO(block.resolve_image().read())).size
-                said.append(f"The dashboard you sent is a picture of {width} x {height} pixels.")
+                sentences.append(f"The dashboard you sent is a picture of {width} x {height} pixels.")
             elif message.role == MessageRole.TOOL and isinstance(block, TextBlock):
-                said.append(_finding(json.loads(block.text)))
-    return said
+                sentences.append(_finding(json.loads(block.text)))
+    return sentences
 
 
 def _finding(result: dict[str, Any]) -> str:
-    """Return the result of one tool as a sentence."""
+    """Describe the result of one tool in a sentence."""
     if "peak" in result:
         return (
             f"{result['service']} {result['metric']} was {result['median_before']:,} {result['unit']} "
             f"until {result['since']}, then rose to {result['peak']:,} {result['unit']}."
         )
-    said = f'{result["lines"]:,} log lines say "{result["contains"]}".'
+    finding = f'{result["lines"]:,} log lines say "{result["contains"]}".'
     if pool := re.search(r"total=(\d+), active=(\d+)", result["first"] or ""):
-        said += f" {pool[2]} of {pool[1]} connections were in use. Next: find what holds them."
-    return said
+        finding += f" {pool[2]} of {pool[1]} connections were in use. Next: find what holds them."
+    return finding
 
 
 Line = str | tuple[str, dict[str, Any]] | Callable[[Sequence[ChatMessage]], str]
-"""The next act of a scripted model: a text, a tool call (name, arguments), or a function of all its messages that
-returns a text."""
+"""The next action of a scripted model: a text, a tool call (name, arguments), or a function from all messages to a
+text."""
 
 
 def following(script: Mapping[str, Sequence[Line]]) -> Callable[..., ChatMessage]:
-    """Return a model that follows a script, which maps a part of the user's message to lines.
+    """Return the reply function of a model that follows a script.
 
-    Like `answer` the model is a function of its messages. The number of tool results is its position in the script.
+    `script` maps a part of the user's message to the lines that answer it. Like `answer`, the reply depends only on the
+    messages: the number of tool results since the user's message selects the line.
     """
 
     def reply(messages: Sequence[ChatMessage], *_: Any, **__: Any) -> ChatMessage:
@@ -261,13 +263,13 @@ def following(script: Mapping[str, Sequence[Line]]) -> Callable[..., ChatMessage
 
 
 def scripted_model(reply: Callable[..., ChatMessage] = answer) -> MockFunctionCallingLLM:
-    """Give a model that calls tools and needs no key and no network: `answer`, or another, behind LlamaIndex's mock."""
+    """Return a mock model that replies with `reply`, calls tools, and needs no key and no network."""
     return MockFunctionCallingLLM(response_generator=reply, is_chat_model=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What one process of the demo is to do. `store` is "simple", "local" or "aws"."""
+    """The arguments of one process of the demo. `store` is "simple", "local" or "aws"."""
 
     day: int
     store: str
@@ -281,7 +283,7 @@ class Request:
 
 
 def open_store(request: Request, calls: Counter[str]) -> BaseChatStore:
-    """Open the chat store of a request as an application would, and count the calls it makes to the service."""
+    """Open the chat store of a request as an application would, and add its service calls to `calls`."""
     if request.store == "simple":
         return SimpleChatStore()
     from llama_index_bedrock_sessions import BedrockSessionsChatStore
@@ -298,7 +300,7 @@ def open_store(request: Request, calls: Counter[str]) -> BaseChatStore:
 
 
 class CallCounter(BaseEventHandler):
-    """Counts the calls to the service by operation."""
+    """Count service calls by operation, including retries."""
 
     count: Callable[[Mapping[str, int]], None]
 
@@ -320,7 +322,7 @@ def open_model(
     region: str | None = None,
     profile: str | None = None,
 ) -> FunctionCallingLLM:
-    """Give the Bedrock model of a name, or a scripted one where none is named."""
+    """Return the Bedrock model with this id, or a scripted model if `name` is None."""
     if name is None:
         return scripted_model(reply)
     from llama_index.llms.bedrock_converse import BedrockConverse
@@ -330,7 +332,7 @@ def open_model(
 
 
 def message_of(request: Request) -> ChatMessage:
-    """Return the message of the engineer on a day: the report with the picture, or the question of the next shift."""
+    """Return the engineer's message of the day: the report with the picture, or the question of the next shift."""
     if request.day > 1:
         return ChatMessage(role=MessageRole.USER, content=FOLLOW_UP)
     picture = ImageBlock(image=Path(request.picture).read_bytes(), image_mimetype="image/png")
@@ -338,7 +340,7 @@ def message_of(request: Request) -> ChatMessage:
 
 
 async def spend_day(request: Request, store: BaseChatStore, report: Callable[..., None]) -> None:
-    """Run the conversation of one day, and report each event."""
+    """Run one day's conversation, and report each event when it happens."""
     message = message_of(request)
     report("user", text=message.content, images=sum(isinstance(block, ImageBlock) for block in message.blocks))
     memory = ChatMemoryBuffer.from_defaults(chat_store=store, chat_store_key=request.key, token_limit=100_000)
@@ -355,10 +357,10 @@ async def spend_day(request: Request, store: BaseChatStore, report: Callable[...
 
 
 def main() -> None:
-    """Run the request of the command line in this process."""
+    """Run the day that the request on the command line describes."""
 
     def report(event: str, **details: Any) -> None:
-        print(json.dumps({"event": event, **details}), flush=True)  # noqa: T201 - what this process is asked for
+        print(json.dumps({"event": event, **details}), flush=True)  # noqa: T201 - standard output is this process's result
 
     request = Request(**json.loads(sys.argv[1]))
     report("process", pid=os.getpid())
@@ -372,14 +374,17 @@ def main() -> None:
 
 
 def in_another_process(request: Request) -> Iterator[dict[str, Any]]:
-    """Run a day in another process; yield its events, the last of which is `{"event": "end", "status": 0}`."""
+    """Run one day in a new process, and yield its events.
+
+    The last event is `{"event": "end", "status": exit status, "stderr": text}`.
+    """
     command = [sys.executable, "-m", __name__, json.dumps(dataclasses.asdict(request))]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
-        process = subprocess.Popen(  # noqa: S603 - our own module
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+        process = subprocess.Popen(  # noqa: S603 - runs this module
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=stderr,
             encoding="utf-8",
             env=os.environ | {"PYTHONUTF8": "1"},
         )
@@ -392,13 +397,13 @@ def in_another_process(request: Request) -> Iterator[dict[str, Any]]:
             raise
         finally:
             status = process.wait()
-        complaints.seek(0)
-        yield {"event": "end", "status": status, "complaints": complaints.read()}
+        stderr.seek(0)
+        yield {"event": "end", "status": status, "stderr": stderr.read()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """The content of one session, as boto3 returns it."""
+    """One session with its invocations and steps, as boto3 returns them."""
 
     session: dict[str, Any]
     invocations: list[dict[str, Any]]
@@ -406,7 +411,7 @@ class Held:
 
 
 def held(client: Any, namespace: str, *, since: datetime | None = None) -> list[Held]:
-    """Read the sessions of a namespace that were created since a time, oldest first, with plain boto3 only."""
+    """Read the sessions of a namespace that were created since a time, oldest first, with boto3 alone."""
     found = []
     for summary in _all(client, "list_sessions", "sessionSummaries"):
         if since is not None and summary["createdAt"] < since:

@@ -1,4 +1,4 @@
-"""Show the demo: two days of one conversation, each in its own process, and the stored sessions."""
+"""Run and show the demo: two days of one conversation, each in a separate process, and the stored sessions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 PAUSE = timedelta(hours=26)
 ENVELOPE = '{"llama_index_bedrock_sessions"'
-SCRIPTED = "scripted: no key, no network; it knows the messages it is given, and nothing else"
+SCRIPTED = "scripted: no key, no network; its answers depend only on the messages it is given"
 SPEAKERS = {"engineer": "bold cyan", "agent": "bold green", "tool": "bold magenta"}
 
 
 def run(database: Path, *, forget: bool, region: str | None, profile: str | None, model: str | None) -> None:
-    """Run the demo on AWS if a region or a profile is given, else in a database or in memory."""
+    """Run the demo on SimpleChatStore with `forget`, on AWS with a region or profile, else on the embedded service."""
     picture = database.with_suffix(".png")
     if forget:
         _ForgettingDemo(picture).run()
@@ -44,7 +44,7 @@ def run(database: Path, *, forget: bool, region: str | None, profile: str | None
 
 
 class _Demo:
-    """What the three demos share: two days, each in its own process, and their display."""
+    """The part that the three demos share: two days, each in a separate process, and their display."""
 
     store: str
 
@@ -54,7 +54,7 @@ class _Demo:
         self.calls: list[Counter[str]] = []
 
     def run(self) -> None:
-        """Run the demo and show it."""
+        """Run both days and show them."""
         self.picture.parent.mkdir(parents=True, exist_ok=True)
         self.picture.write_bytes(demo.draw_dashboard())
         self.console.print(self.introduction())
@@ -64,23 +64,23 @@ class _Demo:
         self.conclude()
 
     def introduction(self) -> RenderableType:
-        """Return a description of the store and the model."""
+        """Describe the store and the model."""
         raise NotImplementedError
 
     def pause(self) -> RenderableType:
-        """Let the day pass; return a description."""
+        """Advance the clock if possible, and describe the pause."""
         raise NotImplementedError
 
     def conclude(self) -> None:
-        """Show the stored sessions, and the next commands to try."""
+        """Show what is stored, and the commands to type next."""
         raise NotImplementedError
 
     def spend_day(self, day: int) -> None:
-        """Run one day in another process, and show its conversation live."""
+        """Run one day in a new process, and show the conversation while it runs."""
         request = demo.Request(day=day, store=self.store, picture=str(self.picture), **self.where)  # type: ignore[arg-type]
         given: Counter[str] = Counter()
         failure = ""
-        with self.console.status("A new process starts ..."):
+        with self.console.status("Starting a new process ..."):
             for event in demo.in_another_process(request):
                 kind = event.pop("event")
                 if kind == "process":
@@ -92,26 +92,26 @@ class _Demo:
                 elif kind == "error":
                     failure = event["text"]
                 elif kind == "end" and event["status"]:
-                    raise click.ClickException(failure or f"the process of day {day} failed:\n{event['complaints']}")
+                    raise click.ClickException(failure or f"The process of day {day} failed:\n{event['stderr']}")
                 else:
                     self.show(kind, event)
-        self.console.print(Padding(Text(f"The model was given {_roles(given)}.", "dim"), (0, 0, 1, 10)))
+        self.console.print(Padding(Text(f"The model received {_roles(given)}.", "dim"), (0, 0, 1, 10)))
 
     def show(self, kind: str, event: dict[str, Any]) -> None:
-        """Show one line of the conversation."""
+        """Show one event of the conversation."""
         if kind == "user":
-            self.say("engineer", event["text"])
+            self.show_line("engineer", event["text"])
             if event["images"]:
-                self.say("", f"[{self.picture.name}: {_pixels(self.picture.read_bytes())}]", style="cyan")
+                self.show_line("", f"[{self.picture.name}: {_pixels(self.picture.read_bytes())}]", style="cyan")
         elif kind == "tool":
             arguments = ", ".join(f"{name}={value!r}" for name, value in event["kwargs"].items())
-            self.say("agent", f"calls {event['name']}({arguments})", style="dim")
-            self.say("tool", event["result"], style="dim")
+            self.show_line("agent", f"calls {event['name']}({arguments})", style="dim")
+            self.show_line("tool", event["result"], style="dim")
         elif kind == "answer":
-            self.say("agent", event["text"])
+            self.show_line("agent", event["text"])
 
-    def say(self, speaker: str, text: str, style: str = "") -> None:
-        """Show a text with the name of its speaker in the first column."""
+    def show_line(self, speaker: str, text: str, style: str = "") -> None:
+        """Show a text, with the speaker's name in a separate column."""
         row = Table.grid(padding=(0, 1))
         row.add_column(width=9, justify="right")
         row.add_column()
@@ -119,11 +119,11 @@ class _Demo:
         self.console.print(row)
 
     def show_held(self, sessions: list[Held]) -> None:
-        """Show what plain boto3 read from the service, and compare the picture with the file."""
-        self.console.rule("[bold]What Bedrock now holds, asked with plain boto3[/]", style="cyan")
+        """Show the sessions that boto3 read, and compare the stored picture with the file."""
+        self.console.rule("[bold]What Bedrock stores, read with plain boto3[/]", style="cyan")
         self.console.print("", _session_table(sessions), "", _step_table(sessions))
         self.console.print(
-            Text("envelope: bytes of what Bedrock has no block for: roles, tool calls, their order\n", "dim")
+            Text("envelope: bytes of data without a native block type: roles, tool calls, the order of blocks\n", "dim")
         )
         on_disk = _digest(self.picture.read_bytes())
         stored = [_digest(block["image"]["source"]["bytes"]) for block in _blocks(sessions) if "image" in block]
@@ -131,22 +131,22 @@ class _Demo:
         for digest, name in [(on_disk, self.picture.name), *((digest, "image block") for digest in stored)]:
             self.console.print(f"{digest}  {name}", soft_wrap=True)
         if stored != [on_disk]:
-            raise click.ClickException("the picture in Bedrock is not the one on disk")
-        self.console.print("They are equal.\n")
+            raise click.ClickException("The picture in Bedrock differs from the file on disk.")
+        self.console.print("The hashes are equal.\n")
         for day, calls in enumerate(self.calls, 1):
             listed = ", ".join(f"{operation} {number}" for operation, number in calls.most_common())
             self.console.print(Text(f"Day {day}: {sum(calls.values())} calls to the service ({listed})", "dim"))
         self.console.print()
 
     def show_next(self, *lines: str) -> None:
-        """Show what to type next, unwrapped, so that it can be copied."""
+        """Show the commands to type next, without line wrapping, so that they can be copied."""
         self.console.rule("[bold]What to type next[/]", style="cyan")
         for line in lines:
             self.console.print(Text(line), soft_wrap=True)
 
 
 class _ForgettingDemo(_Demo):
-    """The days on LlamaIndex's SimpleChatStore, which ends with its process."""
+    """The demo on LlamaIndex's SimpleChatStore, which loses its messages when the process ends."""
 
     store = "simple"
 
@@ -158,17 +158,17 @@ class _ForgettingDemo(_Demo):
         )
 
     def pause(self) -> RenderableType:
-        return _panel("", "The process ended. The next day the next shift asks, in another process.")
+        return _panel("", "The process ended. The next day, the next shift asks in another process.")
 
     def conclude(self) -> None:
         self.console.print(
-            _panel("What is left of day 1", "Nothing: what SimpleChatStore held ended with its process.")
+            _panel("What is left of day 1", "Nothing. SimpleChatStore lost its messages when the process ended.")
         )
-        self.show_next("bedrock-sessions demo        # the same program, with a store that remembers")
+        self.show_next("bedrock-sessions demo        # the same program with a durable store")
 
 
 class _LocalDemo(_Demo):
-    """The days on the embedded service, whose clock can be moved."""
+    """The demo on the embedded service, whose clock the demo advances."""
 
     store = "local"
 
@@ -180,7 +180,7 @@ class _LocalDemo(_Demo):
         return _panel(
             "An incident, and the day after: Amazon Bedrock sessions on this machine",
             ("Store", f"BedrockSessionsChatStore.local({str(self.database)!r})"),
-            ("", "The embedded service keeps its sessions in that file: no account, no network."),
+            ("", "The embedded service stores its sessions in that file: no account, no network."),
             ("Model", SCRIPTED),
         )
 
@@ -196,8 +196,8 @@ class _LocalDemo(_Demo):
         states = " and ".join(f"{number} {status}" for status, number in statuses.items())
         return _panel(
             "",
-            f"The process ended. The service's clock moves on by {_hours(passed)} hours. A Bedrock session expires "
-            f"after an idle hour: list_sessions now says: {states}. The next shift asks, in another process.",
+            f"The process ended. The service's clock advances by {_hours(passed)} hours. A Bedrock session expires "
+            f"after an idle hour, so list_sessions now returns {states}. The next shift asks in another process.",
         )
 
     def conclude(self) -> None:
@@ -210,7 +210,7 @@ class _LocalDemo(_Demo):
             "bedrock-sessions demo --region us-west-2    # the same on AWS, deleted at the end",
             f"python examples/raw_boto3.py {self.database}    # in a checkout: read it with boto3 alone",
             "",
-            "# in Python: what was said",
+            "# in Python: print the conversation",
             "from llama_index_bedrock_sessions import BedrockSessionsChatStore",
             f"store = BedrockSessionsChatStore.local({str(self.database)!r})",
             f"for message in store.get_messages({demo.INCIDENT!r}): print(message)",
@@ -218,7 +218,7 @@ class _LocalDemo(_Demo):
 
 
 class _AwsDemo(_Demo):
-    """The days on AWS, where no clock can be moved; what was made is deleted, whatever happens."""
+    """The demo on AWS, where no clock can be advanced. The demo always deletes its sessions, even after an error."""
 
     store = "aws"
 
@@ -226,18 +226,18 @@ class _AwsDemo(_Demo):
         self.namespace = f"demo-{uuid.uuid4().hex[:12]}"
         super().__init__(picture, region=region, profile=profile, model=model, namespace=self.namespace)
         self.model = model
-        # The service's clock and this one may differ by some minutes.
+        # The clocks of the service and of this machine can differ by some minutes.
         self.began = datetime.now(UTC) - timedelta(minutes=15)
 
     def run(self) -> None:
-        """Do it all, show it, and delete it."""
+        """Run both days, show them, and delete the sessions."""
         try:
             super().run()
         finally:
             self.delete()
 
     def client(self) -> Any:
-        """Make a plain boto3 client."""
+        """Create a boto3 client."""
         import boto3
 
         session = boto3.Session(profile_name=self.where["profile"], region_name=self.where["region"])
@@ -255,15 +255,15 @@ class _AwsDemo(_Demo):
     def pause(self) -> RenderableType:
         return _panel(
             "",
-            "The process ended. On AWS no clock can be moved: the day does not pass, and the session stays as it is. "
-            "The next shift asks, in another process.",
+            "The process ended. The demo cannot advance the clock of AWS, so no day passes and the session stays "
+            "active. The next shift asks in another process.",
         )
 
     def conclude(self) -> None:
         self.show_held(demo.held(self.client(), self.namespace, since=self.began))
 
     def delete(self) -> None:
-        """Delete all that this run made, and ask with plain boto3 whether anything is left."""
+        """Delete the sessions of this run, and count with boto3 those that are left."""
         from llama_index_bedrock_sessions import BedrockSessionsChatStore
 
         try:
@@ -273,15 +273,14 @@ class _AwsDemo(_Demo):
             )
             store.delete_messages(demo.INCIDENT)
             left = demo.held(self.client(), self.namespace, since=self.began)
-        except Exception as error:  # noqa: BLE001 - whatever it is, what may be left behind is said
-            said = f"Whether anything is left on AWS could not be found out: {error}\nIts namespace: {self.namespace}"
-            self.console.print(_panel("", said))
+        except Exception as error:  # noqa: BLE001 - after any error, sessions may be left on AWS
+            self.console.print(_panel("", f"Sessions may be left on AWS, in namespace {self.namespace}: {error}"))
         else:
             self.console.print(_panel("", f"Deleted on AWS: {count(len(made), 'session')}. Left: {len(left)}."))
 
 
 def _panel(title: str, *rows: str | tuple[str, str]) -> Panel:
-    """Frame some paragraphs; those that are pairs get their first part as a label before them."""
+    """Frame paragraphs. Each pair is shown as a label and a text."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
@@ -318,7 +317,7 @@ def _step_table(sessions: list[Held]) -> Table:
     table = _table(expand=True)
     table.add_column("session", width=8)
     table.add_column("step", width=4, justify="right")
-    table.add_column("native content blocks: any tool can read them", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("native content blocks, readable by any tool", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("envelope", width=8, justify="right")
     for one in sessions:
         for number, step in enumerate(one.steps, 1):

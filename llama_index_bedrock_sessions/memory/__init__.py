@@ -1,1 +1,1 @@
-"""Agent memory: LlamaIndex's `Memory` on conversations, and the chat store for it."""
+"""LlamaIndex's `Memory` on Bedrock sessions, and the chat store that it uses."""

@@ -1,4 +1,4 @@
-"""The unfinished turn of an agent: saved in named state, and offered to the next turn."""
+"""Save an agent's unfinished turn in named state, and restore it if the turn never ends."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ logger = logging.getLogger("llama_index_bedrock_sessions")
 
 
 def turn_name(run: str | None) -> ReservedName:
-    """Return the name of a run's unfinished turn; its value is {"after": message id, "messages": records}."""
+    """Return the name of the state that holds a run's unfinished turn.
+
+    Its value is `{"after": id of the last stored message or None, "messages": records}`.
+    """
     return ReservedName(f"{TURN}/{run or ''}")
 
 
 def _is_alive(name: str) -> bool:
-    """Return whether the run of an unfinished turn is live in this process."""
+    """Check whether the run that saved a turn under this name is still active in this process."""
     try:
         adapter = basic_runtime.get_external_adapter(name.removeprefix(TURN + "/"))
     except RuntimeError:
@@ -35,16 +38,16 @@ def _is_alive(name: str) -> bool:
 
 
 def names_in_context(context: Context, kind: str, default: str | None = None) -> list[str]:
-    """Return the names under which the agents of the running workflow keep values of a kind in its context."""
+    """Return the names that the workflow's agents use in its context for one kind of data, such as "scratchpad"."""
     workflow = workflow_of(context)
     agents = getattr(workflow, "agents", None)
     agents = list(agents.values()) if isinstance(agents, dict) else [workflow]
     return list(dict.fromkeys(str(getattr(agent, f"{kind}_key", default or kind)) for agent in agents))
 
 
-async def keep_turn(conversation: Conversation, name: ReservedName, messages: Sequence[ChatMessage]) -> None:
-    """Save what an agent has done in a turn, unless it is saved already."""
-    records = await asyncio.to_thread(_records, messages)  # images take a while
+async def save_turn(conversation: Conversation, name: ReservedName, messages: Sequence[ChatMessage]) -> None:
+    """Save the messages of an unfinished turn, unless the same ones are already saved."""
+    records = await asyncio.to_thread(_records, messages)  # encoding images takes long enough to block the event loop
     turn: dict[str, JSON] = {"after": await conversation.alast_id(fresh=False), "messages": records}
     if turn != (await conversation.state.acopy(fresh=False, reserved=name)).get(name):
         await conversation.aadd([], state={name: turn})
@@ -55,10 +58,14 @@ def _records(messages: Sequence[ChatMessage]) -> list[JSON]:
     return [message_codec.carried(record, encoded.blocks.__getitem__) for record in encoded.records]
 
 
-async def kept_turns(
-    conversation: Conversation, own: ReservedName, *, begins: bool, goes_on: bool
+async def restore_turns(
+    conversation: Conversation, own: ReservedName, *, begins: bool, resumed: bool
 ) -> tuple[list[ChatMessage], list[ReservedName]]:
-    """Return the messages of unfinished turns if a turn begins, and the names of state that are no longer needed."""
+    """Return the messages of turns that never ended, and the names of state to delete.
+
+    Messages are returned only if a new turn `begins` and the agent has not `resumed` its own unfinished turn. A turn
+    is restored only if nothing was stored after it.
+    """
     state = await conversation.state.acopy(fresh=begins, reserved=TURN)
     if not begins:
         return [], [own] if own in state else []
@@ -69,15 +76,13 @@ async def kept_turns(
     for name in names:
         saved = _saved_turn(state[name])
         if saved is None:
-            logger.warning(
-                "an unfinished turn of conversation %s is ignored: it cannot be read", key_hash(conversation.key)
-            )
-        elif saved[0] == last and name != own and not goes_on:
+            logger.warning("ignored a saved turn of conversation %s that cannot be read", key_hash(conversation.key))
+        elif saved[0] == last and name != own and not resumed:
             unfinished += [message_codec.decode(record, lambda _: None) for record in saved[1]]
     if unfinished:
         count = len(unfinished)
         logger.warning(
-            "the last turn of conversation %s never ended: %d messages of it are kept",
+            "the last turn of conversation %s never ended; restored %d of its messages",
             key_hash(conversation.key),
             count,
         )
@@ -85,7 +90,7 @@ async def kept_turns(
 
 
 def _saved_turn(turn: JSON) -> tuple[str | None, list[JSON]] | None:
-    """Return the message after which an unfinished turn began, and its records; None if the value is invalid."""
+    """Return the id of the message before an unfinished turn, and the turn's records; None if the value is invalid."""
     if not isinstance(turn, dict):
         return None
     after, records = turn.get("after"), turn.get("messages")

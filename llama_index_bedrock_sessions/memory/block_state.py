@@ -1,4 +1,4 @@
-"""What memory blocks have learnt: saved in named state and restored; and blocks restored from a dict."""
+"""Save what memory blocks learn in named state, restore it, and rebuild blocks from a dict."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ from llama_index_bedrock_sessions.errors import ConfigurationError
 
 logger = logging.getLogger("llama_index_bedrock_sessions")
 BLOCK = ReservedName(MEMORY_PREFIX + "block/")
-"""Prefix of the named state of a memory block: {field: value}."""
+"""The prefix of the names of memory blocks in named state. Each value is `{field: value}`."""
 
 
 @dataclasses.dataclass
 class BoundBlock:
-    """The conversation that a block learns from, the fields it was made with, and the fields that are stored."""
+    """The one conversation that a block learns from.
+
+    `configured` are the fields that the block was created with. `learned` are the fields that are stored.
+    """
 
     chat_store: weakref.ref[BedrockSessionsChatStore]
     session_id: str
     configured: dict[str, JSON]
-    learnt: dict[str, JSON] = dataclasses.field(default_factory=dict)
+    learned: dict[str, JSON] = dataclasses.field(default_factory=dict)
 
 
 bound_blocks: dict[int, BoundBlock] = {}
-"""By the `id()` of a block, as long as the block exists: blocks have no hash."""
+"""The bindings, by the `id()` of the block, because blocks are not hashable. An entry lasts as long as its block."""
 _locks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakKeyDictionary[Conversation, asyncio.Lock]] = (
     weakref.WeakKeyDictionary()
 )
@@ -47,15 +50,15 @@ _locks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.WeakKeyDict
 def block_lock(conversation: Conversation) -> asyncio.Lock:
     """Return the lock that a task holds while it saves or restores the blocks of a conversation.
 
-    Without it a task could read what another task has just stored before that task has recorded it as stored. It would
-    take it for the work of another process, and undo what the block has learnt since.
+    Without the lock, a task could read a value that another task has stored but not yet recorded as stored. It would
+    assume that another process wrote the value, and overwrite what the block has learned since.
     """
     of_loop = _locks.setdefault(asyncio.get_running_loop(), weakref.WeakKeyDictionary())
     return of_loop.setdefault(conversation, asyncio.Lock())
 
 
 def bind_block(block: BaseMemoryBlock[Any], chat_store: BedrockSessionsChatStore, session_id: str) -> BoundBlock:
-    """Bind a block to the conversation that it learns from, as long as the block exists."""
+    """Bind a block to the one conversation that it learns from, for the lifetime of the block."""
     bound = bound_blocks[id(block)] = BoundBlock(weakref.ref(chat_store), session_id, json_fields(block))
     weakref.finalize(block, bound_blocks.pop, id(block), None)
     return bound
@@ -63,19 +66,19 @@ def bind_block(block: BaseMemoryBlock[Any], chat_store: BedrockSessionsChatStore
 
 @functools.cache
 def _adapters(cls: type[BaseModel]) -> dict[str, TypeAdapter[Any]]:
-    """Return the fields of a class whose types pydantic can read, without excluded fields."""
+    """Return the fields of a class that are not excluded and have a type that pydantic can validate."""
     adapters: dict[str, TypeAdapter[Any]] = {}
     for name, field in cls.model_fields.items():
         if not field.exclude:
             try:
                 adapters[name] = TypeAdapter(field.rebuild_annotation())
-            except Exception:  # noqa: BLE001, S112 - a type that has no schema: a client, a function
+            except Exception:  # noqa: BLE001, S112 - a type without a schema, such as a client or a function
                 continue
     return adapters
 
 
 def json_fields(model: BaseModel, names: Iterable[str] | None = None) -> dict[str, JSON]:
-    """Return the fields that JSON restores exactly: no models, clients, templates or secrets."""
+    """Return the fields whose values are unchanged by a JSON round trip: no models, clients, templates or secrets."""
     fields: dict[str, JSON] = {}
     for name, adapter in _adapters(type(model)).items():
         if names is not None and name not in names:
@@ -84,68 +87,77 @@ def json_fields(model: BaseModel, names: Iterable[str] | None = None) -> dict[st
         try:
             plain = adapter.dump_python(value, mode="json", warnings=False)
             if isinstance(value, (set, frozenset)):
-                plain.sort(key=json.dumps)  # its order differs from process to process
+                plain.sort(key=json.dumps)  # the order of a set differs between processes
             if adapter.validate_json(json.dumps(plain)) == value:
                 fields[name] = plain
-        except Exception:  # noqa: BLE001, S112 - the serialisers of others raise what they like
+        except Exception:  # noqa: BLE001, S112 - serializers of other packages may raise anything
             continue
     return fields
 
 
 def from_json(cls: type[BaseModel], name: str, value: JSON) -> Any:
-    """Return the value of a field of a class. Raises KeyError, ValueError."""
+    """Return the value of a field from its JSON form.
+
+    Raises KeyError if the class has no such field, and ValueError if the value is invalid.
+    """
     return _adapters(cls)[name].validate_json(json.dumps(value))
 
 
 def set_fields(block: BaseMemoryBlock[Any], stored: Mapping[str, JSON]) -> None:
-    """Set the fields of a block. A field that the block refuses is logged and left unchanged."""
+    """Set the stored fields of a block. A field that the block rejects is logged and left unchanged."""
     for name, value in stored.items():
         try:
             setattr(block, name, from_json(type(block), name, value))
         except (KeyError, ValueError) as error:
             logger.warning(
-                "what the memory block %r has learnt (%s) is not restored: %s", block.name, name, type(error).__name__
+                "the field %s of the memory block %r was not restored: %s", name, block.name, type(error).__name__
             )
 
 
 def block_json(block: BaseMemoryBlock[Any], bound: BoundBlock) -> dict[str, JSON]:
-    """Return a block as JSON, without its stored fields. `fields` is None if they do not restore the whole block."""
+    """Return a block as JSON, with its stored fields as they were when it was created.
+
+    `fields` is None if the block cannot be rebuilt in full from its fields.
+    """
     cls = type(block)
     entry: dict[str, JSON] = {"name": block.name, "class": f"{cls.__module__}:{cls.__qualname__}", "fields": None}
     if cls.__module__ == "__main__" or _block_class(entry) is not cls:
         return entry
     now = json_fields(block)
-    stored = {n: v for n, v in bound.configured.items() if n in bound.learnt and now.get(n) == bound.learnt[n]}
+    stored = {n: v for n, v in bound.configured.items() if n in bound.learned and now.get(n) == bound.learned[n]}
     try:
         fields = block.model_dump(mode="json", warnings=False)
-        # The comparison of pydantic, even if the class has another: excluded, private and secret values count too.
-        whole = BaseModel.__eq__(cls.model_validate_json(json.dumps(fields)), block)
+        # Even if the class overrides __eq__: pydantic's also compares excluded, private and secret fields.
+        is_complete = BaseModel.__eq__(cls.model_validate_json(json.dumps(fields)), block)
         fields |= stored
-        if whole and json_fields(cls.model_validate_json(json.dumps(fields))) == now | stored:
+        if is_complete and json_fields(cls.model_validate_json(json.dumps(fields))) == now | stored:
             entry["fields"] = fields
-    except Exception as error:  # noqa: BLE001 - it holds a model, a client, a template: these raise what they like
-        logger.debug("the memory block %r has to be given again: %s", block.name, type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - models, clients and templates in a block may raise anything
+        logger.debug("the memory block %r has no JSON form: %s", block.name, type(error).__name__)
     return entry
 
 
 def blocks_of(
     saved: Iterable[Mapping[str, Any]],
     given: Sequence[BaseMemoryBlock[Any]] | None,
-    alike: Sequence[Memory],
+    live: Sequence[Memory],
 ) -> list[BaseMemoryBlock[Any]]:
-    """Return the blocks of a dict: given blocks first, then those of live memories, else restored ones."""
-    mine = {block.name: block for block in given or ()}
-    theirs = {block.name: block for memory in alike for block in memory.memory_blocks}
+    """Return the memory blocks of a dict, and any other given blocks.
+
+    Each block is, in this order: the given block of that name, that of a live memory, or one rebuilt from its fields.
+    """
+    given_blocks = {block.name: block for block in given or ()}
+    live_blocks = {block.name: block for memory in live for block in memory.memory_blocks}
     found = []
     for entry in saved:
         name = entry["name"]
-        block = mine.pop(name, None) or theirs.get(name) or _block(entry)
+        block = given_blocks.pop(name, None) or live_blocks.get(name) or _block(entry)
         found.append(block or required(f"memory_blocks: {name} ({entry['class']})", []))
-    return [*found, *mine.values()]
+    return [*found, *given_blocks.values()]
 
 
 def _block(entry: Mapping[str, Any]) -> BaseMemoryBlock[Any] | None:
-    """Return the block of an entry, None if it is incomplete or its class has changed."""
+    """Rebuild a block from its entry. Return None if a field is missing, or if its class has changed or is gone."""
     cls = _block_class(entry)
     if entry["fields"] is None or cls is None:
         return None
@@ -165,11 +177,10 @@ def _block_class(entry: Mapping[str, Any]) -> type[BaseMemoryBlock[Any]] | None:
 
 
 def required(what: str, found: Sequence[Any]) -> Any:
-    """Return the first value. Raises ConfigurationError if there is none, because a dict cannot hold the value."""
+    """Return the first value found. Raises ConfigurationError if there is none, because a dict cannot contain it."""
     if not found:
         raise ConfigurationError(
-            f"A dict cannot hold everything of this memory; give it again: {what}. Pass it to from_dict, or make "
-            "BedrockSessionsMemory.from_defaults(...) of the same session_id and chat_store with it before "
-            "Context.from_dict, and keep that memory."
+            f"The dict of the memory does not contain {what}. Pass it to from_dict. Before Context.from_dict, create a "
+            "memory that has it, with the same session_id and chat_store, and keep that memory."
         )
     return found[0]

@@ -1,11 +1,14 @@
-"""Agent memory: LlamaIndex's `Memory` on conversations.
+"""LlamaIndex's `Memory` on Bedrock sessions.
 
-1. This memory does what LlamaIndex's `Memory` does with other stores. It copies no code of LlamaIndex.
-2. An agent reads the service once in each turn. A turn lasts from a user's message to the answer, within one run of
-   the agent. The first read after the user's message calls the service. Later reads return that result and what was
-   written since. Outside of a run every read calls the service. The workflows set the tag `llamaindex.run_id` in each
-   step, by which a run is recognised.
-3. Arguments that a dict cannot hold have to be given again, or are refused by name. Nothing is dropped silently.
+Rule 1: `Memory` behaves as with any other store. This module reimplements nothing of LlamaIndex.
+
+Rule 2: An agent's turn reads the service once. A turn lasts from a user's message to the answer, within one run of a
+workflow. Its first read calls the service. Later reads return that result and the messages written since. Outside a
+run, every read calls the service. The tag `llamaindex.run_id`, which the workflow engine sets in each step, identifies
+the run.
+
+Rule 3: `to_dict` and `from_dict` drop nothing silently. If a dict cannot contain a value, the caller passes it again,
+or gets an error that names it.
 """
 
 import contextlib
@@ -37,7 +40,7 @@ from llama_index_bedrock_sessions._journal.values import JSON
 from llama_index_bedrock_sessions.chat_store import BedrockSessionsChatStore
 from llama_index_bedrock_sessions.errors import BedrockSessionsError, ConfigurationError
 from llama_index_bedrock_sessions.events import key_hash
-from llama_index_bedrock_sessions.memory.autosave import keep_turn, kept_turns, names_in_context, turn_name
+from llama_index_bedrock_sessions.memory.autosave import names_in_context, restore_turns, save_turn, turn_name
 from llama_index_bedrock_sessions.memory.block_state import (
     BLOCK,
     BoundBlock,
@@ -70,30 +73,32 @@ _live: "weakref.WeakValueDictionary[str, BedrockSessionsMemory]" = weakref.WeakV
 
 
 class _OvertakenError(Exception):
-    """Another process has archived or removed the messages that were about to be archived."""
+    """Another task or process has already archived or removed the messages to be archived."""
 
 
 class BedrockSessionsMemory(Memory):
-    """LlamaIndex's `Memory` on Bedrock sessions. It survives its `Context`, its process, and failed turns.
+    """LlamaIndex's `Memory` on Bedrock sessions; it outlives its `Context`, its process, and failed turns.
 
-    Make it with `from_defaults`. `session_id` is the key of the conversation, not the id of a Bedrock session.
-    Everything works as in `Memory`, and besides:
+    Create it with `from_defaults`. `session_id` is the key of the conversation, not the id of a Bedrock session. In
+    addition to what `Memory` does:
 
-    - A turn of an agent takes three calls: the user's message, one list, and one step for the rest.
-    - `to_dict` and `from_dict` restore it, also in a `Context` and in another process.
-    - `get` returns tool calls paired with their results (`heal_tool_calls`).
-    - The fields of memory blocks, such as the facts of `FactExtractionMemoryBlock`, are saved in the conversation's
-      named state and restored. If two processes save at once, the last write wins. A block belongs to one conversation
-      and is refused in others, so that it cannot reveal there what it has learnt here.
-    - With `autosave=True` an unfinished turn of an agent is not lost: see `from_defaults`.
+    - An agent's turn takes three calls: one stores the user's message, one lists the steps, one stores everything else
+      as one step.
+    - `to_dict` and `from_dict` save and restore the memory, alone or in a `Context`, in the same or another process.
+    - `get` pairs tool calls with their results, as `heal_tool_calls` does.
+    - The fields of memory blocks, such as the facts of `FactExtractionMemoryBlock`, are stored in the conversation's
+      named state, and restored from it. If two processes store them at the same time, the last write wins.
+    - A memory block belongs to one conversation. Another conversation rejects it, because the block would reveal there
+      what it learned here.
+    - With `autosave=True`, the work of an agent's turn that never ends is not lost. See `from_defaults`.
     """
 
     sql_store: BedrockSessionsMemoryStore = Field(exclude=True)  # pyright: ignore[reportIncompatibleVariableOverride]
-    autosave: bool = Field(default=False, description="Save what tools have returned while a turn is running.")
+    autosave: bool = Field(default=False, description="Save the results of tools while a turn is still running.")
 
     _id: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
     _own_tokenizer: bool = PrivateAttr(default=False)
-    _told: set[PairingNote] = PrivateAttr(default_factory=set)
+    _logged: set[PairingNote] = PrivateAttr(default_factory=set)
 
     if not TYPE_CHECKING:
 
@@ -127,19 +132,22 @@ class BedrockSessionsMemory(Memory):
         chat_store: BedrockSessionsChatStore | BedrockSessionsMemoryStore | None = None,
         autosave: bool = False,
     ) -> "BedrockSessionsMemory":
-        """Make the memory of a conversation, without a call unless a `chat_history` replaces the stored messages.
+        """Return the memory of a conversation.
 
-        `chat_store` is required, and `session_id` is random by default. All else is as in `Memory.from_defaults`.
+        No call is made, unless `chat_history` replaces the stored messages. `chat_store` is required. The default of
+        `session_id` is a random key. All other arguments are those of `Memory.from_defaults`.
 
-        LlamaIndex's agents store only the user's message until a turn has ended. With `autosave`, what tools
-        have returned is saved as named state, by one call each time they return. If the turn never ends, the next turn
-        finds it in the history. The next turn is begun by a user's message through a memory with `autosave`. This costs
-        one more call at the beginning of each turn. Each of several concurrent runs on one conversation saves its own
-        turn. The turn of a live run of this process is not offered to others. For runs of other processes this is
-        unknown, so their turns can be offered while they are live.
+        During a turn, LlamaIndex's agents store only the user's message; they store the rest at the end. With
+        `autosave`, the messages so far are saved in named state each time tools have returned, at the cost of one call.
+        If the turn never ends, the next user's message through a memory with `autosave` restores them to the history.
+        This costs one more call at the beginning of each turn.
+
+        If several runs work on one conversation, each saves its own turn. A turn is not restored while its run is
+        active in this process. For a run in another process this cannot be known, so its turn may be restored while
+        the run is still active.
 
         Raises:
-            ConfigurationError: `chat_store` is missing or of another kind; a memory block belongs to another
+            ConfigurationError: `chat_store` is missing or of another type, or a memory block belongs to another
                 conversation.
 
         """
@@ -147,9 +155,7 @@ class BedrockSessionsMemory(Memory):
             chat_store = BedrockSessionsMemoryStore(chat_store)
         if not isinstance(chat_store, BedrockSessionsMemoryStore):
             kind = type(chat_store).__name__
-            raise ConfigurationError(
-                f"BedrockSessionsMemory needs chat_store=BedrockSessionsChatStore(...), not {kind}."
-            )
+            raise ConfigurationError(f"Expected chat_store= to be a BedrockSessionsChatStore, got {kind}.")
         memory = super().from_defaults(
             session_id=session_id,
             chat_history=chat_history,
@@ -172,16 +178,16 @@ class BedrockSessionsMemory(Memory):
 
     @property
     def conversation(self) -> Conversation:
-        """The conversation of this memory: its history, its named state, its sessions."""
+        """The conversation of this memory, with its history, named state and sessions."""
         return self.sql_store.chat_store.conversation(self.session_id)
 
     # Reading
 
     async def aget(self, input: str | ChatMessage | None = None, **block_kwargs: Any) -> list[ChatMessage]:  # noqa: A002 - LlamaIndex's name
-        """Return what a model should see: the active messages, with paired tool calls and the content of the blocks."""
+        """Return the messages for a model: the active ones, with tool calls paired and the content of the blocks."""
         messages, notes = pair(await super().aget(input, **block_kwargs))
-        log_pairing([note for note in notes if note not in self._told], self.session_id)
-        self._told.update(notes)
+        log_pairing([note for note in notes if note not in self._logged], self.session_id)
+        self._logged.update(notes)
         if self.autosave:
             await self._save_turn()
         return messages
@@ -198,25 +204,25 @@ class BedrockSessionsMemory(Memory):
     # Writing
 
     async def aput(self, message: ChatMessage) -> None:
-        """Add a message, archive the oldest ones if there are too many, and save what the blocks have learnt."""
+        """Add a message, archive the oldest ones if the history is too long, and save the memory blocks."""
         await self.aput_messages([message])
 
     async def aput_messages(self, messages: list[ChatMessage]) -> None:
-        """Add messages by one step, and archive the oldest ones if there are too many.
+        """Add messages in one step, archive the oldest ones if the history is too long, and save the memory blocks.
 
-        Once the messages are stored, errors of the service are logged and not raised, because a caller that gets an
-        error stores the messages again. Errors of memory blocks are raised, as by LlamaIndex's `Memory`. The messages
-        are stored by then.
+        Once the messages are stored, a later error of the service is logged and not raised. A caller that gets an error
+        would store the messages again. An exception of a memory block is raised, as by LlamaIndex's `Memory`, although
+        the messages are stored.
         """
         self._bind_blocks()
-        whole, forget = await self._with_unfinished(messages) if self.autosave else (messages, [])
-        await self.conversation.aadd(whole, forget=forget)
-        record_added(self.conversation, whole)
+        added, forget = await self._with_unfinished(messages) if self.autosave else (messages, [])
+        await self.conversation.aadd(added, forget=forget)
+        record_added(self.conversation, added)
         try:
             await self._manage_queue()
         except BedrockSessionsError as error:
             logger.warning(
-                "the messages of conversation %s are stored, but old ones may not be archived until the next put: %s",
+                "stored the messages of conversation %s, but could not archive old ones; the next put tries again: %s",
                 key_hash(self.session_id),
                 type(error).__name__,
             )
@@ -224,13 +230,17 @@ class BedrockSessionsMemory(Memory):
 
     async def _manage_queue(self) -> None:
         with managing_queue(QueueManager(self.conversation, self._archive)):
-            for _ in range(3):  # after that, other processes and the next message archive them
+            for _ in range(3):  # after three conflicts, the other tasks or the next message archive the rest
                 with contextlib.suppress(_OvertakenError):
                     await super()._manage_queue()
                     break
 
     async def _archive(self, n: int) -> list[ChatMessage]:
-        """Archive the oldest messages and return them for the blocks: each message once among all processes."""
+        """Archive the oldest messages and return them for the blocks.
+
+        Each message is returned once, even if several tasks or processes archive at the same time. Raises
+        _OvertakenError if others have archived them.
+        """
         await self.conversation.acount()  # reads what other processes have archived
         await self._restore_blocks()
         archived = await self.conversation.aarchive_oldest(n, all_or_none=True)
@@ -238,41 +248,43 @@ class BedrockSessionsMemory(Memory):
             raise _OvertakenError
         return archived
 
-    # What blocks have learnt
+    # Memory blocks
 
     def _bind_blocks(self) -> list[tuple[BaseMemoryBlock[Any], BoundBlock]]:
-        """Return the blocks with what is known of each. They may have changed since the memory was made.
+        """Bind the blocks to this conversation, and return each with its binding.
 
-        Raises ConfigurationError if one belongs to another conversation. Then none is bound.
+        The list of blocks can change after the memory was created, so every use of the blocks binds them. Raises
+        ConfigurationError, and binds no block, if one of them belongs to another conversation.
         """
         store, key = self.sql_store.chat_store, self.session_id
         for block in self.memory_blocks:
             found = bound_blocks.get(id(block))
             if found and (found.session_id != key or found.chat_store() is not store):
                 raise ConfigurationError(
-                    f"The memory block {block.name!r} belongs to another conversation than {key!r}, or to another chat "
-                    "store. It could reveal here what it has learnt there. Make a new block for each conversation."
+                    f"The memory block {block.name!r} already belongs to another conversation or chat store, and would "
+                    f"reveal its content in {key!r}. Create a new block for each conversation."
                 )
         return [(block, bound_blocks.get(id(block)) or bind_block(block, store, key)) for block in self.memory_blocks]
 
     async def _restore_blocks(self) -> None:
-        """Set the blocks to what is stored. What is no longer stored is reset."""
+        """Set the blocks to their stored fields. A field that is no longer stored gets its original value."""
         if self.memory_blocks:
             async with block_lock(self.conversation):
                 await self._take_stored()
 
     async def _take_stored(self, *, only_erased: bool = False) -> None:
+        """Set the blocks to their stored fields. With `only_erased`, reset only blocks whose stored fields are gone."""
         state = await self.conversation.state.acopy(fresh=False, reserved=BLOCK)
         for block, bound in self._bind_blocks():
             stored = state.get(BLOCK + block.name, {})
-            if not isinstance(stored, dict) or stored == bound.learnt or (stored and only_erased):
+            if not isinstance(stored, dict) or stored == bound.learned or (stored and only_erased):
                 continue
-            made_with = {name: bound.configured[name] for name in bound.learnt if name in bound.configured}
-            set_fields(block, {**made_with, **stored})
-            bound.learnt = stored
+            original = {name: bound.configured[name] for name in bound.learned if name in bound.configured}
+            set_fields(block, {**original, **stored})
+            bound.learned = stored
 
     async def _save_blocks(self) -> None:
-        """Store what the blocks have learnt. If that fails, the next message stores it."""
+        """Store the changed fields of the blocks. If this fails, the next put stores them."""
         if not self.memory_blocks:
             return
         try:
@@ -281,7 +293,7 @@ class BedrockSessionsMemory(Memory):
                 await self._store_blocks()
         except BedrockSessionsError as error:
             logger.warning(
-                "what the memory blocks of conversation %s have learnt was not saved: %s",
+                "could not save the memory blocks of conversation %s; the next put tries again: %s",
                 key_hash(self.session_id),
                 type(error).__name__,
             )
@@ -292,44 +304,44 @@ class BedrockSessionsMemory(Memory):
             now = {
                 name: value
                 for name, value in json_fields(block).items()
-                if name in bound.learnt or value != bound.configured.get(name)
+                if name in bound.learned or value != bound.configured.get(name)
             }
-            if now != bound.learnt:
+            if now != bound.learned:
                 changed[ReservedName(BLOCK + block.name)] = bound, now
         if changed:
             state = {name: now for name, (_, now) in changed.items()}
             await self.conversation.aadd([], state=state)
             for bound, now in changed.values():
-                bound.learnt = now
+                bound.learned = now
 
-    # A turn that has not ended
+    # Unfinished turns
 
     async def _save_turn(self) -> None:
-        """Save what an agent has done in the running turn, in case the turn never ends."""
+        """Save the messages of the running turn, in case the turn never ends."""
         messages = await self._unfinished()
         if not messages:
             return
         try:
-            await keep_turn(self.conversation, turn_name(current_run()), messages)
+            await save_turn(self.conversation, turn_name(current_run()), messages)
         except BedrockSessionsError as error:
             logger.warning(
-                "the turn of conversation %s that is running was not saved: %s",
+                "could not save the running turn of conversation %s: %s",
                 key_hash(self.session_id),
                 type(error).__name__,
             )
 
     async def _with_unfinished(self, messages: list[ChatMessage]) -> tuple[list[ChatMessage], list[ReservedName]]:
-        """Return the messages of an unfinished turn followed by these, and the named state to delete with them."""
+        """Return the messages, preceded by those of an unfinished turn, and the names of saved turns to delete."""
         begins = bool(messages) and messages[-1].role == MessageRole.USER
-        # An agent that continues in the context of a failed turn still has the messages of that turn.
-        goes_on = begins and bool(await self._unfinished())
-        unfinished, names = await kept_turns(
-            self.conversation, turn_name(current_run()), begins=begins, goes_on=goes_on
+        # An agent that continues in the context of a failed turn still has that turn's messages, and will store them.
+        resumed = begins and bool(await self._unfinished())
+        unfinished, names = await restore_turns(
+            self.conversation, turn_name(current_run()), begins=begins, resumed=resumed
         )
         return [*unfinished, *messages], names
 
     async def _unfinished(self) -> list[ChatMessage]:
-        """Return the messages of the running agent that are only in its context until the turn ends."""
+        """Return the messages of the running turn that the agent still keeps in its context, and has not stored."""
         try:
             context = Context.get_step_context()
         except WorkflowRuntimeError:
@@ -339,22 +351,22 @@ class BedrockSessionsMemory(Memory):
         if not isinstance(memory, BedrockSessionsMemory) or (
             memory.session_id != self.session_id or memory.sql_store.chat_store is not self.sql_store.chat_store
         ):
-            return []  # a tool or a step of a workflow reads another conversation
+            return []  # a tool or a workflow step reads another conversation
         messages: list[ChatMessage] = []
         for name in names_in_context(context, "scratchpad"):
             messages += await store.get(name, default=None) or []
         for name in names_in_context(context, "reasoning", "current_reasoning"):
             reasoning = await store.get(name, default=None)
             if reasoning:
-                said = "\n".join(step.get_content() for step in reasoning)
-                messages.append(ChatMessage(role=MessageRole.ASSISTANT, content=said))
+                text = "\n".join(step.get_content() for step in reasoning)
+                messages.append(ChatMessage(role=MessageRole.ASSISTANT, content=text))
         return messages
 
     # Round trips
 
     @model_serializer(mode="wrap")
     def custom_model_dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:  # noqa: ARG002 - LlamaIndex's signature
-        """Return the configuration as JSON values, without secrets. None marks what has to be given again."""
+        """Return the configuration as JSON values, without secrets. None replaces a value that has no JSON form."""
         return {
             "class_name": self.class_name(),
             "instance": self._id,
@@ -369,27 +381,28 @@ class BedrockSessionsMemory(Memory):
         }
 
     def _more_fields(self) -> dict[str, list[JSON] | None]:
-        """Return the fields of a subclass: [value], or None if JSON does not restore the value."""
-        more = _more(type(self))
-        said = {name: [value] for name, value in json_fields(self, more).items()}
-        return {**dict.fromkeys(name for name in more if _differs(self, name)), **said}
+        """Return the fields of a subclass as `[value]`, or as None if the value has no JSON form."""
+        more = _added_fields(type(self))
+        with_json = {name: [value] for name, value in json_fields(self, more).items()}
+        return {**dict.fromkeys(name for name in more if _differs(self, name)), **with_json}
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:
-        """Return what `from_dict` needs, as JSON values, without secrets. The messages are in the service."""
+        """Return the arguments of `from_dict` as JSON values, without secrets and without messages."""
         return self.model_dump(**kwargs)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
-        """Return the memory of a dict: the memory itself if it is alive in this process, else a new one.
+        """Return the memory that the dict was made from if it still exists in this process, else a new memory.
 
-        `kwargs` are arguments of `from_defaults` and fields of a subclass. A dict cannot hold a tokenizer, a template
-        with functions, or memory blocks with models, secrets, excluded fields or private attributes. Those come from
-        `kwargs` (blocks by their names), or from a live memory of the same conversation. A block is restored as it was
-        first made; what it has learnt since is in the conversation. The chat store is found as by
-        `BedrockSessionsChatStore.from_dict`.
+        `kwargs` are arguments of `from_defaults` and fields of a subclass. With `kwargs`, the memory is always new.
+
+        A dict cannot contain a tokenizer, a template with functions, or a memory block with models, secrets, excluded
+        fields or private attributes. These are taken from `kwargs` (blocks by their names), or else from an existing
+        memory of the same conversation. Other blocks are rebuilt as they were created; what they have learned is in the
+        conversation. `BedrockSessionsChatStore.from_dict` provides the chat store.
 
         Raises:
-            ConfigurationError: an argument has to be given again, or the chat store has to be constructed first.
+            ConfigurationError: a value has to be passed again, or the chat store has to be constructed first.
 
         """
         live = _live.get(str(data.get("instance")))
@@ -399,53 +412,53 @@ class BedrockSessionsMemory(Memory):
         store = given.pop("chat_store", None) or BedrockSessionsChatStore.from_dict(data["chat_store"])
         chat_store = store.chat_store if isinstance(store, BedrockSessionsMemoryStore) else store
         session_id = given.pop("session_id", data["session_id"])
-        alike = [m for m in list(_live.values()) if m.session_id == session_id and m.sql_store.chat_store is chat_store]
+        same = [m for m in list(_live.values()) if m.session_id == session_id and m.sql_store.chat_store is chat_store]
         arguments: dict[str, Any] = {name: data[name] for name in _SETTINGS if name in data}
         arguments["insert_method"] = InsertMethod(data.get("insert_method", InsertMethod.SYSTEM.value))
-        arguments["memory_blocks"] = blocks_of(data.get("memory_blocks", []), given.pop("memory_blocks", None), alike)
+        arguments["memory_blocks"] = blocks_of(data.get("memory_blocks", []), given.pop("memory_blocks", None), same)
         template = data.get("memory_blocks_template")
         arguments["memory_blocks_template"] = RichPromptTemplate(template) if template else None
         for name, found in (("memory_blocks_template", template), ("tokenizer_fn", data.get("tokenizer_fn"))):
             if not found and name not in given:
-                given[name] = required(name, [getattr(memory, name) for memory in alike])
-        more = {name: given.pop(name) for name in _more(cls) if name in given}
+                given[name] = required(name, [getattr(memory, name) for memory in same])
+        more = {name: given.pop(name) for name in _added_fields(cls) if name in given}
         for name, value in data.get("fields", {}).items():
-            if name in _more(cls) and name not in more:
-                found = [getattr(memory, name) for memory in alike if _differs(memory, name)]
+            if name in _added_fields(cls) and name not in more:
+                found = [getattr(memory, name) for memory in same if _differs(memory, name)]
                 more[name] = from_json(cls, name, value[0]) if value else required(name, found)
         memory = BedrockSessionsMemory.from_defaults(session_id=session_id, chat_store=store, **{**arguments, **given})
         return cls(**{name: getattr(memory, name) for name in BedrockSessionsMemory.model_fields}, **more)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the dict: without secrets, and with an error instead of an incomplete memory."""
+        """Pickle the result of `to_dict`: without secrets, and with an error if `from_dict` needs more."""
         return (type(self).from_dict, (self.to_dict(),))
 
     def __copy__(self) -> "BedrockSessionsMemory":
-        """Return the memory itself, because it represents what is in the service."""
+        """Return the memory itself, because it only refers to a conversation in the service."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> "BedrockSessionsMemory":
-        """Return the memory itself: `ctx.store.edit_state()` copies deeply."""
+        """Return the memory itself, because `ctx.store.edit_state()` makes deep copies."""
         return self
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "BedrockSessionsMemory":  # noqa: ARG002 - pydantic's signature
-        """Return another memory with the same blocks and store, and with some fields changed."""
+        """Return a new memory with the same blocks and store, and with some fields changed."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**fields, **(update or {})})
 
 
-def _more(cls: type[BedrockSessionsMemory]) -> dict[str, FieldInfo]:
-    """Return the fields that a subclass has added."""
+def _added_fields(cls: type[BedrockSessionsMemory]) -> dict[str, FieldInfo]:
+    """Return the fields that a subclass adds."""
     return {name: field for name, field in cls.model_fields.items() if name not in BedrockSessionsMemory.model_fields}
 
 
 def _template_json(template: RichPromptTemplate) -> str | None:
-    """Return the text of a template, None if the template has functions besides."""
+    """Return the text of a template, or None if the template has more than its text."""
     text = template.template_str
     return text if template == RichPromptTemplate(text) else None
 
 
 def _differs(memory: BedrockSessionsMemory, name: str) -> bool:
-    """Whether a field may have another value than its class gives it."""
+    """Check whether a field's value can differ from the default of its class."""
     field = type(memory).model_fields.get(name)
     return field is not None and getattr(memory, name) is not field.default

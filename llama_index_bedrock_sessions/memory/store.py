@@ -1,4 +1,4 @@
-"""The chat store that LlamaIndex's `Memory` takes."""
+"""The adapter that lets LlamaIndex's `Memory` use a `BedrockSessionsChatStore`."""
 
 from typing import Any
 
@@ -10,15 +10,16 @@ from llama_index_bedrock_sessions.memory.turns import begin_turn, current_turn, 
 
 
 class BedrockSessionsMemoryStore(AsyncDBChatStore):
-    """The chat store LlamaIndex's `Memory` takes, over a `BedrockSessionsChatStore`.
+    """A chat store for LlamaIndex's `Memory` that stores messages in a `BedrockSessionsChatStore`.
 
-    `Memory.from_defaults(chat_store=BedrockSessionsMemoryStore(store))` works; `BedrockSessionsMemory` does more.
+    Use it as `Memory.from_defaults(chat_store=BedrockSessionsMemoryStore(store))`. `BedrockSessionsMemory` also saves
+    memory blocks and unfinished turns, and pairs tool calls with their results.
     """
 
     chat_store: BedrockSessionsChatStore
 
     def __init__(self, chat_store: BedrockSessionsChatStore) -> None:
-        super().__init__(chat_store=chat_store)  # type: ignore[call-arg] # pydantic's own
+        super().__init__(chat_store=chat_store)  # type: ignore[call-arg] # pydantic generates __init__
 
     @classmethod
     def class_name(cls) -> str:
@@ -32,7 +33,10 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
         limit: int | None = None,
         offset: int | None = None,
     ) -> list[ChatMessage]:
-        """Return the messages of a status (None: all), oldest first, `limit` of them from position `offset` on."""
+        """Return the messages with a status (None: with any), oldest first.
+
+        At most `limit` messages are returned, from position `offset`.
+        """
         conversation = self.chat_store.conversation(key)
         turn = current_turn(conversation)
         fresh = queue_manager(conversation) is None and not (turn and turn.is_read)
@@ -43,7 +47,7 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
         return messages[start:] if limit is None else messages[start : start + limit]
 
     async def count_messages(self, key: str, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
-        """Return how many messages of a status (None: all) there are."""
+        """Return the number of messages with a status (None: with any)."""
         return await self.chat_store.conversation(key).acount(status)
 
     async def add_message(self, key: str, message: ChatMessage, status: MessageStatus = MessageStatus.ACTIVE) -> None:
@@ -53,7 +57,7 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
     async def add_messages(
         self, key: str, messages: list[ChatMessage], status: MessageStatus = MessageStatus.ACTIVE
     ) -> None:
-        """Add messages, all or none, by one step."""
+        """Add messages in one step: either all of them are stored, or none."""
         conversation = self.chat_store.conversation(key)
         await conversation.aadd(messages, status=status)
         record_added(conversation, messages)
@@ -61,31 +65,31 @@ class BedrockSessionsMemoryStore(AsyncDBChatStore):
     async def set_messages(
         self, key: str, messages: list[ChatMessage], status: MessageStatus = MessageStatus.ACTIVE
     ) -> None:
-        """Make these all the messages of a key; archived ones go as well, as with LlamaIndex's SQL store."""
+        """Replace all messages of a key, including archived ones, as LlamaIndex's SQL store does."""
         conversation = self.chat_store.conversation(key)
         await conversation.aset(messages, status=status)
         begin_turn(conversation)
 
     async def delete_message(self, key: str, idx: int) -> ChatMessage | None:
-        """Remove the message at a position of the list this task was last given, and return it; None if none is."""
+        """Remove and return the message at a position of the list that this task last read; None without one."""
         return await self.chat_store.conversation(key).aremove(idx)
 
     async def delete_messages(self, key: str, status: MessageStatus | None = None) -> None:
-        """Remove every message of a status (None: all) by one step; named state stays."""
+        """Remove all messages with a status (None: with any) in one step. Named state is unchanged."""
         await self.chat_store.conversation(key).aclear(status)
 
     async def delete_oldest_messages(self, key: str, n: int) -> list[ChatMessage]:
-        """Remove the n oldest messages of the list this task was last given, and return them."""
+        """Remove and return the n oldest messages of the list that this task last read."""
         return await self.chat_store.conversation(key).aremove_oldest(n)
 
     async def archive_oldest_messages(self, key: str, n: int) -> list[ChatMessage]:
-        """Archive the n oldest messages of the list this task was last given, and return them."""
+        """Archive and return the n oldest messages of the list that this task last read."""
         conversation = self.chat_store.conversation(key)
         manager = queue_manager(conversation)
         return await (manager.archive(n) if manager else conversation.aarchive_oldest(n))
 
     async def get_keys(self) -> list[str]:
-        """Return every key that has a session, sorted."""
+        """Return the keys of all conversations that have a session, sorted."""
         return await self.chat_store.aget_keys()
 
     def __copy__(self) -> "BedrockSessionsMemoryStore":

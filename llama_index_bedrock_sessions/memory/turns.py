@@ -1,4 +1,4 @@
-"""The turns of agents, and the tasks that manage a memory's queue. Both decide whether a read makes a call.
+"""Track agents' turns and the tasks that manage a memory's queue. Both decide whether a read calls the service.
 
 An agent reads its memory many times in one turn. Only the first read of a turn calls the service.
 """
@@ -21,37 +21,43 @@ from llama_index_bedrock_sessions.tool_calls import has_calls
 
 @dataclasses.dataclass
 class Turn:
-    """A turn over one conversation: its run, whether the conversation was read, and the task of the answer."""
+    """A turn of a workflow run in one conversation.
+
+    `is_read` is True once the turn has read the service. `answered_in` is the task that stored the answer.
+    """
 
     run: str
     is_read: bool = False
     answered_in: weakref.ref[asyncio.Task[Any]] | None = None
 
-    def is_on(self, run: str | None) -> bool:
-        """Whether the turn is still running in this task. An agent reads its answer in the step that gave it."""
+    def is_active(self, run: str | None) -> bool:
+        """Check whether the current task of this run is inside the turn.
+
+        An agent reads its memory once more in the task that stored the answer. In any other task the turn has ended.
+        """
         return self.run == run and (self.answered_in is None or self.answered_in() is asyncio.current_task())
 
 
 class QueueManager(NamedTuple):
-    """The function that archives the oldest messages of a conversation for the task that manages its queue."""
+    """The function that archives a conversation's oldest messages in the task that manages its queue."""
 
     conversation: Conversation
     archive: Callable[[int], Awaitable[list[ChatMessage]]]
 
 
 _turns: weakref.WeakKeyDictionary[Conversation, Turn] = weakref.WeakKeyDictionary()
-# By task, not by context: a task that a memory block starts inherits the context and can run for any time.
+# Not a context variable: a task that a memory block starts inherits the context, and may run longer than its parent.
 _managers: weakref.WeakKeyDictionary[asyncio.Task[Any], QueueManager] = weakref.WeakKeyDictionary()
 
 
 def current_turn(conversation: Conversation) -> Turn | None:
-    """Return the turn that is running in this task, None if there is none."""
+    """Return the active turn of the current task, or None."""
     turn = _turns.get(conversation)
-    return turn if turn and turn.is_on(current_run()) else None
+    return turn if turn and turn.is_active(current_run()) else None
 
 
 def begin_turn(conversation: Conversation) -> None:
-    """Begin a turn of the current run. Outside of a run there are no turns."""
+    """Begin a turn of the current run. Outside a run, there are no turns."""
     _turns.pop(conversation, None)
     run = current_run()
     if run is not None:
@@ -59,7 +65,7 @@ def begin_turn(conversation: Conversation) -> None:
 
 
 def record_added(conversation: Conversation, messages: Sequence[ChatMessage]) -> None:
-    """Record added messages: a user's message begins a turn, and an answer ends it."""
+    """Begin a turn if the last added message is a user's, and end it if that message is the agent's answer."""
     turn = current_turn(conversation)
     if messages and messages[-1].role == MessageRole.USER:
         begin_turn(conversation)
@@ -70,7 +76,7 @@ def record_added(conversation: Conversation, messages: Sequence[ChatMessage]) ->
 
 @contextlib.contextmanager
 def managing_queue(manager: QueueManager) -> Iterator[None]:
-    """Let this task manage the queue of a conversation: its reads make no call, and the manager archives."""
+    """Let the current task manage a conversation's queue: its reads make no calls, and the manager archives."""
     task = asyncio.current_task()
     assert task is not None
     _managers[task] = manager
@@ -81,13 +87,13 @@ def managing_queue(manager: QueueManager) -> Iterator[None]:
 
 
 def queue_manager(conversation: Conversation) -> QueueManager | None:
-    """Return the manager if the current task manages the queue of this conversation."""
+    """Return the manager if the current task manages this conversation's queue, or None."""
     task = asyncio.current_task()
     manager = _managers.get(task) if task else None
     return manager if manager is not None and manager.conversation is conversation else None
 
 
 def current_run() -> str | None:
-    """Return the id of the workflow run that called; None outside of a run."""
+    """Return the id of the workflow run that the caller belongs to; None outside a run."""
     run = active_instrument_tags.get().get("llamaindex.run_id")
     return str(run) if run else None

@@ -233,8 +233,9 @@ def _client(url: str) -> Any:
 
 
 def sheets(rows: Sequence[Row], ratios: Mapping[float, Ratio]) -> list[comparison.Sheet]:
-    """Return what single operations cost as tables: beside one step a message by hand, and beside a bare put."""
-    head = ["what", "latency", *(f"{whose}: {unit}" for whose in ("ours", "by hand") for unit in ("calls", "KB", "ms"))]
+    """Return the costs of single operations as tables, compared with one step per message and with a plain put."""
+    units = ("calls", "KB", "ms")
+    head = ["what", "latency", *(f"{store}: {unit}" for store in ("this store", "by hand") for unit in units)]
     lines = []
     for what, latency, *costs in rows:
         cells = [
@@ -245,8 +246,8 @@ def sheets(rows: Sequence[Row], ratios: Mapping[float, Ratio]) -> list[compariso
         [f"{latency * 1000:.0f} ms", f"{ratio.elapsed:.2f}", f"{ratio.cpu:.2f}"] for latency, ratio in ratios.items()
     ]
     return [
-        ("Single operations, and one step a message by hand, all in one process", head, lines),
-        ("A warm append over a bare put of the same bytes", ["latency", "time", "CPU time"], appends),
+        ("Single operations, compared with one step per message by hand, in one process", head, lines),
+        ("Time of a warm append, relative to a plain put of the same bytes", ["latency", "time", "CPU time"], appends),
     ]
 
 
@@ -264,17 +265,18 @@ def compared(
     for sheet in of_all:
         console.print(comparison.printed(sheet))
     conditions = (
-        f"Python {platform.python_version()}, {_versions()}, on stand-ins of this machine: the emulator, moto, a Redis "
-        "server, a SQLite file. Cold is with new objects, client and connections. Calls and bytes are those of a wire "
-        "to the stand-in; for SQLite, which has none, they are statements and commits."
+        f"Measured with Python {platform.python_version()}, {_versions()}. Each store uses a stand-in on this machine: "
+        "the emulator, moto, a Redis server or a SQLite file. A cold turn uses new objects, a new client and new "
+        "connections. Calls and bytes are counted on the wire to the stand-in. SQLite has no wire, so its calls are "
+        "statements and commits."
     )
     if profile.latencies:
         conditions += (
-            f" Seconds are medians of up to {profile.repetitions} turns, of the agent, the stand-in and the store "
-            f"together, without imports, on {os.cpu_count()} cores; the load was {before:.1f} at the beginning and "
+            f" Seconds are medians of up to {profile.repetitions} turns on {os.cpu_count()} cores. They include the "
+            f"agent, the stand-in and the store, but no imports. The load average was {before:.1f} at the start and "
             f"{os.getloadavg()[0]:.1f} at the end."
         )
-    conditions += f"\n\nAgain: {again}"
+    conditions += f"\n\nTo measure again, run: {again}"
     if folder := options.save:
         folder.mkdir(parents=True, exist_ok=True)
         text = [f"# This store and its peers\n\n{conditions}\n", *map(comparison.markdown, of_all)]

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 QUICK = Profile(lengths=(10,), pictured=(10,), latencies=(0.0,), repetitions=1, race=0.002)
 COUNTS = Profile(lengths=(10, 100, 1000), pictured=(10, 100), latencies=(), repetitions=1)
 OURS = "BedrockSessionsMemory"
-EXTRA = "not installed: it comes with the extra `benchmark`"
-OLDER = "not installed: its aioboto3 needs an older botocore than the others; give --dynamodb FOLDER"
+EXTRA = "not installed: install the extra `benchmark`"
+OLDER = "not installed: its aioboto3 needs an older botocore than the others; pass --dynamodb FOLDER"
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def _costs(findings: Sequence[Finding], profile: Profile, pictures: bool) -> She
         rows += [[finding.name, f"{case.length:,}", *_cells(case, profile)] for case in cases]
         if not cases:
             rows.append([finding.name, "", finding.note, *[""] * (2 * (2 + len(seconds)) - 1)])
-    about = "a picture of 32 KB in every tenth message and in the question" if pictures else "texts only"
-    return f"An agent's turn with two tool calls: {about}", head, rows
+    about = "with a picture of 32 KB in the question and in every tenth message" if pictures else "without pictures"
+    return f"An agent's turn with two tool calls, {about}", head, rows
 
 
 def _cells(case: Case, profile: Profile) -> Iterator[str]:
@@ -149,7 +149,7 @@ def _cells(case: Case, profile: Profile) -> Iterator[str]:
 
 
 def _kept(findings: Sequence[Finding]) -> Sheet:
-    head = ["store", "what came back", "of pictures", f"{RACERS} writers at once, {ADDS} messages each", "note"]
+    head = ["store", "without pictures", "with pictures", f"{RACERS} concurrent writers, {ADDS} messages each", "note"]
     rows = []
     for finding in findings:
         came = [
@@ -157,7 +157,7 @@ def _kept(findings: Sequence[Finding]) -> Sheet:
             for pictures in (False, True)
         ]
         rows.append([finding.name, *came, finding.race, finding.note])
-    return "Read back by new objects, and compared with what was put", head, rows
+    return "Messages that new objects read back, compared with those written", head, rows
 
 
 def printed(sheet: Sheet) -> Table:

@@ -366,7 +366,7 @@ class DynamoDB(OfChatStore):
         try:
             self.loop.run_until_complete(self._make(DynamoDBChatStore).async_add_message(self.name, asks("hello")))
         except Exception as error:  # noqa: BLE001 - what it raises is what is to be known
-            return f"under an agent as it is: {why(error)}; measured with its sync methods"
+            return f"its async method fails: {why(error)}; measured with its sync methods"
         return ""
 
 
@@ -420,7 +420,7 @@ class AgentCore(OfLlamaIndex):
         try:
             self.memory.put(ChatMessage(role=MessageRole.ASSISTANT, blocks=[block]))
         except Exception as error:  # noqa: BLE001 - what it raises is what is to be known
-            return f"a tool call without a text: {why(error)}"
+            return f"a tool call without a text fails: {why(error)}"
         return ""
 
 

@@ -304,7 +304,9 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         *("--fault", "GetSession:1:throttle", "--fault", "EndSession:1:slow=0.001", "--latency", "0.001"),
     )
     client = connect(command.url)
-    assert command.ready == f"Ready: Amazon Bedrock sessions of eu-west-1, {database}. Interrupt to stop.\n"
+    assert (
+        command.ready == f"Ready: Amazon Bedrock sessions in eu-west-1, stored in {database}. Press Ctrl+C to stop.\n"
+    )
     session = client.create_session(sessionMetadata={"secret": "content"})["sessionId"]
     client.create_session()
     with pytest.raises(ClientError, match="Throttling"):

@@ -89,8 +89,8 @@ def test_other_messages_are_never_overwritten(service: Service) -> None:
     report = copy_conversations(simple(other=users("a", "b"), longer=users("a", "b"), new=users("a")), target)
     assert (report.copied, report.messages) == (("new",), 1)
     assert report.problems == (
-        CopyProblem("other", 1, "the target has another message here; it was left unchanged"),
-        CopyProblem("longer", 2, "the target has more messages; it was left unchanged"),
+        CopyProblem("other", 1, "the target has a different message here; nothing was written"),
+        CopyProblem("longer", 2, "the target has more messages than the source; nothing was written"),
     )
     assert service.everything()[:2] == before
 
@@ -112,11 +112,11 @@ def test_what_cannot_be_copied_is_told_and_the_rest_is_copied(service: Service) 
     report = copy_conversations(Odd(), service.store())
     assert report.copied == ("first", "last")
     assert report.problems[:3] == (
-        CopyProblem("broken", None, "the source cannot read it (ValueError)"),
-        CopyProblem(7, None, "expected a key of type str, got int"),
-        CopyProblem("mixed", 1, "expected a ChatMessage, got dict"),
+        CopyProblem("broken", None, "the source could not read the conversation (ValueError)"),
+        CopyProblem(7, None, "the key is not a string but int"),
+        CopyProblem("mixed", 1, "the message is not a ChatMessage but dict"),
     )
-    assert "the target refuses it" in report.problems[3].reason
+    assert "the target rejected the conversation" in report.problems[3].reason
     assert service.store().get_keys() == ["first", "last"]
 
 
@@ -142,8 +142,8 @@ class Forgetful(SimpleChatStore):
 @pytest.mark.parametrize(
     ("becomes", "problem"),
     [
-        (None, CopyProblem("ada", None, "the target contains fewer messages than were written")),
-        ("x", CopyProblem("ada", 1, "the target has another message here; it was left unchanged")),
+        (None, CopyProblem("ada", None, "the target returned fewer messages than were written")),
+        ("x", CopyProblem("ada", 1, "the target has a different message here; the copy was written, but is not equal")),
     ],
 )
 def test_what_is_not_there_afterwards_is_told(becomes: str | None, problem: CopyProblem) -> None:

@@ -764,7 +764,7 @@ def test_fields_of_a_subclass_come_back(service: Service) -> None:
     for name, lost in {"token": SecretStr("open sesame"), "client": object()}.items():
         data = json.loads(json.dumps(tenanted(store, **{name: lost}).to_dict())) | {"instance": "elsewhere"}
         assert "open sesame" not in json.dumps(data)
-        with pytest.raises(ConfigurationError, match=f"give it again: {name}"):
+        with pytest.raises(ConfigurationError, match=f"does not contain {name}"):
             Tenanted.from_dict(data)
         assert getattr(Tenanted.from_dict(data, **{name: lost}), name) is lost
         kept = tenanted(store, **{name: lost})
@@ -797,9 +797,9 @@ def test_copies_and_pickles_stand_for_the_memory(service: Service) -> None:
 
 def test_a_chat_store_is_needed(service: Service) -> None:
     """Without a chat store, or with another one, the error says what to pass; a store for `Memory` is taken as well."""
-    with pytest.raises(ConfigurationError, match="needs chat_store=BedrockSessionsChatStore"):
+    with pytest.raises(ConfigurationError, match="Expected chat_store= to be a BedrockSessionsChatStore"):
         BedrockSessionsMemory.from_defaults(session_id=KEY)
-    with pytest.raises(ConfigurationError, match="not SQLAlchemyChatStore"):
+    with pytest.raises(ConfigurationError, match="got SQLAlchemyChatStore"):
         memory(SQLAlchemyChatStore(table_name="t"))  # type: ignore[arg-type]
     below = BedrockSessionsMemoryStore(service.store())
     mine = BedrockSessionsMemory.from_defaults(chat_store=below, chat_history=users("old", "new"))
@@ -824,7 +824,7 @@ def test_a_model_sees_whole_pairs_and_the_store_keeps_the_truth(
         assert mine.get() == shown
     assert [m.role.value for m in shown] == ["user", "assistant", "tool", "user"]
     assert [r.getMessage() for r in caplog.records if "paired" in r.getMessage()] == [
-        f"paired tool calls of conversation {key_hash(KEY)} for the model: 1 x a call without a result (1)"
+        f"paired tool calls of conversation {key_hash(KEY)} for the model: 1 x added a missing result (call ids: 1)"
     ]
     assert mine.get_all() == broken
     plain = Memory.from_defaults(session_id=KEY, chat_store=SQLAlchemyChatStore(table_name="t"))
@@ -1017,7 +1017,7 @@ def test_a_block_belongs_to_one_conversation(service: Service, again: str) -> No
         "put later": lambda: other.put(user("hello")),
         "get later": other.get,
     }
-    with pytest.raises(ConfigurationError, match="Make a new block for each conversation"):
+    with pytest.raises(ConfigurationError, match="Create a new block for each conversation"):
         uses[again]()
     assert store.conversation("other").messages() == []
     assert store.conversation("other")._named(fresh=True) == {}
@@ -1078,7 +1078,7 @@ def test_what_was_stored_does_not_look_unstored(
     mine.put_messages([user("I like tea a lot, really"), said("something to say")])
     service.faults.add(operation, nth, "throttle")
     mine.put_messages([user("what is there to eat for us"), said("something to say about it")])
-    assert any("are stored, but old ones may not be archived" in record.getMessage() for record in caplog.records)
+    assert any("could not archive old ones" in record.getMessage() for record in caplog.records)
     assert len(mine.get_all()) == 4
     assert mine.get_all(status=MessageStatus.ARCHIVED) == []
     service.faults.clear()
@@ -1152,7 +1152,7 @@ def test_state_that_does_not_fit_a_block_is_logged(service: Service, caplog: pyt
     mine.get()
     assert mine.memory_blocks[0].seen == {"tea"}  # type: ignore[attr-defined]
     assert mine.memory_blocks[0].words == {}  # type: ignore[attr-defined]
-    assert sum("is not restored" in record.getMessage() for record in caplog.records) == 2
+    assert sum("was not restored" in record.getMessage() for record in caplog.records) == 2
 
 
 def test_what_was_erased_is_neither_shown_nor_stored_again(service: Service) -> None:
@@ -1180,7 +1180,7 @@ def test_what_was_not_saved_of_a_block_is_saved_later(service: Service, caplog: 
     mine.memory_blocks[0].words = {"tea": 1}  # type: ignore[attr-defined]
     service.faults.add("PutInvocationStep", 2, "throttle")
     mine.put(user("two"))
-    assert any("have learnt was not saved" in record.getMessage() for record in caplog.records)
+    assert any("could not save the memory blocks" in record.getMessage() for record in caplog.records)
     assert contents(mine.get_all()) == ["one", "two"]
     assert named(mine) == {}
     service.faults.clear()
@@ -1367,7 +1367,7 @@ def test_a_turn_goes_on_if_it_cannot_be_saved(service: Service, caplog: pytest.L
     service.faults.add("PutInvocationStep", 2, "throttle")
     asyncio.run(_turn(mine, REPORT))
     assert len(mine.get_all()) == 8
-    assert any("was not saved" in record.getMessage() for record in caplog.records)
+    assert any("could not save the running turn" in record.getMessage() for record in caplog.records)
 
 
 @pytest.mark.parametrize(
@@ -1432,7 +1432,9 @@ def test_a_turn_goes_on_if_it_cannot_be_said(
     mine = memory(service.store(), autosave=True)
     asyncio.run(_turn(mine, REPORT))
     assert len(mine.get_all()) == 6
-    assert any("was not saved: StepTooLargeError" in record.getMessage() for record in caplog.records)
+    assert any(
+        "running turn" in (text := record.getMessage()) and "StepTooLargeError" in text for record in caplog.records
+    )
 
 
 def test_autosave_keeps_the_turns_of_two_runs_apart(service: Service) -> None:

@@ -191,8 +191,8 @@ def test_healing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         heal_tool_calls([user(), calls("one"), user(), result("two"), user()])
     (record,) = caplog.records
-    assert "a call without a result" in record.getMessage()
-    assert "a result without a call left out" in record.getMessage()
+    assert "added a missing result" in record.getMessage()
+    assert "left out a result without a call" in record.getMessage()
     assert "one, two" in record.getMessage()
 
 

@@ -38,7 +38,7 @@ def test_the_benchmarks_run(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     output = capsys.readouterr().out
     assert "warm append at 10" in output
     assert "first write after an idle hour" in output
-    assert "Again: python -m tests.benchmarks --quick" in output
+    assert "To measure again, run: python -m tests.benchmarks --quick" in output
     assert [finding.name for finding in findings] == [peer.name for peer in comparison.PEERS]
     assert all(finding.name in output for finding in findings)
     assert all(finding.cases or finding.note for finding in findings)

@@ -128,7 +128,7 @@ def test_the_calls_shown_are_counted(local: tuple[str, Path]) -> None:
 def test_what_to_type_next_works(local: tuple[str, Path]) -> None:
     """The Python lines at the end run as they are printed, and print the conversation."""
     output, _ = local
-    program = output.split("# in Python: what was said\n")[1]
+    program = output.split("# in Python: print the conversation\n")[1]
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
     assert result.stdout.count("assistant: ") == 4
     assert "INC-4711, as we left it" in result.stdout
@@ -143,7 +143,7 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
         (folder / taken).write_text("mine")
         result = run("demo", "--database", str(folder / "incident.db"))
         assert result.returncode == 1
-        assert "exists, and nothing is overwritten" in result.stderr
+        assert "already exists. Choose a new file for --database." in " ".join(result.stderr.split())
         assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(taken, "mine")]
 
 
@@ -160,9 +160,9 @@ def test_no_line_is_wider_than_the_terminal(local: tuple[str, Path], forgetting:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--forget", "--region", "us-west-2"), "for this machine"),
+        (("--forget", "--region", "us-west-2"), "leave out --database and --forget"),
         (("--forget", "--database", "x.db"), "leave out --database"),
-        (("--model", "some-model"), "--model runs on AWS"),
+        (("--model", "some-model"), "--model needs AWS"),
     ],
 )
 def test_contradictions_are_refused(arguments: tuple[str, ...], said: str) -> None:
@@ -196,13 +196,13 @@ def run_on(address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.thorough
 def test_the_demo_on_aws_deletes_what_it_made(aws: tuple[Emulator, str]) -> None:
-    """With --region the demo remembers on AWS too, says that the day does not pass, and leaves nothing behind."""
+    """With --region the demo remembers on AWS too, reports that no day passes, and leaves nothing behind."""
     emulator, address = aws
     bystander = emulator.client().create_session()["sessionId"]
     result = run_on(address, "--region", "us-west-2")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "INC-4711, as we left it" in day(result.stdout, 2)
-    assert "the day does not pass" in " ".join(result.stdout.split())
+    assert "no day passes" in " ".join(result.stdout.split())
     assert "Deleted on AWS: 1 session. Left: 0." in result.stdout
     left = emulator.client().list_sessions()["sessionSummaries"]
     assert [session["sessionId"] for session in left] == [bystander]

@@ -103,6 +103,6 @@ def test_the_application_has_moved() -> None:
     """All is copied, what was interrupted is completed, nothing is overwritten, and the agent knows what it knew."""
     text = printed(kept("moving_in"))
     assert "8 messages of 2 conversations, 0 problems\nEqual: True\ncompleted: ('hello',)\n" in text
-    assert "INC-4711, message 6: the target has more messages; it was left unchanged" in text
+    assert "INC-4711, message 6: the target has more messages than the source; nothing was written" in text
     assert "INC-4711, as we left it: The dashboard you sent is a picture of 960 x 540 pixels." in text
     assert text.endswith("moved out: ('INC-4711', 'hello')\n")
