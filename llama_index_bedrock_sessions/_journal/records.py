@@ -11,6 +11,7 @@ A value of the named state that is `{"~parts": [[session, invocation, step, n], 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeGuard
 
 from llama_index_bedrock_sessions._journal.checks import Damaged, check_home, check_integer, check_list, is_natural
 from llama_index_bedrock_sessions._journal.ids import Home
@@ -38,7 +39,7 @@ def with_items(record: JSON, change: Callable[[JSON], JSON]) -> JSON:
     return {**record, "b": [change(item) for item in record["b"]]}
 
 
-def is_reference(item: JSON) -> bool:
+def is_reference(item: JSON) -> TypeGuard[dict[str, JSON]]:
     """Whether an item is a reference with members."""
     return isinstance(item, dict) and "n" in item and "block_type" not in item
 

@@ -245,7 +245,7 @@ def test_what_is_wrong_is_found_before_it_is_taken(service: Service) -> None:
         chat.load_context(Order(), "other")
     wrong: tuple[dict[str, Any], ...] = ({"name": ""}, {"by": 7})
     for given in wrong:
-        with pytest.raises(InvalidContextError, match="is a (non-empty )?string"):
+        with pytest.raises(InvalidContextError, match=r"is a (non-empty )?string"):
             chat.load_context(Order(), **given)
     with pytest.raises(InvalidContextError, match="Expected a workflow, got str"):
         chat.load_context("Order")  # type: ignore[arg-type]

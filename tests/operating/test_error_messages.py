@@ -35,7 +35,7 @@ from llama_index_bedrock_sessions.cli import commands, demo, demo_view
 from llama_index_bedrock_sessions.events import emit, key_hash, record_call
 from llama_index_bedrock_sessions.memory import autosave
 from llama_index_bedrock_sessions.memory.block_state import BLOCK
-from tests.service import KEY, Service, user, users
+from tests.support.service import KEY, Service, user, users
 
 LOGGER = "llama_index_bedrock_sessions"
 TEXT = "a text that no log line may contain"
@@ -125,7 +125,7 @@ def without_its_tokenizer(setting: Setting) -> None:
             "a dict without a block",
             without_its_block,
             (
-                "The dict of the memory does not contain memory_blocks: words (tests.test_error_messages_top:Words). "
+                "The dict of the memory does not contain memory_blocks: words (tests.operating.test_error_messages:Words). "
                 "Pass it to from_dict. Before Context.from_dict, create a memory that has it, with the same session_id "
                 "and chat_store, and keep that memory."
             ),
