@@ -125,8 +125,9 @@ def without_its_tokenizer(setting: Setting) -> None:
             "a dict without a block",
             without_its_block,
             (
-                "The dict of the memory does not contain memory_blocks: words (tests.operating.test_error_messages:Words). "
-                "Pass it to from_dict. Before Context.from_dict, create a memory that has it, with the same session_id "
+                "The dict of the memory does not contain memory_blocks: words "
+                "(tests.operating.test_error_messages:Words). Pass it to from_dict. "
+                "Before Context.from_dict, create a memory that has it, with the same session_id "
                 "and chat_store, and keep that memory."
             ),
         ),

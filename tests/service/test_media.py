@@ -638,7 +638,7 @@ def test_redacting_takes_the_bucket_too(service: Service, s3: S3) -> None:
     first, second = (record.id for record in store.conversation(KEY).records())
     without = service.store().conversation(KEY)
     before = service.everything()
-    with pytest.raises(ConfigurationError, match="construct the chat store with the media="):
+    with pytest.raises(ConfigurationError, match="Construct the chat store with the media="):
         without.redact(first)
     assert service.everything() == before
     without.redact(second)
