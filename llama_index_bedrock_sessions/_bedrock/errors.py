@@ -285,10 +285,8 @@ _S3_RULES = (
 
 def s3(bucket: str, prefix: str) -> Source:
     """Return S3 as the source of errors about a bucket."""
-    allow = (
-        f"Allow {{action}} on the bucket {bucket!r} below {prefix + '/'!r}, and the use of the KMS key if one is set; "
-        "the README has a policy to paste."
-    )
+    where = f"the bucket {bucket!r} below {prefix + '/'!r}".replace("{", "{{").replace("}", "}}")
+    allow = f"Allow {{action}} on {where}, and the use of the KMS key if one is set; the README has a policy to paste."
     return Source("S3", _S3_RULES, allow, bucket)
 
 

@@ -96,3 +96,9 @@ def test_a_status_stands_for_a_missing_code() -> None:
     error = translate(refusal("", 409), BEDROCK)
     assert isinstance(error, RequestRejected)
     assert error.code == "409"
+
+
+def test_a_prefix_may_contain_braces() -> None:
+    """The prefix of a bucket stands in the message unchanged."""
+    denied = translate(refusal("AccessDenied", 403), s3("a-bucket", "{team}"), action="s3:PutObject")
+    assert "below '{team}/'" in str(denied)
