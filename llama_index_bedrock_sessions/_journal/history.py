@@ -19,7 +19,15 @@ from llama_index_bedrock_sessions._journal.fold import Key
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId, parse_id
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Message, Step
-from llama_index_bedrock_sessions._journal.records import is_reference, reference, with_items
+from llama_index_bedrock_sessions._journal.records import (
+    is_record,
+    is_reference,
+    items,
+    other_members,
+    own_reference,
+    reference,
+    with_items,
+)
 from llama_index_bedrock_sessions._journal.values import JSON, is_unicode
 from llama_index_bedrock_sessions.errors import InvalidPointError
 
@@ -311,12 +319,10 @@ def copied(
     found: list[ContentBlock] = []
 
     def item(value: JSON) -> JSON:
-        rest: dict[str, JSON] = {}
         content: ContentBlock | None = {"text": value} if isinstance(value, str) and is_unicode(value) else None
         if is_reference(value):
             found_at = reference(value, len(message.homes))
             content = native(message.homes[found_at[1]], found_at[0]) if found_at else None
-            rest = {k: v for k, v in value.items() if k not in {"n", "h"}}
             if content is None or not ("text" in content or "image" in content):
                 return "[unreadable block: missing, or neither text nor image]"
         if content and "image" in content and (objects := message_codec.objects({"b": [value]})):
@@ -324,9 +330,9 @@ def copied(
         if content is None or content.get("text", "x").strip() == "":
             return value
         found.append(content)
-        return {"n": len(found) - 1, **rest} if rest else len(found) - 1
+        return own_reference(len(found) - 1, other_members(value))
 
-    if not isinstance(message.record, dict) or not isinstance(message.record.get("b"), list):
+    if not is_record(message.record):
         return message_codec.encode([message_codec.placeholder("its record is not an object")])
     return message_codec.Encoded([with_items(message.record, item)], found)
 
@@ -361,8 +367,7 @@ def time_of(message: MessageId, changes: Mapping[str, Change]) -> int:
 
 def _text(record: JSON) -> str:
     """Return a message as a line of text: its role, its texts, and the types of its other blocks."""
-    items = record.get("b") if isinstance(record, dict) else None
-    return f"{record.get('r')}: {' '.join(_pieces(items))}" if isinstance(items, list) else "[unreadable message]"
+    return f"{record.get('r')}: {' '.join(_pieces(items(record)))}" if is_record(record) else "[unreadable message]"
 
 
 def _pieces(items: Iterable[JSON]) -> Iterator[str]:

@@ -61,7 +61,14 @@ from llama_index.core.schema import ImageDocument
 from PIL import Image
 from pydantic import AnyUrl, BaseModel
 
-from llama_index_bedrock_sessions._journal.records import is_reference, items, with_items
+from llama_index_bedrock_sessions._journal.records import (
+    home_reference,
+    is_record,
+    is_reference,
+    items,
+    own_reference,
+    with_items,
+)
 from llama_index_bedrock_sessions._journal.values import (
     JSON,
     Walk,
@@ -241,7 +248,7 @@ def carried(record: JSON, resolve: Resolve) -> JSON:
 def foreign(blocks: Sequence[ContentBlock]) -> JSON:
     """Return the record of the one user message that the content blocks of another tool's step are."""
     texts = [block.get("text") if isinstance(block, dict) else None for block in blocks]
-    return {"r": "user", "b": [text if isinstance(text, str) else {"n": n} for n, text in enumerate(texts)]}
+    return {"r": "user", "b": [text if isinstance(text, str) else home_reference(n) for n, text in enumerate(texts)]}
 
 
 def placeholder(reason: str) -> ChatMessage:
@@ -529,7 +536,7 @@ class _Writer:
             source = {"s3Location": {"uri": self._offload.places[0] + sha256}}
             fields["o"] = sha256
         index = self._add({"image": {"format": found, "source": source}})
-        return {"n": index, **fields} if fields else index
+        return own_reference(index, fields)
 
     def _add(self, block: ContentBlock) -> int:
         self.blocks.append(block)
@@ -550,7 +557,7 @@ def _carried_item(item: JSON, resolve: Resolve) -> JSON:
     content = resolve(item)
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str):
-        return {"n": item}
+        return home_reference(item)
     return text if is_unicode(text) else {"block_type": "text", "text": to_json(text)}
 
 
@@ -574,8 +581,7 @@ class _Reader:
         if not isinstance(record, dict):
             self.problems.append("the record is not an object")
             return placeholder("its record is not an object")
-        items = record.get("b")
-        blocks = [self.item(item) for item in items] if isinstance(items, list) else [self._bad("no list of blocks")]
+        blocks = [self.item(i) for i in items(record)] if is_record(record) else [self._bad("no list of blocks")]
         role = _role(record.get("r"), self.problems)
         return ChatMessage.model_construct(role=role, blocks=blocks, additional_kwargs=self._kwargs(record))
 

@@ -26,17 +26,19 @@ Reference = tuple[Home, int]
 # Items
 
 
+def is_record(record: JSON) -> TypeGuard[dict[str, JSON]]:
+    """Whether a value has the form of a record: an object with a list of items."""
+    return isinstance(record, dict) and isinstance(record.get("b"), list)
+
+
 def items(record: JSON) -> list[JSON]:
     """Return the items of a record, [] if it is not one."""
-    found = record.get("b") if isinstance(record, dict) else None
-    return found if isinstance(found, list) else []
+    return list(record["b"]) if is_record(record) else []
 
 
 def with_items(record: JSON, change: Callable[[JSON], JSON]) -> JSON:
     """Return a record with each item replaced by what `change` returns; what is not a record is returned unchanged."""
-    if not isinstance(record, dict) or not isinstance(record.get("b"), list):
-        return record
-    return {**record, "b": [change(item) for item in record["b"]]}
+    return {**record, "b": [change(item) for item in record["b"]]} if is_record(record) else record
 
 
 def is_reference(item: JSON) -> TypeGuard[dict[str, JSON]]:
@@ -56,6 +58,21 @@ def reference(item: JSON, homes: int) -> tuple[int, int] | None:
         return None
     n, h = item["n"], item.get("h", 0)
     return (n, h) if is_natural(n) and is_natural(h) and h < homes else None
+
+
+def own_reference(n: int, members: Mapping[str, JSON]) -> JSON:
+    """Return the item that refers to block n of its own step, with these other members."""
+    return {"n": n, **members} if members else n
+
+
+def home_reference(n: int) -> JSON:
+    """Return the item of a record that was read that refers to block n of its first home."""
+    return {"n": n}
+
+
+def other_members(item: JSON) -> dict[str, JSON]:
+    """Return the members of a reference besides the block and the home."""
+    return {name: value for name, value in item.items() if name not in {"n", "h"}} if is_reference(item) else {}
 
 
 # Records in their own step
