@@ -56,10 +56,10 @@ from llama_index_bedrock_sessions._journal.history import (
 )
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new_id
 from llama_index_bedrock_sessions._journal.journal import Journal
-from llama_index_bedrock_sessions._journal.limits import Copy, check_size, json_size
+from llama_index_bedrock_sessions._journal.limits import Copy, check_size
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
 from llama_index_bedrock_sessions._journal.records import parts, parts_json
-from llama_index_bedrock_sessions._journal.values import JSON, dump, from_json
+from llama_index_bedrock_sessions._journal.values import JSON, dump, from_json, json_size
 from llama_index_bedrock_sessions.errors import (
     ConfigurationError,
     InvalidMessageError,

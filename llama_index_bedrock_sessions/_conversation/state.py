@@ -9,8 +9,8 @@ from llama_index_bedrock_sessions._bedrock.client import SessionClient
 from llama_index_bedrock_sessions._bedrock.pool import async_twin
 from llama_index_bedrock_sessions._conversation import contexts
 from llama_index_bedrock_sessions._conversation.sessions import METADATA, TAGS
-from llama_index_bedrock_sessions._journal.limits import check_size, json_size
-from llama_index_bedrock_sessions._journal.values import JSON, Walk, dump, to_json
+from llama_index_bedrock_sessions._journal.limits import check_size
+from llama_index_bedrock_sessions._journal.values import JSON, Walk, dump, json_size, to_json
 from llama_index_bedrock_sessions.errors import InvalidStateError
 
 

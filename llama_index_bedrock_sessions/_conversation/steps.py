@@ -11,9 +11,8 @@ from llama_index_bedrock_sessions._journal.draft import Draft, Placed
 from llama_index_bedrock_sessions._journal.encoding import envelope
 from llama_index_bedrock_sessions._journal.ids import Home, Kind, Place, new_id
 from llama_index_bedrock_sessions._journal.journal import Journal
-from llama_index_bedrock_sessions._journal.limits import is_small, json_size, split
+from llama_index_bedrock_sessions._journal.limits import is_small, split
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
-from llama_index_bedrock_sessions._journal.values import dump
 
 
 class StepWriter:
@@ -69,7 +68,7 @@ class StepWriter:
         """Write what does not fit into the draft's own step as attachments before it; return what is where."""
         if is_small(draft.messages):
             return Placed()
-        parts = split(draft.messages.blocks, sum(json_size(dump(r)) for r in draft.messages.records))
+        parts = split(draft.messages.blocks, sum(draft.messages.wire_sizes()))
         if len(parts) <= 1:
             return Placed()
         homes: list[Home | None] = [None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.draft import Draft
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.records import shifted
-from llama_index_bedrock_sessions._journal.values import dump
+from llama_index_bedrock_sessions._journal.values import json_size
 from llama_index_bedrock_sessions.errors import StepTooLargeError
 
 STEP_LIMIT = 50_000_000
@@ -26,7 +25,7 @@ def check_fits(encoded: message_codec.Encoded) -> None:
         return
     for block in encoded.blocks:
         check_size(wire_size(block))
-    check_size(sum(json_size(dump(record)) for record in encoded.records))
+    check_size(sum(encoded.wire_sizes()))
 
 
 def check_size(size: int) -> None:
@@ -43,11 +42,6 @@ def is_small(encoded: message_codec.Encoded) -> bool:
     """Whether it fits into a step by far, so that it need not be measured: a character takes 12 bytes at most."""
     texts = sum(len(block["text"]) if "text" in block else STEP_LIMIT for block in encoded.blocks)
     return 12 * (texts + sum(encoded.record_sizes())) < STEP_LIMIT // 10
-
-
-def json_size(text: str) -> int:
-    """Return the bytes of a text in botocore's JSON, which escapes all that is not ASCII."""
-    return len(json.dumps(text))
 
 
 def wire_size(block: ContentBlock) -> int:
@@ -85,7 +79,7 @@ def drafts(copies: Iterable[Copy], last: Draft) -> list[Draft]:
     groups: list[list[Copy]] = [[]]
     size, images = 0, 0
     for copy in copies:
-        weight = sum(wire_size(block) for block in copy.content.blocks) + json_size(dump(copy.content.records[0]))
+        weight = sum(wire_size(block) for block in copy.content.blocks) + sum(copy.content.wire_sizes())
         pictures = sum("image" in block for block in copy.content.blocks)
         if groups[-1] and (size + weight > _ROOM or images + pictures > IMAGES_PER_STEP):
             groups.append([])

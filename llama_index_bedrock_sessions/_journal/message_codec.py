@@ -75,6 +75,7 @@ from llama_index_bedrock_sessions._journal.values import (
     dump,
     from_json,
     is_unicode,
+    json_size,
     stream_content,
     to_json,
 )
@@ -145,11 +146,20 @@ class Encoded:
     records: list[JSON]
     blocks: list[ContentBlock]
     contents: Mapping[str, Content] = field(default_factory=dict)
-    _sizes: list[int] = field(default_factory=list, compare=False, repr=False)
+    _sizes: list[tuple[int, int]] = field(default_factory=list, compare=False, repr=False)
 
     def record_sizes(self) -> list[int]:
-        """Return the bytes of each record as JSON. Each record is measured once."""
-        self._sizes.extend(len(dump(record).encode()) for record in self.records[len(self._sizes) :])
+        """Return the bytes of each record as JSON."""
+        return [size for size, _ in self._measured()]
+
+    def wire_sizes(self) -> list[int]:
+        """Return the bytes of each record in a request, where its JSON is a text within botocore's JSON."""
+        return [size for _, size in self._measured()]
+
+    def _measured(self) -> list[tuple[int, int]]:
+        """Return both sizes of each record. Each record is measured once."""
+        for text in map(dump, self.records[len(self._sizes) :]):
+            self._sizes.append((len(text.encode()), json_size(text)))
         return self._sizes
 
 

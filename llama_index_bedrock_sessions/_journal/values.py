@@ -227,6 +227,11 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 _ASCII_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
+def json_size(text: str) -> int:
+    """Return the bytes of a text in botocore's JSON, which escapes all that is not ASCII."""
+    return len(json.dumps(text))
+
+
 def dump(value: JSON) -> str:
     """Return the shortest JSON. Only lone surrogates, which UTF-8 cannot represent, are escaped."""
     text = _ENCODER.encode(value)

@@ -22,6 +22,7 @@ from llama_index_bedrock_sessions import (
     ForeignSessionError,
     ServiceError,
 )
+from llama_index_bedrock_sessions._journal import values
 from llama_index_bedrock_sessions.emulator import Behaviour, Emulator
 from tests.support.service import (
     DAY,
@@ -62,6 +63,26 @@ def test_a_warm_append_is_one_call(service: Service) -> None:
         with service.counting() as calls:
             store.conversation(KEY).add(messages)
         assert calls == {"PutInvocationStep": 1, "total": 1}
+
+
+@pytest.mark.parametrize("length", [5, 900_000])
+def test_an_append_dumps_each_form_of_a_record_once(
+    service: Service, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """A record is dumped once as written and once as carried, however large; then comes the step, in two dumps."""
+    store, text = service.store(), "x" * length
+    store.add_message(KEY, user("one"))
+    dumped: list[Any] = []
+
+    class Counting(json.JSONEncoder):
+        def encode(self, o: Any) -> str:
+            dumped.append(o)
+            return super().encode(o)
+
+    monkeypatch.setattr(values, "_ENCODER", Counting(ensure_ascii=False, separators=(",", ":")))
+    store.add_message(KEY, user(text))
+    assert dumped[:2] == [{"r": "user", "b": [0]}, {"r": "user", "b": [text]}]
+    assert ["zip" in each for each in dumped[2:]] == [False, True]
 
 
 def test_a_warm_read_is_one_call(service: Service) -> None:
