@@ -295,9 +295,9 @@ class Continuation:
             composed, inherited = journal.compaction.copy(place, group, now, dead)
             self.sessions.client.put(composed.step.home, journal.clock.ms, composed.payload)
             copies.append(inherited)
-        for part in draft.parts if draft else ():
+        for earlier in draft.preceding if draft else ():
             composed, inherited = journal.compaction.attachment_for(
-                place, part, self._steps.attach_excess(part, place), now
+                place, earlier, self._steps.attach_excess(earlier, place), now
             )
             self.sessions.client.put(composed.step.home, journal.clock.ms, composed.payload)
             self._reader.keep_native_blocks(composed.step.home, composed.payload)

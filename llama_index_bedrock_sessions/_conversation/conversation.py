@@ -58,7 +58,7 @@ from llama_index_bedrock_sessions._journal.ids import Home, Kind, MessageId, new
 from llama_index_bedrock_sessions._journal.journal import Journal
 from llama_index_bedrock_sessions._journal.limits import Copy, check_size
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
-from llama_index_bedrock_sessions._journal.records import parts, parts_json
+from llama_index_bedrock_sessions._journal.records import text_references, text_value
 from llama_index_bedrock_sessions._journal.values import JSON, dump, from_json, json_size
 from llama_index_bedrock_sessions.errors import (
     ConfigurationError,
@@ -259,12 +259,12 @@ class Conversation:
             state = {name: value for name, value in snapshot.state.items() if value and not name.startswith(left)}
             if not snapshot.messages and not state:
                 self._check_fork_source(timeline, until)
-        media, place = self._media_for(
+        media, folder = self._media_for(
             other.sessions.settings.media, [message for _, message in snapshot.messages if message]
         )
         copies = [
             Copy(
-                copied(message, lambda home, n: native_block(native_blocks.get(home, ()), n), place)
+                copied(message, lambda home, n: native_block(native_blocks.get(home, ()), n), folder)
                 if message
                 else message_codec.encode([message_codec.placeholder(_GONE)]),
                 message_id in snapshot.archived,
@@ -289,7 +289,7 @@ class Conversation:
             )
 
     def _media_for(self, other: Objects | None, messages: Iterable[Message]) -> tuple[Callable[[], object], str]:
-        """Return a function that copies the contents in S3 of messages, and the place of the copies."""
+        """Return a function that copies the contents in S3 of messages, and the folder of the copies."""
         used = {sha256 for message in messages for sha256 in message_codec.objects(message.record)}
         mine = self._media
         if not used:
@@ -299,7 +299,7 @@ class Conversation:
                 f"The conversation {self.key!r} has contents in S3, which a fork has to copy. Construct the chat store "
                 "with the media= that it was written with."
             )
-        return functools.partial(mine.copy, other, used), other.offload().places[0]
+        return functools.partial(mine.copy, other, used), other.offload().folders[0]
 
     # Writing
 
@@ -694,7 +694,7 @@ class Conversation:
             inline = contexts.is_inline(content)
 
             def draft(references: list[tuple[Home, int]]) -> Draft:
-                stored = content[0] if inline else parts_json(references)
+                stored = content[0] if inline else text_value(references)
                 now = self._engine.client.clock.now()
                 return Draft(state=snapshot.state(name, new_id(now, Kind.CHANGE), iso(now), stored))
 
@@ -736,7 +736,7 @@ class Conversation:
                 if not again:
                     found.check_not_taken()
                 try:
-                    references = parts(found.content)
+                    references = text_references(found.content)
                     texts = self._engine.reader.texts(references) if references else [str(found.content)]
                     break
                 except StoredDataError:

@@ -49,7 +49,7 @@ class Reader:
 
     def known(self, *, with_archived: bool = True) -> Journal:
         """Return what was read last. Read first if nothing was, or if archived messages are wanted and missing."""
-        if self.journal is None or (with_archived and not self.journal.plan.is_whole()):
+        if self.journal is None or (with_archived and not self.journal.plan.is_complete()):
             return self.refresh(force=True, with_archived=with_archived)
         return self.journal
 
@@ -75,7 +75,7 @@ class Reader:
             try:
                 if self.journal is None or not self.journal.heads or not self._is_current(self.journal):
                     self._find(with_archived=with_archived)
-                elif with_archived and not self.journal.plan.is_whole():
+                elif with_archived and not self.journal.plan.is_complete():
                     self.read(self.journal)
             except NotFound:
                 self.drop()

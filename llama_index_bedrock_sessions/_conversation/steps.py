@@ -68,17 +68,17 @@ class StepWriter:
         """Write what does not fit into the draft's own step as attachments before it; return what is where."""
         if is_small(draft.messages):
             return Placed()
-        parts = split(draft.messages.blocks, sum(draft.messages.wire_sizes()))
-        if len(parts) <= 1:
+        groups = split(draft.messages.blocks, sum(draft.messages.wire_sizes()))
+        if len(groups) <= 1:
             return Placed()
         homes: list[Home | None] = [None]
         where: list[tuple[int, int]] = []
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
+        for number, group in enumerate(groups):
+            last = number == len(groups) - 1
             if not last:
-                homes.append(self.attach(place, part))
-            where += [(0 if last else len(homes) - 1, position) for position in range(len(part))]
-        return Placed(tuple(homes), tuple(where), tuple(parts[-1]))
+                homes.append(self.attach(place, group))
+            where += [(0 if last else len(homes) - 1, position) for position in range(len(group))]
+        return Placed(tuple(homes), tuple(where), tuple(groups[-1]))
 
     def attach(self, place: Place, native_blocks: list[ContentBlock]) -> Home:
         """Write native blocks as an attachment; return its step."""

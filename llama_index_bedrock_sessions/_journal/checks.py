@@ -11,17 +11,17 @@ class Damaged(Exception):  # noqa: N818 - never leaves this module
 
 
 def check_home(value: JSON) -> Home:
-    parts = check_list(value)
-    if len(parts) < 3:
+    ids = check_list(value)
+    if len(ids) < 3:
         raise Damaged("home")
-    return Home(*(check_id(p) for p in parts[:3]))
+    return Home(*(check_id(each) for each in ids[:3]))
 
 
 def check_place(value: JSON) -> Place:
-    parts = check_list(value)
-    if len(parts) < 2:
+    ids = check_list(value)
+    if len(ids) < 2:
         raise Damaged("place")
-    return check_id(parts[0]), check_id(parts[1])
+    return check_id(ids[0]), check_id(ids[1])
 
 
 def check_id(value: JSON) -> str:

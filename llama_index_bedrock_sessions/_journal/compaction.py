@@ -390,7 +390,7 @@ def _own(
     if draft is None:
         return None, {}, []
     draft.id = draft.id or where.step
-    add, homes = own_records(draft.messages, placed.homes, placed.place)
+    add, homes = own_records(draft.messages, placed.homes, placed.positions)
     payload = list(placed.rest) if placed.homes else draft.messages.blocks
     resolved = tuple(home or where for home in placed.homes) or (where,)
     messages: dict[int, Message] = {}

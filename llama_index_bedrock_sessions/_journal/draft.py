@@ -32,7 +32,7 @@ class Draft:
     rewind: JSON = None
     by: str | None = None
     id: str | None = None
-    parts: Sequence[Draft] = ()
+    preceding: Sequence[Draft] = ()
     """Drafts that become part of the conversation with this one: those of a fork that one step cannot hold."""
     _size: int | None = None
 
@@ -68,12 +68,12 @@ class Draft:
 class Placed(NamedTuple):
     """Where the native blocks of a draft are.
 
-    Block i of the draft is block `place[i][1]` of the step `homes[place[i][0]]`; None in `homes` is the draft's own
-    step, which contains `rest`. Without `homes` all blocks are in the draft's own step.
+    Block i of the draft is block n of the step `homes[h]`, where (h, n) is `positions[i]`. None in `homes` is the
+    draft's own step, which contains `rest`. Without `homes` all blocks are in the draft's own step.
     """
 
     homes: tuple[Home | None, ...] = ()
-    place: tuple[tuple[int, int], ...] = ()
+    positions: tuple[tuple[int, int], ...] = ()
     rest: tuple[ContentBlock, ...] = ()
 
 

@@ -10,17 +10,17 @@ from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId, Place
 from llama_index_bedrock_sessions._journal.message_codec import ContentBlock
 from llama_index_bedrock_sessions._journal.model import MARK, VERSION, Change, Opening
-from llama_index_bedrock_sessions._journal.records import placed, with_homes
+from llama_index_bedrock_sessions._journal.records import located, with_homes
 from llama_index_bedrock_sessions._journal.values import JSON, dump
 
 
 def own_records(
-    encoded: message_codec.Encoded, homes: Sequence[Home | None], place: Sequence[tuple[int, int]]
+    encoded: message_codec.Encoded, homes: Sequence[Home | None], positions: Sequence[tuple[int, int]]
 ) -> tuple[list[JSON], list[JSON]]:
-    """Return (`add`, `homes`) of an own change whose native block i is block `place[i][1]` of home `place[i][0]`."""
+    """Return (`add`, `homes`) of an own change: native block i is block n of `homes[h]`, (h, n) = `positions[i]`."""
     if not homes:
         return encoded.records, []
-    return [placed(record, place) for record in encoded.records], [list(home) if home else None for home in homes]
+    return [located(record, positions) for record in encoded.records], [list(home) if home else None for home in homes]
 
 
 def carried_json(carried: Iterable[tuple[str, Change]]) -> dict[str, JSON]:
@@ -84,11 +84,11 @@ def own_json(change: Change, step: str, add: list[JSON], homes: list[JSON]) -> d
 
 def envelope(body: Mapping[str, JSON], packed: Mapping[str, JSON]) -> ContentBlock:
     """Return the last content block of a step."""
-    whole: dict[str, JSON] = {MARK: VERSION, **{k: v for k, v in body.items() if v}}
+    members: dict[str, JSON] = {MARK: VERSION, **{k: v for k, v in body.items() if v}}
     packed = {k: v for k, v in packed.items() if v}
     if packed:
-        whole["zip"] = base64.b64encode(zlib.compress(dump(packed).encode())).decode()
-    return {"text": dump(whole)}
+        members["zip"] = base64.b64encode(zlib.compress(dump(packed).encode())).decode()
+    return {"text": dump(members)}
 
 
 def opening_json(opening: Opening) -> dict[str, JSON]:

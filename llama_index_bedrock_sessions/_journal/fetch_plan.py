@@ -132,7 +132,7 @@ class FetchPlan:
         while missing := self._missing(with_archived=with_archived):
             yield missing
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether everything that the openings name was read."""
         return not self._unread()
 

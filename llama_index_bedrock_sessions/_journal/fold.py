@@ -13,7 +13,7 @@ from typing import Any
 
 from llama_index_bedrock_sessions._journal.ids import IdClock, MessageId
 from llama_index_bedrock_sessions._journal.model import ENDED, HIDDEN, Change, Mark, Message
-from llama_index_bedrock_sessions._journal.records import Reference, parts, parts_json
+from llama_index_bedrock_sessions._journal.records import Reference, text_references, text_value
 from llama_index_bedrock_sessions._journal.values import JSON
 
 Key = tuple[int, str]
@@ -98,10 +98,10 @@ class Fold:
                 self.known[change.id] = dataclasses.replace(change, messages=messages)
                 self.moved.add(change.id)
         for name, (key, value) in state.items():
-            references = parts(value[0]) if value else []
+            references = text_references(value[0]) if value else []
             if not moves.keys().isdisjoint(references):
                 change = self.known[key[1]]
-                there = [parts_json(moves.get(reference, reference) for reference in references)]
+                there = [text_value(moves.get(reference, reference) for reference in references)]
                 self._state[name] = (key, there)
                 self.known[change.id] = dataclasses.replace(change, state={**change.state, name: there})
                 self.moved.add(change.id)
@@ -167,7 +167,7 @@ class Fold:
 
     def state_references(self) -> list[Reference]:
         """Return the native blocks whose text is a value of the named state."""
-        return [reference for _, value in self._state.values() if value for reference in parts(value[0])]
+        return [reference for _, value in self._state.values() if value for reference in text_references(value[0])]
 
     # Marks
 

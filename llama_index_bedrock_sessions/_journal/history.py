@@ -310,11 +310,11 @@ def _cut_at_time(point: datetime, *, included: bool) -> Position:
 
 
 def copied(
-    message: Message, native: Callable[[Home, int], ContentBlock | None], place: str = ""
+    message: Message, native: Callable[[Home, int], ContentBlock | None], folder: str = ""
 ) -> message_codec.Encoded:
     """Return a message with everything that it refers to, as if it had just been encoded.
 
-    `native` returns its native blocks. `place` is the folder to which the objects in S3 were copied.
+    `native` returns its native blocks. `folder` is the one to which the objects in S3 were copied.
     """
     found: list[ContentBlock] = []
 
@@ -326,7 +326,7 @@ def copied(
             if content is None or not ("text" in content or "image" in content):
                 return "[unreadable block: missing, or neither text nor image]"
         if content and "image" in content and (objects := message_codec.objects({"b": [value]})):
-            content = {"image": {**content["image"], "source": {"s3Location": {"uri": place + objects[0]}}}}
+            content = {"image": {**content["image"], "source": {"s3Location": {"uri": folder + objects[0]}}}}
         if content is None or content.get("text", "x").strip() == "":
             return value
         found.append(content)

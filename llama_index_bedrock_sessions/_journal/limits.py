@@ -53,18 +53,18 @@ def wire_size(block: ContentBlock) -> int:
 
 def split(native_blocks: list[ContentBlock], records: int) -> list[list[ContentBlock]]:
     """Split native blocks into steps within the limits of bytes and images; usually one."""
-    parts: list[list[ContentBlock]] = [[]]
+    groups: list[list[ContentBlock]] = [[]]
     size, images = 0, 0
     for block in native_blocks:
         weight, image = wire_size(block), "image" in block
-        if parts[-1] and (size + weight > _ROOM or (image and images == IMAGES_PER_STEP)):
-            parts.append([])
+        if groups[-1] and (size + weight > _ROOM or (image and images == IMAGES_PER_STEP)):
+            groups.append([])
             size, images = 0, 0
-        parts[-1].append(block)
+        groups[-1].append(block)
         size, images = size + weight, images + image
-    if size + records > _ROOM and parts[-1]:
-        parts.append([])
-    return parts
+    if size + records > _ROOM and groups[-1]:
+        groups.append([])
+    return groups
 
 
 class Copy(NamedTuple):
@@ -75,7 +75,7 @@ class Copy(NamedTuple):
 
 
 def drafts(copies: Iterable[Copy], last: Draft) -> list[Draft]:
-    """Return copies as the fewest drafts that fit into a step each; the last is `last`, with the others as parts."""
+    """Return copies as the fewest drafts that fit into a step each: `last`, with the others as its `preceding`."""
     groups: list[list[Copy]] = [[]]
     size, images = 0, 0
     for copy in copies:
@@ -86,12 +86,12 @@ def drafts(copies: Iterable[Copy], last: Draft) -> list[Draft]:
             size, images = 0, 0
         groups[-1].append(copy)
         size, images = size + weight, images + pictures
-    parts = [Draft() for _ in groups[1:]]
-    written = [*parts, last]
+    preceding = [Draft() for _ in groups[1:]]
+    written = [*preceding, last]
     for draft, group in zip(written, groups, strict=True):
         draft.messages = _joined(copy.content for copy in group)
         draft.archived = frozenset(("", position) for position, copy in enumerate(group) if copy.archived)
-    last.parts = parts
+    last.preceding = preceding
     return written
 
 

@@ -122,18 +122,18 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """Which contents go to objects: those from `threshold` bytes on; an object's URL is a place and its SHA-256.
+    """Which contents go to objects: those from `threshold` bytes on; an object's URL is a folder and its SHA-256.
 
-    The first of the places is written into native blocks.
+    The first of the folders is written into native blocks.
     """
 
     threshold: int
-    places: tuple[str, ...]
+    folders: tuple[str, ...]
 
     def object_of(self, url: str) -> str | None:
         """Return the SHA-256 of the object of a URL, None if the URL is not of this store."""
-        place, sha256 = (bare := url.partition("?")[0])[:-64], bare[-64:]
-        return sha256 if place in self.places and _SHA256.fullmatch(sha256) else None
+        folder, sha256 = (bare := url.partition("?")[0])[:-64], bare[-64:]
+        return sha256 if folder in self.folders and _SHA256.fullmatch(sha256) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,7 +473,7 @@ class _Writer:
     def __init__(self, native_blocks: bool, offload: Offload | None) -> None:
         self.blocks: list[ContentBlock] = []
         self.contents: dict[str, Content] = {}
-        self._natives = native_blocks
+        self._native_blocks = native_blocks
         self._offload = offload
 
     def record(self, message: ChatMessage) -> JSON:
@@ -486,7 +486,7 @@ class _Writer:
         if isinstance(block, TextBlock) and is_unicode(block.text):
             # Bedrock asks for one character; whether blank text counts as one is not documented.
             return self._add({"text": block.text}) if block.text.strip() else block.text
-        if isinstance(block, ImageBlock) and self._natives and (item := self._image(block)) is not None:
+        if isinstance(block, ImageBlock) and self._native_blocks and (item := self._image(block)) is not None:
             return item
         return self._json(block)
 
@@ -543,7 +543,7 @@ class _Writer:
             fields["data_url"] = prefix
         source: ContentBlock = {"bytes": raw}
         if self._offload and (sha256 := _object_of(data)):
-            source = {"s3Location": {"uri": self._offload.places[0] + sha256}}
+            source = {"s3Location": {"uri": self._offload.folders[0] + sha256}}
             fields["o"] = sha256
         index = self._add({"image": {"format": found, "source": source}})
         return own_reference(index, fields)
@@ -664,16 +664,16 @@ class _Reader:
         source = image.get("source") if isinstance(image, dict) else None
         if not isinstance(image, dict) or not isinstance(source, dict):
             return self._bad("missing, or neither text nor image")
-        raw, place = source.get("bytes"), source.get("s3Location")
+        raw, location = source.get("bytes"), source.get("s3Location")
         mime = next((mime for mime, name in _FORMATS.items() if name == image.get("format")), None)
         fields: dict[str, Any] = {"image_mimetype": mime or _sniff(raw)}
         fields.update((name, self._value(item[name])) for name in _IMAGE.names if name in item and name != "image")
         sha256 = _sha256(item.get("o"))
-        if sha256 and (self._fetch or not place):
+        if sha256 and (self._fetch or not location):
             given = {name: value for name, value in fields.items() if value is not None}
             return self._fetched(_IMAGE, given, sha256, item.get("data_url"))
         if not isinstance(raw, bytes):
-            fields["url"] = place.get("uri") if isinstance(place, dict) else None
+            fields["url"] = location.get("uri") if isinstance(location, dict) else None
         elif "data_url" in item:
             fields["url"] = self._data_url(raw, item["data_url"])
         else:

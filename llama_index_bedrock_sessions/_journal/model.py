@@ -13,10 +13,10 @@ from llama_index_bedrock_sessions._journal import message_codec
 from llama_index_bedrock_sessions._journal.ids import Home, MessageId, Place, parse_id
 from llama_index_bedrock_sessions._journal.records import (
     Reference,
-    newest_part,
-    parts,
+    newest_text_step,
     references,
     relocated,
+    text_references,
     without_forged,
 )
 from llama_index_bedrock_sessions._journal.values import JSON, dump
@@ -98,7 +98,11 @@ class Change:
         """Return where its native blocks are, by position of the message or name of the state that refers to some."""
         found: dict[int | str, tuple[Reference, ...]] = {}
         found |= {position: tuple(message.references()) for position, message in self.messages.items() if message.homes}
-        found |= {name: tuple(parts(value[0])) for name, value in self.state.items() if value and parts(value[0])}
+        found |= {
+            name: tuple(text_references(value[0]))
+            for name, value in self.state.items()
+            if value and text_references(value[0])
+        }
         return found
 
     def merged(self, other: Change) -> Change:
@@ -111,7 +115,11 @@ class Change:
             if mine is None or message.newest_home() > mine.newest_home():
                 messages[position] = message
         state = {**self.state, **other.state}
-        state |= {name: value for name, value in self.state.items() if newest_part(value) >= newest_part(state[name])}
+        state |= {
+            name: value
+            for name, value in self.state.items()
+            if newest_text_step(value) >= newest_text_step(state[name])
+        }
         return dataclasses.replace(
             self,
             messages=messages,

@@ -88,9 +88,9 @@ def shifted(record: JSON, by: int) -> JSON:
     return _renumbered(record, lambda n: {"n": n + by})
 
 
-def placed(record: JSON, place: Sequence[tuple[int, int]]) -> JSON:
-    """Return a record whose own reference n refers to block `place[n][1]` of home `place[n][0]`."""
-    return _renumbered(record, lambda n: {"n": place[n][1], "h": place[n][0]})
+def located(record: JSON, positions: Sequence[tuple[int, int]]) -> JSON:
+    """Return a record whose own reference n refers to block `positions[n][1]` of home `positions[n][0]`."""
+    return _renumbered(record, lambda n: {"n": positions[n][1], "h": positions[n][0]})
 
 
 def _renumbered(record: JSON, number: Callable[[int], dict[str, JSON]]) -> JSON:
@@ -154,7 +154,7 @@ def without_forged(record: JSON, homes: int) -> JSON:
 # Named state
 
 
-def parts(value: JSON) -> list[Reference]:
+def text_references(value: JSON) -> list[Reference]:
     """Return the native blocks whose text a value of the named state is, [] if it is a value itself."""
     if not isinstance(value, dict) or list(value) != [PARTS]:
         return []
@@ -164,11 +164,11 @@ def parts(value: JSON) -> list[Reference]:
         return []
 
 
-def parts_json(found: Iterable[Reference]) -> JSON:
+def text_value(found: Iterable[Reference]) -> JSON:
     """Return the value of the named state that is the text of native blocks."""
     return {PARTS: [[*home, n] for home, n in found]}
 
 
-def newest_part(value: list[JSON]) -> str:
+def newest_text_step(value: list[JSON]) -> str:
     """Return the id of the newest step that a value of the named state refers to, "" if it refers to none."""
-    return max((home.step for home, _ in parts(value[0])), default="") if value else ""
+    return max((home.step for home, _ in text_references(value[0])), default="") if value else ""

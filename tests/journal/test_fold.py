@@ -256,7 +256,7 @@ class Conversations(RuleBasedStateMachine):
     @rule(writer=writers_of, sizes=sizes)
     def replace(self, writer: int, sizes: list[int]) -> None:
         contents = self.texts(sizes)
-        if not self.writers[writer].plan.is_whole():
+        if not self.writers[writer].plan.is_complete():
             self.service.refresh(self.writers[writer])
         self.write(writer, says(*contents, removed=frozenset(ids_of(self.writers[writer])), is_set=True), contents)
 
@@ -285,7 +285,7 @@ class Conversations(RuleBasedStateMachine):
         journal = self.service.refresh(self.writers[writer], parents=True, whole=writer != 2)
         if journal.heads == [self.head]:
             assert active(journal) == active(self.service.cold(self.head))
-            assert not journal.plan.is_whole() or knows(journal) == self.expected()
+            assert not journal.plan.is_complete() or knows(journal) == self.expected()
 
     @rule(writer=writers_of)
     def move_on(self, writer: int) -> None:
@@ -955,8 +955,8 @@ def is_left_out(service: Service, head: str = B) -> bool:
     gets = service.gets
     window = service.window(head)
     assert active(window) == active(whole)
-    assert window.plan.is_whole() is (service.gets == gets)
-    left_out = not window.plan.is_whole()
+    assert window.plan.is_complete() is (service.gets == gets)
+    left_out = not window.plan.is_complete()
     assert knows(service.refresh(window)) == knows(whole)
     return left_out
 

@@ -35,7 +35,7 @@ from llama_index_bedrock_sessions._journal.model import (
     Opening,
     Step,
 )
-from llama_index_bedrock_sessions._journal.records import parts_json
+from llama_index_bedrock_sessions._journal.records import text_value
 from llama_index_bedrock_sessions._journal.values import dump, to_json
 from llama_index_bedrock_sessions.errors import NewerFormatError
 from tests import golden
@@ -366,7 +366,7 @@ def test_a_pair_of_copies_of_a_change_is_their_union() -> None:
 
 def test_newer_step_wins_for_two_copies_of_a_state() -> None:
     """Where a copy refers to may be deleted by who made the newer one; in a journal, too, whichever is read first."""
-    before, after = ([parts_json([(home(ms), 0)])] for ms in (NOW, NOW + 1))
+    before, after = ([text_value([(home(ms), 0)])] for ms in (NOW, NOW + 1))
     one, other = (only(step_with({"change": {"id": CHANGE, "state": {"x": x, "y": [1]}}})) for x in (before, after))
     assert one.merged(other).state == other.merged(one).state == {"x": after, "y": [1]}
     for copies in ((before, after), (after, before)):
