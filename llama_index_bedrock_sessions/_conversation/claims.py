@@ -54,8 +54,8 @@ def claim(reader: Reader, writer: Writer, continuation: Continuation, of: str, r
             home = Home(head, *claim_place(of, head))
             if not sessions.client.create_invocation(*home[:2]):
                 found = (change for _ in range(CLAIM_LOOKS) for change in claims(sessions, of, [head]))
-                if theirs := next(found, None):
-                    return theirs
+                if other := next(found, None):
+                    return other
                 continuation.continue_in_new_session(journal, noop)
                 continue
             composed = journal.compaction.claim_step(home, draft, sessions.now())

@@ -119,7 +119,7 @@ def _not_json(error: Exception) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A saved context as it is stored: its record, its content, and its claim if it was taken."""
+    """A stored context: its record, its content, and its claim if it was taken."""
 
     name: str
     record: Mapping[str, JSON]

@@ -15,7 +15,7 @@ conversation has no end: the process that writes next continues its open session
 | a process finds                            | it                                                            |
 |--------------------------------------------|---------------------------------------------------------------|
 | an opened session beside the heads         | reads it and starts again                                     |
-| an unopened session that takes writes      | opens it, whoever created it                                  |
+| an unopened session that takes writes      | opens it, even if another process created it                  |
 | an unopened session that takes no writes   | passes over it                                                |
 | an unopened session marked as a copy       | passes over it: only its creator opens it                     |
 | two heads, opened where lists were late    | joins them: both are closed, read, and parents of the next    |
@@ -192,9 +192,9 @@ class Continuation:
     def close_others(self) -> bool:
         """Close what other processes have opened at the same time; return whether there was any.
 
-        Every process that knows one of the heads then looks for the others. Called after a copy was opened, after a
-        copy was passed over (one of the two finds both sessions open), and after an opening that came much later than
-        the search for other sessions.
+        Every process that knows one of the heads then looks for the others. Called in three cases: a copy
+        was opened, a copy was passed over (one of the two finds both sessions open), or an opening came much later
+        than the search for other sessions.
         """
         others = self._reader.others(self._reader.known())
         heads = [session for session in others if self.sessions.has_opening(session)]

@@ -537,7 +537,7 @@ class Conversation:
 
         Raises:
             UnavailableError: sessions cannot be found yet, or another process has opened sessions that may hold copies.
-                `may_have_happened` tells whether step 1 is done. Call it again.
+                `may_have_happened` reports whether step 1 is done. Call it again.
             InvalidMessageError: an id is not that of a message of this conversation. Nothing was changed.
             ConfigurationError: a message has contents in S3, and the store was constructed without `media=`. Nothing
                 was changed.

@@ -222,10 +222,10 @@ class Reader:
         needed = journal.native_homes(messages)
         known = {home: self.native_blocks[home] for home in needed if home in self.native_blocks}
         missing = [home for home in needed if home not in known]
-        ours = self.sessions.owned((home.session for home in missing), journal.heads)
-        found = dict(self.sessions.client.fetch(home for home in missing if home.session in ours))
+        owned = self.sessions.owned((home.session for home in missing), journal.heads)
+        found = dict(self.sessions.client.fetch(home for home in missing if home.session in owned))
         self._miss(journal, (home.session for home in missing if not found.get(home)))
-        # A step that is missing, or not ours, is remembered as empty, so that it is not requested at every read.
+        # Remembered as empty if missing or of another conversation, so that no read requests it again.
         return known | {home: step[0] if (step := found.get(home)) else [] for home in missing}
 
     def get(self, journal: Journal, homes: Iterable[Home], parents: Iterable[str]) -> None:
@@ -237,12 +237,12 @@ class Reader:
             if self.journal and home.step in self.journal.plan.read
         }
         lists, wanted = list(parents), [home for home in homes if home.step not in known]
-        ours = self.sessions.owned([*lists, *(home.session for home in wanted)], journal.heads)
+        owned = self.sessions.owned([*lists, *(home.session for home in wanted)], journal.heads)
         jobs: list[Callable[[], Any]] = [
-            functools.partial(self.sessions.listed_or_nothing, p) if p in ours else list for p in lists
+            functools.partial(self.sessions.listed_or_nothing, p) if p in owned else list for p in lists
         ]
         get = self.sessions.step_or_none
-        jobs += [functools.partial(get, home) if home.session in ours else lambda: None for home in wanted]
+        jobs += [functools.partial(get, home) if home.session in owned else lambda: None for home in wanted]
         results = self.sessions.client.pool.map(lambda job: job(), jobs)
         for parent, steps in zip(lists, results, strict=False):
             journal.plan.saw_list(parent, steps)

@@ -134,7 +134,7 @@ class State(MutableMapping[str, JSON]):
 
 
 def state_json(values: Mapping[str, JSON], forget: Iterable[str] = ()) -> dict[str, list[JSON]]:
-    """Return named state as a change says it: {name: [value]}, or {name: []} where it is deleted.
+    """Return named state as a change contains it: {name: [value]}, or {name: []} where it is deleted.
 
     Raises InvalidStateError and StepTooLargeError.
     """

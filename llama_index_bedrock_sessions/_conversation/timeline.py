@@ -29,7 +29,7 @@ def read_timeline(reader: Reader) -> Timeline:
     for session, steps in zip(before, pool.map(sessions.listed_or_nothing, before), strict=True):
         if not steps:
             del alone[session]
-    return Timeline(told for each in (journal, *alone.values()) for told in each.timeline())
+    return Timeline(pair for each in (journal, *alone.values()) for pair in each.timeline())
 
 
 def read_alone(reader: Reader, session: str) -> Journal:

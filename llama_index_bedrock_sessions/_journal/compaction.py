@@ -224,7 +224,7 @@ class Compaction:
         return hint
 
     def _pruned(self, change_id: str, dead: frozenset[MessageId], last_set: Key) -> Change:
-        """Return a change as it is carried: without messages that are removed or replaced, and superseded state.
+        """Return what is carried of a change: all but removed and replaced messages, and superseded state.
 
         What the change itself removes stays in it.
         """

@@ -77,7 +77,7 @@ def new_id(ms: int, kind: Kind, hint: int = 0) -> str:
 
 
 def parse_id(step: str) -> StepId | None:
-    """Return the parts of a step id, None if it is not ours."""
+    """Return the parts of a step id, None if the library did not make it."""
     if not STEP_ID.fullmatch(step) or step[14] != "8" or step[19] not in "89ab":
         return None
     bits = int(step.replace("-", ""), 16)
@@ -88,7 +88,7 @@ def parse_id(step: str) -> StepId | None:
 
 
 def kind_of(step: str) -> Kind | None:
-    """Return the kind of a step, or None if its id is not ours."""
+    """Return the kind of a step, or None if the library did not make its id."""
     parsed = parse_id(step)
     return parsed.kind if parsed else None
 

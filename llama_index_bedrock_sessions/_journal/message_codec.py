@@ -319,7 +319,7 @@ def _kind_of(block: object) -> _Kind | None:
 
 
 def _build(kind: _Kind, fields: dict[str, Any]) -> BaseContentBlock:
-    """Make a block of plain fields as its constructor would, but without looking for files or guessing anew.
+    """Make a block of plain fields as its constructor would, but without looking for files or guessing again.
 
     Binary data is given as blocks hold it, as base64. Raises for fields that break the class's declaration.
     """
@@ -585,7 +585,7 @@ class _Reader:
         self._resolve = resolve
         self._fetch = fetch
         self.problems: list[str] = []
-        self._encoded: dict[Any, tuple[bytes, Any]] = {}  # with the raw bytes, so that their ids stay theirs
+        self._encoded: dict[Any, tuple[bytes, Any]] = {}  # with the raw bytes, so that no other object gets their ids
 
     def message(self, record: JSON) -> ChatMessage:
         if not isinstance(record, dict):

@@ -188,7 +188,7 @@ class Step:
     newer: bool = False
 
     def alone(self) -> Step:
-        """Return the step as it is where what it carries is nowhere else: what cannot be read of that is shown."""
+        """Return the step with a placeholder for what it carries that cannot be read, if nothing else holds that."""
         (step, own), *carried = self.contents
         if not any(source_step == "" for source_step, _ in carried):
             return self

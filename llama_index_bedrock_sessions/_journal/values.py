@@ -34,7 +34,7 @@ _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def is_unicode(text: str) -> bool:
-    """Tell whether a text can be written as UTF-8: lone surrogates cannot."""
+    """Whether a text can be written as UTF-8: lone surrogates cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -91,7 +91,7 @@ class Walk:
         """Return what pydantic makes of a model in its JSON mode, or in its Python mode where that raises."""
         try:
             return model.model_dump(mode="json", warnings=False)
-        except Exception:  # noqa: BLE001 - bytes that are not UTF-8, lone surrogates, serialisers that are not ours
+        except Exception:  # noqa: BLE001 - bytes that are not UTF-8, lone surrogates, serialisers of other code
             return model.model_dump(warnings=False)
 
     def _left_out(self, reason: str) -> str:
@@ -108,9 +108,7 @@ class Walk:
         if type(key) is str:
             return key
         if type(key) is int:
-            return (
-                str(key) if key.bit_length() < 2048 else hex(key)
-            )  # CPython may be told to write no more than 640 digits
+            return str(key) if key.bit_length() < 2048 else hex(key)  # CPython can be limited to write 640 digits
         if type(key) in {type(None), bool, float}:
             return json.dumps(key)
         plain = self.plain(key)
@@ -162,7 +160,7 @@ def _sorted(items: list[Any]) -> list[Any]:
 def _repr(value: Any) -> str:
     try:
         return str.__str__(repr(value))
-    except Exception:  # noqa: BLE001 - a repr that is not ours
+    except Exception:  # noqa: BLE001 - the repr of other code
         return f"[an object of type {type(value).__name__}]"
 
 
