@@ -349,7 +349,7 @@ class Compaction:
         ids = sorted(c for segment in segments for c in segment.changes)
         carried = [(c, self._handed_down(self._pruned(c, dead, self._fold.last_set))) for c in ids]
         step = Step(where, ((where.step, None), *carried))
-        self._plan.read[where.step] = step
+        self._plan.keep(step)
         inherited = self.inherit(Segment(where, tuple(ids), frozenset(), own=False))
         return Composed(step, [envelope({"attachment": True}, carried_json(carried))], ()), inherited
 
@@ -358,7 +358,7 @@ class Compaction:
         where = Home(*place, new_id(self._clock.advance(now), Kind.ATTACHMENT))
         own, body, payload = _own(draft, placed, where)
         step = Step(where, ((where.step, own),))
-        self._plan.read[where.step] = step
+        self._plan.keep(step)
         archived = frozenset(position for change_id, position in draft.archived if not change_id)
         inherited = Inherited(where, {}, {0: archived} if archived else {}, own=True)
         return Composed(step, [*payload, envelope({"attachment": True, "change": body}, {})], ()), inherited
